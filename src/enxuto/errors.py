@@ -1,0 +1,65 @@
+"""Every error enxuto raises on purpose, as one tree.
+
+    Error
+    ├── RangeError          (ValueError)    a number outside what makes sense
+    ├── ShapeError          (ValueError)    sizes that do not fit together
+    ├── LayerError          (LookupError)   a pattern that matches no layer, a layer that cannot be treated
+    ├── NothingChangedError (RuntimeError)  a step that would have left the model as it was
+    ├── TaskError           (ValueError)    what the user brought is missing, broken or not finite
+    ├── TargetError         (ValueError)    a goal that cannot be reached or does not make sense
+    ├── RecipeError         (ValueError)    a recipe file that names no known step or argument
+    ├── ArtifactError       (ValueError)    a .nxt file that is truncated, altered, foreign or for another network
+    ├── DataError           (ValueError)    a folder that holds no data set
+    ├── ExportError         (RuntimeError)  a model that a runtime does not take
+    └── OutputError         (OSError)       a file or folder that cannot be written
+
+Messages have three clauses: what was asked (with its value), where, and what would work.
+"""
+
+
+class Error(Exception):
+    """The root: `except enxuto.Error` catches everything enxuto raises on purpose."""
+
+
+class RangeError(Error, ValueError):
+    """A number is outside the range in which it makes sense."""
+
+
+class ShapeError(Error, ValueError):
+    """Sizes do not fit together."""
+
+
+class LayerError(Error, LookupError):
+    """No layer matches, or a layer cannot be treated as asked."""
+
+
+class NothingChangedError(Error, RuntimeError):
+    """A step would have left the model exactly as it was."""
+
+
+class TaskError(Error, ValueError):
+    """What the user brought (model, batches, functions) is missing, broken or not finite."""
+
+
+class TargetError(Error, ValueError):
+    """A goal cannot be reached or does not make sense."""
+
+
+class RecipeError(Error, ValueError):
+    """A recipe names an unknown step or argument."""
+
+
+class ArtifactError(Error, ValueError):
+    """A .nxt file is truncated, altered, foreign, or belongs to another network."""
+
+
+class DataError(Error, ValueError):
+    """A folder does not hold the data set it should."""
+
+
+class ExportError(Error, RuntimeError):
+    """A runtime does not take the model."""
+
+
+class OutputError(Error, OSError):
+    """A file or folder cannot be written."""

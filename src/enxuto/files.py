@@ -1,0 +1,64 @@
+"""Writing so that nothing is ever lost: a file is there whole, or the old one still is."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from enxuto.errors import OutputError
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    The data is flushed to the disk before the rename, so a kill or a full disk leaves the old file or the new one.
+    Raises: OutputError when the folder is missing, cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"'{path}' could not be written: {error.strerror or error}; "
+            "what was there before is untouched; choose a folder that exists, is writable and has room."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Puts `data` into the file at `path`, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def writable_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder at `path`, made if it is missing and shown to be writable before any work starts.
+
+    Raises: OutputError when it cannot be made or written.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"output folder '{folder}' cannot be written: {error.strerror or error}; name another one with out=."
+        ) from error
+    return folder

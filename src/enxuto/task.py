@@ -1,0 +1,204 @@
+"""What the user brings (`Task`), wants (`Target`), and what a step leaves behind (`Record`).
+
+Nothing here computes: the pieces are plain data with their checks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from enxuto.errors import RangeError, TargetError, TaskError
+from enxuto.sizes import parse_bytes, parse_fraction
+
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+"""Inputs of one call of the model: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+
+Evaluate = Callable[[nn.Module], "float | Tensor"]
+"""Quality of a model, higher is better: one number, or one value per sample [samples]."""
+
+
+def call(model: nn.Module, batch: Batch) -> Any:
+    """What the model returns for a batch, however the batch holds its arguments."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, Tensor):
+        return model(batch)
+    return model(*batch)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode and without gradients; afterwards every module has the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            yield model.eval()
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def first_tensor(outputs: Any) -> Tensor:
+    """The first tensor in what a model returned: itself, or the first in a tuple, a list or a dict.
+
+    Raises: TaskError when there is none.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    inner = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+    if isinstance(inner, (tuple, list)):
+        for item in inner:
+            try:
+                return first_tensor(item)
+            except TaskError:
+                continue
+    raise TaskError(f"the model returned {type(outputs).__name__} without a tensor; return a tensor, a tuple or a dict of them.")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A trained model and what is needed to compress it well.
+
+    The least is a model and `calibration`: sample inputs, no labels. `evaluate` gives quality on validation data
+    (higher is better; one value per sample makes differences paired). `train` (batches of inputs and targets) and
+    `loss(outputs, targets)` let steps recover what they lost. `test` is called once, at the very end.
+    `fresh`, a function without arguments that builds the network anew, is only needed when a copy of the model would not do.
+    Raises: TaskError when the model has NaN or infinite weights, fails on its own sample inputs, or nothing was given.
+    """
+
+    model: nn.Module
+    calibration: Iterable[Batch] = field(kw_only=True)
+    evaluate: Evaluate | None = field(default=None, kw_only=True)
+    train: Iterable[Any] | None = field(default=None, kw_only=True)
+    loss: Callable[[Any, Any], Tensor] | None = field(default=None, kw_only=True)
+    test: Evaluate | None = field(default=None, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TaskError(f"model is {type(self.model).__name__}, not a torch.nn.Module; pass the network itself.")
+        for name in ("evaluate", "loss", "test"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise TaskError(f"{name} is {type(getattr(self, name)).__name__}, not a function; pass a callable.")
+        if self.calibration is None or isinstance(self.calibration, (str, Tensor)):
+            raise TaskError("calibration must be a list of input batches; for one tensor x write calibration=[x].")
+        check_finite(self.model)
+        batches = self.calibration
+        if not isinstance(batches, Sequence) and not hasattr(batches, "__len__"):
+            object.__setattr__(self, "calibration", list(batches))  # a generator would be empty the second time
+        check_runs(self.model, self.sample)
+
+    @property
+    def sample(self) -> Batch:
+        """The first calibration batch.
+
+        Raises: TaskError when there is none.
+        """
+        for batch in self.calibration:
+            return batch
+        raise TaskError("calibration holds no batch; give at least one batch of sample inputs.")
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises TaskError, with the path, when a parameter or buffer holds NaN or an infinity."""
+    for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise TaskError(f"'{path}' holds {bad} NaN or infinite values of {tensor.numel()}; train or load the model again.")
+
+
+def check_runs(model: nn.Module, batch: Batch) -> None:
+    """Raises TaskError when the model fails on the batch or gives values that are not finite."""
+    try:
+        with evaluating(model):
+            output = first_tensor(call(model, batch))
+    except TaskError:
+        raise
+    except Exception as error:
+        shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+        raise TaskError(
+            f"the model fails on its own sample inputs ({shape}): {type(error).__name__}: {error}; "
+            "calibration must hold batches of inputs alone: a tensor, a tuple of arguments or a dict of them."
+        ) from error
+    if output.is_floating_point() and not bool(torch.isfinite(output).all()):
+        raise TaskError("the model gives NaN or infinite outputs on its own sample inputs; check weights and inputs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What the result must reach; whatever is not given is free.
+
+    `size` in bytes or as "100 kB" (of the .nxt file); `compression` before / after; `macs` and `latency` as fractions
+    left (0.5 = half); `max_drop` the quality that may be lost, absolute (0.005 = half a point).
+    Raises: TargetError or RangeError when a goal makes no sense.
+    """
+
+    size: int | str | None = None
+    compression: float | None = None
+    macs: float | None = None
+    latency: float | None = None
+    max_drop: float | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            object.__setattr__(self, "size", parse_bytes(self.size))
+        if self.max_drop is not None:
+            object.__setattr__(self, "max_drop", parse_fraction(self.max_drop))
+            if not 0 <= self.drop < math.inf:
+                raise RangeError(f"max_drop={self.max_drop} is not in [0, inf); write 0.005 or '0.5%' for half a point.")
+        if self.compression is not None and not 1 <= self.compression < math.inf:
+            raise RangeError(f"compression={self.compression} is before / after and must be at least 1; write for example 20.")
+        for name in ("macs", "latency"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise RangeError(f"{name}={value} is the fraction left and must be in (0, 1]; write 0.5 for half.")
+        if all(getattr(self, name) is None for name in ("size", "compression", "macs", "latency", "max_drop")):
+            raise TargetError("the target is empty; give at least one of size, compression, macs, latency, max_drop.")
+
+    @property
+    def drop(self) -> float:
+        """`max_drop` as a number; infinite when it was not given."""
+        return math.inf if self.max_drop is None else float(self.max_drop)
+
+    def limit_bytes(self, original_bytes: int) -> float:
+        """The largest file in bytes that meets both size and compression; infinite when neither was given."""
+        limits = [math.inf]
+        if self.size is not None:
+            limits.append(float(self.size))
+        if self.compression is not None:
+            limits.append(original_bytes / self.compression)
+        return min(limits)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one step did to one layer, and why, in words a person can read."""
+
+    path: str
+    what: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one step did: the layers it changed, those it left alone with the reason, and its figures."""
+
+    step: str
+    changes: tuple[Change, ...] = ()
+    skipped: tuple[Change, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@runtime_checkable
+class Step(Protocol):
+    """A frozen dataclass that turns a model into a smaller one and says what it did; it never edits its input."""
+
+    def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]: ...
