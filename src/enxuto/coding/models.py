@@ -1,0 +1,165 @@
+"""The static model of an entropy-coded stream: how often each symbol occurs, as integers that sum to a power of two.
+
+Only the model and its compact table are here; the coder that uses it is in `coder`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enxuto.coding.bits import MAX_BITS, width
+from enxuto.errors import ArtifactError
+
+PRECISIONS = (8, 10, 12, 14, 15)  # log2 of the sums that are tried; finer fits better and makes a larger table
+_FIELD_BITS = 4  # of the precision and of the Golomb order in a table
+
+
+@dataclass(frozen=True)
+class Model:
+    """Frequencies of all symbols, summing to `2 ** precision`; 0 for a symbol that never occurs.
+
+    Shapes: frequencies [symbols] int64.
+    """
+
+    frequencies: NDArray[np.int64]
+    precision: int
+
+    def bits(self, counts: NDArray[np.int64]) -> float:
+        """The bits that symbols with these counts take under this model, without table and flush."""
+        used = counts > 0
+        return float((counts[used] * (self.precision - np.log2(self.frequencies[used]))).sum())
+
+
+def fit(counts: NDArray[np.int64], precision: int) -> Model:
+    """The model that codes symbols with these counts in nearly the fewest bits; each that occurs gets at least 1.
+
+    Units of the sum are given (or taken back) one by one where they save (or cost) most, after rounding down.
+    Shapes: counts [symbols].
+    """
+    total = 1 << precision
+    used = np.flatnonzero(counts)
+    assert 0 < used.size <= total, "more different symbols than the precision can hold"
+    occurring = [int(count) for count in counts[used]]
+    population = sum(occurring)
+    frequencies = [max(1, count * total // population) for count in occurring]
+    missing = total - sum(frequencies)
+    step = 1 if missing > 0 else -1
+    heap = [
+        (_price(c, f, step), i) for i, (c, f) in enumerate(zip(occurring, frequencies, strict=True)) if f + step > 0
+    ]
+    heapq.heapify(heap)
+    for _ in range(abs(missing)):
+        _, index = heapq.heappop(heap)
+        frequencies[index] += step
+        if frequencies[index] + step > 0:
+            heapq.heappush(heap, (_price(occurring[index], frequencies[index], step), index))
+    full = np.zeros(counts.size, np.int64)
+    full[used] = frequencies
+    return Model(full, precision)
+
+
+def best(counts: NDArray[np.int64]) -> tuple[Model, bytes] | None:
+    """The model, with its table, that makes table and symbols together smallest; None when no precision holds them all."""
+    found: tuple[float, Model, bytes] | None = None
+    for precision in PRECISIONS:
+        if np.count_nonzero(counts) <= 1 << precision:
+            model = fit(counts, precision)
+            table = write_table(model)
+            size = model.bits(counts) + 8 * len(table)
+            if found is None or size < found[0]:
+                found = (size, model, table)
+    return found and found[1:]
+
+
+def write_table(model: Model) -> bytes:
+    """The model in few bytes: precision, the most frequent symbol (its frequency follows from the sum), then the others.
+
+    The others are exponential Golomb codes of the order that is shortest; behind a 0 stands the number of further zeros,
+    so that rare and absent symbols cost little. 16 symbols of a sparse layer take about 15 bytes.
+    """
+    mode = int(model.frequencies.argmax())
+    others = np.delete(model.frequencies, mode)
+    order = min(range(model.precision), key=lambda order: int(_golomb_bits(others, order).sum()))
+    head = (model.precision, _FIELD_BITS), (order, _FIELD_BITS), (mode, width(model.frequencies.size))
+    parts = [f"{value:0{bits}b}" for value, bits in head if bits]
+    values, at = others.tolist(), 0
+    while at < len(values):
+        parts.append(_golomb(values[at], order))
+        at += 1
+        if values[at - 1] == 0:
+            run = next((i for i, value in enumerate(values[at:]) if value), len(values) - at)
+            parts.append(_golomb(run, 0))
+            at += run
+    text = "".join(parts)
+    text += "0" * (-len(text) % 8)
+    return int(text, 2).to_bytes(len(text) // 8, "big")
+
+
+def read_table(data: bytes, symbols: int) -> Model:
+    """The model of `symbols` symbols that `write_table` wrote.
+
+    Raises: ArtifactError when the table ends early, holds more than it should, or its frequencies do not sum up.
+    """
+    source = _Bits(data)
+    precision, order = source.take(_FIELD_BITS), source.take(_FIELD_BITS)
+    mode = source.take(width(symbols))
+    others = np.zeros(symbols - 1, np.int64)
+    at, left = 0, 1 << precision
+    while at < symbols - 1:
+        others[at] = value = source.golomb(order)
+        left -= value
+        at += 1
+        if value == 0:
+            at += source.golomb(0)
+    if at != symbols - 1 or left < 1 or mode >= symbols or precision not in PRECISIONS or not source.ended():
+        raise ArtifactError(f"the frequency table of {symbols} symbols contradicts itself; the file is damaged.")
+    return Model(np.insert(others, mode, left), precision)
+
+
+class _Bits:
+    """Bits read one field after another, highest first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._text = f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}" if data else ""
+        self._at = 0
+
+    def take(self, bits: int) -> int:
+        field = self._text[self._at : self._at + bits]
+        if len(field) != bits:
+            raise ArtifactError(f"a frequency table ends after {len(self._text) // 8} bytes; the file is damaged.")
+        self._at += bits
+        return int(field, 2) if bits else 0
+
+    def golomb(self, order: int) -> int:
+        zeros = 0
+        while zeros < MAX_BITS and self._text.startswith("0", self._at + zeros):
+            zeros += 1
+        self._at += zeros
+        return (self.take(zeros + 1) - 1 << order) + self.take(order)
+
+    def ended(self) -> bool:
+        """True when less than a byte is left, all of it zero."""
+        rest = self._text[self._at :]
+        return len(rest) < 8 and "1" not in rest
+
+
+def _price(count: int, frequency: int, step: int) -> float:
+    """The change in size for one unit more (step 1) or less (step -1): the slope count / frequency at the unit's middle.
+
+    A plain division, unlike a logarithm, is the same on every machine, and so are the bytes.
+    """
+    return -step * count / (2 * frequency + step)
+
+
+def _golomb(value: int, order: int) -> str:
+    head = f"{(value >> order) + 1:b}"
+    tail = f"{value & (1 << order) - 1:0{order}b}" if order else ""
+    return "0" * (len(head) - 1) + head + tail
+
+
+def _golomb_bits(values: NDArray[np.int64], order: int) -> NDArray[np.int64]:
+    return 2 * np.frexp(((values >> order) + 1).astype(np.float64))[1].astype(np.int64) - 1 + order

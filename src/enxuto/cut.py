@@ -1,0 +1,172 @@
+"""How a layer shrinks: rows and columns come out of its tensors, and the layer prints as what it is.
+
+Here are the words for *what* comes out (`Slice`, `Group`) and the one way to take it out (`cut_`). Which channels belong
+together is found in `groups`; which are worth keeping is decided by the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from enxuto.errors import RangeError
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The part of one dimension of one tensor that a group owns.
+
+    `unit_of` [size of the dimension] holds the unit that owns each index, -1 where the group owns none.
+    A tensor `writes` a channel when it makes its values, `reads` it when it sums over it; it may do both (a tied
+    embedding) or neither (the scale of a batch norm just follows).
+    """
+
+    path: str
+    name: str
+    dim: int
+    unit_of: IntArray
+    writes: bool = False
+    reads: bool = False
+
+    def indices(self, units: Collection[int]) -> IntArray:
+        """The indices along `dim` that these units own, ascending."""
+        return np.flatnonzero(np.isin(self.unit_of, list(units)))
+
+    @property
+    def address(self) -> str:
+        """Where the tensor is: "fc1.weight"."""
+        return f"{self.path}.{self.name}" if self.path else self.name
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels of one kind: unit `u` of every slice comes out together or not at all."""
+
+    size: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Paths of the modules that make the channels, in the order of the network."""
+        return tuple(dict.fromkeys(part.path for part in self.slices if part.writes))
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Paths of the modules that sum over the channels, in the order of the network."""
+        return tuple(dict.fromkeys(part.path for part in self.slices if part.reads))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all modules that get smaller, in the order of the network."""
+        return tuple(dict.fromkeys(part.path for part in self.slices))
+
+
+def tensor_at(model: nn.Module, part: Slice) -> Tensor:
+    """The parameter or buffer a slice is about."""
+    found = getattr(model.get_submodule(part.path), part.name)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def cut_(model: nn.Module, removed: Iterable[tuple[Group, Collection[int]]]) -> None:
+    """Takes units of groups out of the model, in place: every tensor once per dimension, then the modules' own numbers.
+
+    Tensors shared between modules stay shared. Gradients are dropped; `requires_grad` and dtype stay.
+    Raises: RangeError when a unit does not exist or nothing of a group would be left.
+    """
+    keeps: dict[tuple[str, str, int], npt.NDArray[np.bool_]] = {}
+    for group, units in removed:
+        wrong = [unit for unit in units if not 0 <= unit < group.size]
+        if wrong or len(set(units)) >= group.size:
+            raise RangeError(
+                f"units {sorted(units)[:8]} of the {group.size} of {', '.join(group.writers)} cannot come out; "
+                f"choose fewer than {group.size} units, numbered from 0."
+            )
+        for part in group.slices:
+            keep = keeps.setdefault((part.path, part.name, part.dim), np.ones(len(part.unit_of), dtype=bool))
+            keep[part.indices(units)] = False
+    touched: dict[nn.Module, None] = {}
+    for (path, name, dim), keep in keeps.items():
+        if keep.all():
+            continue
+        owner = model.get_submodule(path)
+        before = getattr(owner, name)
+        sharers = list(_sharers(model, before)) if isinstance(before, Tensor) else [(owner, name)]
+        take_(owner, name, dim, torch.from_numpy(keep))
+        after = getattr(owner, name)
+        for module, alias in sharers:
+            if isinstance(before, Tensor) and module is not owner:
+                setattr(module, alias, after)
+            touched[module] = None
+    for module in touched:
+        settle_(module)
+
+
+def take_(module: nn.Module, name: str, dim: int, keep: Tensor) -> None:
+    """Keeps only some indices of one dimension of a module's parameter, buffer or channel count, in place.
+
+    Shapes: keep bool [size of dim]. Every cut of every tensor comes through here.
+    """
+    value = getattr(module, name)
+    if isinstance(value, int):  # a layer without tensors that still counts its channels, as InstanceNorm2d does
+        setattr(module, name, int(keep.sum()))
+        return
+    smaller = value.detach().index_select(dim, keep.nonzero().flatten().to(value.device))
+    if isinstance(value, nn.Parameter):
+        setattr(module, name, nn.Parameter(smaller, requires_grad=value.requires_grad))
+    else:
+        setattr(module, name, smaller)
+
+
+def settle_(module: nn.Module) -> None:
+    """Makes a module's own numbers (in_channels, hidden_size, ...) say what its tensors are, in place."""
+    if isinstance(module, _ConvNd):
+        _settle_convolution_(module)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, _NormBase):
+        tensors = (module.weight, module.bias, module.running_mean, module.running_var)
+        module.num_features = next((len(tensor) for tensor in tensors if tensor is not None), module.num_features)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.weight_ih_l0.shape[1]
+        module.hidden_size = module.weight_ih_l0.shape[0] // gates_of(module)
+        module.proj_size = module.weight_hr_l0.shape[0] if module.proj_size else 0
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
+def gates_of(module: nn.RNNBase) -> int:
+    """How many gates each hidden unit of a recurrent layer has."""
+    return {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+
+
+def _settle_convolution_(module: _ConvNd) -> None:
+    depthwise = module.groups > 1 and module.groups == module.in_channels
+    first, second = module.weight.shape[:2]
+    if isinstance(module, _ConvTransposeNd):
+        module.groups = first if depthwise else module.groups
+        module.in_channels, module.out_channels = first, second * module.groups
+    else:
+        module.groups = first // (module.out_channels // module.groups) if depthwise else module.groups
+        module.in_channels, module.out_channels = second * module.groups, first
+
+
+def _sharers(model: nn.Module, tensor: Tensor) -> Iterator[tuple[nn.Module, str]]:
+    for module in model.modules():
+        for name, other in [*module._parameters.items(), *module._buffers.items()]:
+            if other is tensor:
+                yield module, name

@@ -1,0 +1,53 @@
+"""Putting the tensors of a model on a grid, and saying what it cost: what Quantize and Share have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from enxuto.layers.coded import code_, coded_names, weight_names
+from enxuto.layers.grids import Affine, Grid
+from enxuto.select import Patterns, matches
+from enxuto.surgery import Weight, twins
+from enxuto.task import Change
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def code_weights_(model: nn.Module, chosen: Sequence[Weight], grid: Grid) -> list[Change]:
+    """Codes every chosen weight, and the layers tied to it with the very same codes.
+
+    Raises: ShapeError before anything is changed, when one of them does not fit the grid.
+    """
+    encoded = [grid.encode(weight.read(), weight.path) for weight in chosen]
+    changes = []
+    for weight, tensor in zip(chosen, encoded, strict=True):
+        values = weight.read()
+        for twin in twins(model, weight):
+            twin.code_(tensor)
+        changes.append(Change(weight.key, f"{grid.bits} bits, {tensor.symbols} values", _error(values, tensor())))
+    return changes
+
+
+def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:
+    """Codes the one-dimensional parameters of coded layers and norms, one scale each."""
+    grid = Affine(bits, "tensor")
+    changes = []
+    for path, module in model.named_modules():
+        if not matches(path, layers) or not (weight_names(module) or isinstance(module, NORMS)):
+            continue
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None or parameter.ndim != 1 or name in coded_names(module):
+                continue
+            values = parameter.detach()
+            tensor = grid.encode(values, f"{path}.{name}")
+            code_(module, name, tensor)
+            changes.append(Change(f"{path}.{name}", f"{bits} bits", _error(values, tensor())))
+    return changes
+
+
+def _error(values: Tensor, coded: Tensor) -> str:
+    power = float(values.float().square().sum())
+    noise = float((coded.float() - values.float()).square().sum())
+    return f"relative error {(noise / power) ** 0.5 if power else 0.0:.2%}"

@@ -1,0 +1,1 @@
+"""Quality, size, latency and memory, measured on the files that ship. Import the module you need; nothing is loaded here."""

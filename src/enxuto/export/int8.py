@@ -1,0 +1,183 @@
+"""A float32 .onnx file as an int8 one: ONNX Runtime's own quantizer, told the grids that enxuto already chose.
+
+Weights int8 per channel, activations uint8 per tensor, as QDQ pairs: the only combination whose operators all fuse on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from torch import Tensor
+
+from enxuto.errors import ExportError
+from enxuto.evaluate.onnxmodel import RUNTIME_ERRORS, feeds
+from enxuto.files import whole_file
+from enxuto.task import Batch
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators with a weight as second input
+LEFT_IN_FLOAT = ("LSTM", "GRU", "RNN", "Gather", "Einsum")  # weighted operators without an integer kernel in this format
+QUANTIZED = (
+    *WEIGHTED,
+    *("Add", "Sub", "Mul", "Concat", "Relu", "Clip", "LeakyRelu", "Sigmoid", "GlobalAveragePool", "AveragePool"),
+    *("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Resize", "Split", "Slice", "Pad"),
+)
+Method = Literal["minmax", "percentile", "entropy"]
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+Grid = tuple[npt.NDArray[np.float32], int]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Which weights kept the grids they were given, and what could not be treated."""
+
+    kept: tuple[str, ...]  # parameters whose given scales are in the file exactly
+    notes: tuple[str, ...] = ()
+
+
+def quantize_onnx(
+    float_path: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    calibration: Iterable[Batch],
+    *,
+    weight_scales: Mapping[str, Tensor] | None = None,
+    input_grids: Mapping[str, tuple[float, int]] | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
+    method: Method = "minmax",
+) -> Quantized:
+    """Writes the int8 version of a float32 .onnx file that `to_onnx` wrote.
+
+    `weight_scales`: scale [1] or [out] of a symmetric int8 grid by parameter name ("conv1.weight"); `input_grids`: (scale,
+    zero point in 0...255) of the input of the layer at a path ("conv1"); both are used exactly, everything else is
+    calibrated. `parameters`: the float weights by name, needed to follow a scale through a folded batch norm.
+    Raises: ExportError when there is no calibration batch or the runtime's quantizer fails; OutputError.
+    """
+    proto = onnx.load(os.fspath(float_path))
+    grids, notes = _follow(proto, weight_scales or {}, parameters or {})
+    overrides: dict[str, list[dict[str, Any]]] = {}
+    for name, (scale, axis) in grids.items():
+        overrides[name] = [_override(value, 0, QuantType.QInt8) | {"axis": axis} for value in scale]
+    weights = {item.name for item in proto.graph.initializer}
+    for node in proto.graph.node:
+        grid = (input_grids or {}).get(node.name.rpartition("/")[0])
+        if node.op_type in WEIGHTED and grid is not None and node.input[0] not in weights:
+            overrides.setdefault(node.input[0], [_override(*grid, QuantType.QUInt8)])
+    notes += [
+        f"'{node.name.rpartition('/')[0]}' stays float: {node.op_type} has no static int8 kernel in ONNX Runtime"
+        for node in proto.graph.node
+        if node.op_type in LEFT_IN_FLOAT and any(name in weights and _is_float(proto, name) for name in node.input)
+    ]
+    helper.set_model_props(proto, {item.key: item.value for item in proto.metadata_props} | {"onnx.quant.pre_process": "onnxruntime.quant"})
+    with whole_file(path) as temporary, _quiet():
+        try:
+            quantize_static(
+                proto,
+                temporary,
+                _Reader([item.name for item in proto.graph.input], calibration),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTIZED),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=_METHODS[method],
+                extra_options={
+                    "TensorQuantOverrides": overrides,
+                    "QDQDisableWeightAdjustForInt32Bias": True,
+                },
+            )
+        except (*RUNTIME_ERRORS, ValueError, RuntimeError, KeyError) as error:
+            raise ExportError(
+                f"ONNX Runtime's quantizer does not take '{Path(float_path).name}': {error}; ship the float32 file."
+            ) from error
+    return Quantized(kept=tuple(sorted(grids)), notes=tuple(notes))
+
+
+def _override(scale: float, zero_point: int, kind: QuantType) -> dict[str, Any]:
+    number = np.int8 if kind == QuantType.QInt8 else np.uint8
+    return {"quant_type": kind, "scale": np.array(scale, dtype=np.float32), "zero_point": np.array(zero_point, dtype=number)}
+
+
+def _is_float(proto: onnx.ModelProto, name: str) -> bool:
+    return any(item.name == name and item.data_type == onnx.TensorProto.FLOAT for item in proto.graph.initializer)
+
+
+def _follow(
+    proto: onnx.ModelProto, weight_scales: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+) -> tuple[dict[str, Grid], list[str]]:
+    """Scales [out] and their axis by initializer name, for weights that still lie on the grid; notes on those that do not.
+
+    The exporter folds batch norm into the convolution before it, which multiplies a channel and its scale alike, and
+    transposes the weight of a Linear that runs as MatMul.
+    """
+    constants = {item.name: item for item in proto.graph.initializer}
+    paths = {node.name.rpartition("/")[0]: node for node in proto.graph.node if node.op_type in WEIGHTED}
+    found: dict[str, Grid] = {}
+    notes: list[str] = []
+    for name, given in weight_scales.items():
+        node = paths.get(name.removesuffix(".weight") if name != "weight" else "")
+        if node is None or node.input[1] not in constants:
+            notes.append(f"the scales of '{name}' are not in the int8 file: no operator of the graph uses that weight alone")
+            continue
+        weight = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
+        axis = _axis(node)
+        channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        scale = np.broadcast_to(given.detach().cpu().double().numpy().reshape(-1), (len(channels),)).copy()
+        if name in parameters:
+            before = parameters[name].detach().cpu().double().numpy()
+            size = np.abs(before.reshape(len(before), -1)).max(1)
+            scale *= np.divide(np.abs(channels).max(1), size, out=np.ones_like(size), where=size > 0)
+        scale[scale <= 0] = 1.0
+        codes = channels / scale[:, None]
+        if np.abs(codes - codes.round()).max(initial=0) > 1e-2 or not -128.5 < codes.min() <= codes.max() < 127.5:
+            notes.append(f"the scales of '{name}' are not in the int8 file: the exporter changed the weight")
+            continue
+        found[node.input[1]] = (scale.astype(np.float32), axis)
+    return found, notes
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    """The output channels of a weight: axis 0, except in a MatMul, an untransposed Gemm and a ConvTranspose."""
+    if node.op_type == "Gemm":
+        return 0 if any(item.name == "transB" and item.i for item in node.attribute) else 1
+    return 1 if node.op_type in ("MatMul", "ConvTranspose") else 0
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Calibration batches as the quantizer wants them: one dict of arrays a call, None at the end."""
+
+    def __init__(self, names: Sequence[str], batches: Iterable[Batch]) -> None:
+        self.names = names
+        self.batches = iter(batches)
+
+    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+        for batch in self.batches:
+            if isinstance(batch, Mapping):
+                return feeds(self.names, (), batch)
+            return feeds(self.names, (batch,) if isinstance(batch, Tensor) else batch, {})
+        return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the quantizer's remarks, which it puts on the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

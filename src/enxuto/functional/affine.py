@@ -1,0 +1,87 @@
+"""Affine grids: x ≈ (code − zero_point) · scale, with integer codes of 1 to 8 bits.
+
+Weights use symmetric grids, so zero is a code; activations use unsigned codes with a zero point.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CLIP_STEPS = 40  # candidates of `fit_scale` between CLIP_LOWEST and 1 times the largest magnitude
+CLIP_LOWEST = 0.3
+
+
+def largest_code(bits: int) -> int:
+    """The magnitude of the largest symmetric code: 2 bits are ternary {−1, 0, 1}, 1 bit is binary {−1, 1}.
+
+    >>> [largest_code(bits) for bits in (1, 2, 4, 8)]
+    [1, 1, 7, 127]
+    """
+    return max(1, 2 ** (bits - 1) - 1)
+
+
+def absmax_scale(rows: Tensor, bits: int) -> Tensor:
+    """The scale that maps the largest magnitude of each row to the largest code; 1 for a row of zeros.
+
+    Shapes: rows [rows, in] -> [rows].
+    """
+    largest = rows.abs().amax(dim=1) / largest_code(bits)
+    return torch.where(largest > 0, largest, torch.ones_like(largest))
+
+
+def fit_scale(rows: Tensor, bits: int) -> Tensor:
+    """The scale of least squared rounding error for each row: `absmax_scale`, clipped where that helps.
+
+    Shapes: rows [rows, in] -> [rows].
+    Source: a plain line search, as in Banner, Nahshan, Soudry 2019, "Post training 4-bit quantization of convolutional
+    networks for rapid-deployment" (which solves the same problem in closed form for given distributions).
+    One bit has the closed form mean |x| (Rastegari et al. 2016, "XNOR-Net", eq. 6).
+    """
+    if bits == 1:
+        mean = rows.abs().mean(dim=1)
+        return torch.where(mean > 0, mean, torch.ones_like(mean))
+    widest = absmax_scale(rows, bits)
+    best, least = widest, torch.full_like(widest, torch.inf)
+    for ratio in torch.linspace(1.0, CLIP_LOWEST, CLIP_STEPS).tolist():
+        scale = widest * ratio
+        error = (to_codes(rows, scale, bits) * scale[:, None] - rows).square().sum(dim=1)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    return best
+
+
+def to_codes(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The nearest symmetric code of each value, as whole floats; one bit knows no zero and takes the sign.
+
+    Shapes: rows [rows, in], scale [rows] -> [rows, in].
+    """
+    if bits == 1:
+        return torch.where(rows < 0, -1.0, 1.0).to(rows.dtype)
+    limit = largest_code(bits)
+    return (rows / scale[:, None]).round().clamp(-limit, limit)
+
+
+def learned_rounding(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The rows on their grid, with gradients for the rows (straight through) and for the scale.
+
+    Shapes: rows [rows, in], scale [rows] -> [rows, in].
+    Source: Esser et al. 2020, "Learned Step Size Quantization", eq. 1-3. One bit: straight through, scale by the signs.
+    """
+    if bits == 1:
+        signs = to_codes(rows.detach(), scale.detach(), bits)
+        return signs * scale[:, None] + (rows - rows.detach())
+    limit = largest_code(bits)
+    steps = (rows / scale[:, None]).clamp(-limit, limit)
+    return (steps + (steps.round() - steps).detach()) * scale[:, None]
+
+
+def activation_grid(low: float, high: float, bits: int = 8) -> tuple[float, int]:
+    """Scale and zero point of the unsigned grid that covers [low, high] and zero.
+
+    >>> activation_grid(0.0, 2.55)
+    (0.01, 0)
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    top = 2**bits - 1
+    scale = round((high - low) / top, 12) or 1.0
+    return scale, max(0, min(top, round(-low / scale)))

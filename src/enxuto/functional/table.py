@@ -1,0 +1,141 @@
+"""Table grids: a weight is the index of an entry in a small codebook (weight sharing).
+
+The codebook comes from exact 1-D k-means: a dynamic programme over a fine histogram, then a few exact rounds.
+Source: Wang, Song 2011, "Ckmeans.1d.dp: optimal k-means clustering in one dimension by dynamic programming", with the
+divide and conquer of Grønlund et al. 2017, "Fast exact k-means, k-medians and Bregman divergence clustering in 1D".
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+BINS = 4096  # values beyond this many distinct ones are first put into a histogram
+ROUNDS = 20  # of exact refinement on all values
+
+Floats = NDArray[np.float64]
+
+
+def fit_codebook(values: Tensor, entries: int, *, zero: bool) -> Tensor:
+    """The codebook of least squared error, ascending; with `zero`, one entry is exactly zero.
+
+    Shapes: values [any] -> [at most entries]; fewer entries when there are fewer distinct values.
+    Deviation: k-means ignores the zeros and keeps their entry aside (Han et al. 2016, "Deep Compression", section 3,
+    keeps pruned weights out of the clustering in the same way).
+    """
+    flat = values.detach().flatten().to(torch.float64).cpu().numpy()
+    if zero:
+        centres = one_dimensional_kmeans(flat[flat != 0], max(1, entries - 1))
+        centres = np.unique(np.append(centres, 0.0))
+        centres = _refine(np.sort(flat[flat != 0]), centres, fixed_zero=True)
+    else:
+        centres = one_dimensional_kmeans(flat, entries)
+    return torch.from_numpy(centres).to(values)
+
+
+def nearest_entries(values: Tensor, codebook: Tensor) -> Tensor:
+    """The index of the entry nearest to each value; the codebook must ascend.
+
+    Shapes: values [any], codebook [entries] -> int64 [any].
+    """
+    edges = (codebook[1:] + codebook[:-1]) / 2
+    return torch.bucketize(values.contiguous(), edges)
+
+
+def one_dimensional_kmeans(values: Floats, clusters: int) -> Floats:
+    """The cluster centres of least squared error, ascending.
+
+    Shapes: values [n] -> [at most clusters].
+    >>> one_dimensional_kmeans(np.array([0.0, 0.1, 5.0, 5.1]), 2)
+    array([0.05, 5.05])
+    """
+    if values.size == 0:
+        return np.zeros(0)
+    ordered = np.sort(values.astype(np.float64))
+    points, counts = _bins(ordered)
+    if points.size <= clusters:
+        return points
+    starts = _solver()(points, counts.astype(np.float64), clusters)
+    sums = np.add.reduceat(points * counts, starts)
+    return _refine(ordered, sums / np.add.reduceat(counts, starts), fixed_zero=False)
+
+
+def _bins(ordered: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    points, counts = np.unique(ordered, return_counts=True)
+    if points.size <= BINS:
+        return points, counts
+    edges = np.linspace(ordered[0], ordered[-1], BINS + 1)
+    index = np.clip(np.searchsorted(edges, ordered, side="right") - 1, 0, BINS - 1)
+    counts = np.bincount(index, minlength=BINS)
+    sums = np.bincount(index, weights=ordered, minlength=BINS)
+    return sums[counts > 0] / counts[counts > 0], counts[counts > 0]
+
+
+def _refine(ordered: Floats, centres: Floats, *, fixed_zero: bool) -> Floats:
+    """Lloyd's rounds on sorted values: prefix sums make each round a handful of lookups."""
+    prefix = np.concatenate([[0.0], np.cumsum(ordered)])
+    for _ in range(ROUNDS):
+        cuts = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2, side="right")
+        bounds = np.concatenate([[0], cuts, [ordered.size]])
+        counts = np.diff(bounds)
+        means = np.where(counts > 0, np.diff(prefix[bounds]) / np.maximum(counts, 1), centres)
+        if fixed_zero:
+            means[centres == 0] = 0.0
+        if np.array_equal(means, centres):
+            break
+        centres = np.sort(means)
+    return centres
+
+
+@functools.cache
+def _solver() -> Callable[[Floats, Floats, int], NDArray[np.int64]]:
+    """The compiled dynamic programme; numba is imported at the first use."""
+    from numba import njit
+
+    @njit(cache=True)  # type: ignore[untyped-decorator]
+    def solve(points, counts, clusters):  # type: ignore[no-untyped-def]
+        n = points.size
+        weight = np.zeros(n + 1)
+        total = np.zeros(n + 1)
+        square = np.zeros(n + 1)
+        for i in range(n):
+            weight[i + 1] = weight[i] + counts[i]
+            total[i + 1] = total[i] + counts[i] * points[i]
+            square[i + 1] = square[i] + counts[i] * points[i] * points[i]
+        cost = np.full((clusters + 1, n + 1), np.inf)
+        first = np.zeros((clusters + 1, n + 1), np.int64)
+        cost[0, 0] = 0.0
+        stack = np.empty((4 * 64 + 4, 4), np.int64)
+        for k in range(1, clusters + 1):
+            depth = 1
+            stack[0] = (k, n, k - 1, n - 1)
+            while depth > 0:
+                depth -= 1
+                low, high, left, right = stack[depth]
+                if low > high:
+                    continue
+                middle = (low + high) // 2
+                best, at = np.inf, left
+                for j in range(left, min(right, middle - 1) + 1):
+                    mass = weight[middle] - weight[j]
+                    mean = total[middle] - total[j]
+                    here = cost[k - 1, j] + (square[middle] - square[j]) - mean * mean / mass
+                    if here < best:
+                        best, at = here, j
+                cost[k, middle], first[k, middle] = best, at
+                stack[depth] = (low, middle - 1, left, at)
+                stack[depth + 1] = (middle + 1, high, at, right)
+                depth += 2
+        starts = np.zeros(clusters, np.int64)
+        end = n
+        for k in range(clusters, 0, -1):
+            starts[k - 1] = first[k, end]
+            end = starts[k - 1]
+        return starts
+
+    return solve

@@ -1,0 +1,24 @@
+"""The grid of a layer's input: what integer runtimes need to know, and what training sees meanwhile."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ActivationGrid(nn.Module):
+    """Rounds its input to 256 levels, x ≈ (code − zero_point) · scale, with straight-through gradients."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: float = 1.0, zero_point: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor([scale], dtype=torch.float32))
+        self.register_buffer("zero_point", torch.tensor([zero_point], dtype=torch.uint8))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(input, self.scale, self.zero_point.to(torch.int32), 0, 255)
+
+    def extra_repr(self) -> str:
+        return f"scale={float(self.scale):.3g}, zero_point={int(self.zero_point)}"

@@ -1,0 +1,139 @@
+"""Layers whose weights are coded: the layer's own class with weights that decode when they are read.
+
+`code_` gives a layer a class `Coded<Class>` and moves the named parameters into `layer.coded`, a dict of tensor modules.
+The layer's own `forward` runs unchanged, so subclasses with a forward of their own keep it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from enxuto.layers.grids import CodedTensor
+
+# Which parameters of a layer are weights (and not biases or norms); subclasses count too.
+WEIGHTS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
+    (nn.Linear, ("weight",)),
+    (nn.Bilinear, ("weight",)),
+    (nn.modules.conv._ConvNd, ("weight",)),
+    (nn.Embedding, ("weight",)),
+    (nn.EmbeddingBag, ("weight",)),
+    (nn.RNNBase, ("weight_",)),
+    (nn.RNNCellBase, ("weight_",)),
+    (nn.MultiheadAttention, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")),
+)
+
+
+class Coded(nn.Module):
+    """Mixed into a layer's class: names in `self.coded` read as decoded tensors, and cannot be assigned."""
+
+    coded: nn.ModuleDict
+
+    def __getattr__(self, name: str) -> Any:
+        coded = self.__dict__["_modules"].get("coded")
+        if coded is not None and name in coded:
+            return coded[name]()
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        coded = self.__dict__.get("_modules", {}).get("coded")
+        if coded is not None and name in coded:
+            raise AttributeError(f"'{name}' is coded and read-only; use enxuto.surgery.write_weight_ to change it.")
+        super().__setattr__(name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        grid = self._modules.get("input_grid")
+        if grid is not None:
+            args = (grid(args[0]), *args[1:])
+        return super().forward(*args, **kwargs)
+
+
+class CodedRecurrent(Coded):
+    """The same for LSTM, GRU and RNN, which keep their weights in a list besides."""
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, value: list[Tensor]) -> None:
+        """torch refreshes its list when a module moves; ours is always fresh."""
+
+    def flatten_parameters(self) -> None:
+        """Nothing to flatten: the weights are decoded at each call."""
+
+
+@functools.cache
+def coded_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The coded variant of a layer class."""
+    mixin = CodedRecurrent if issubclass(kind, nn.RNNBase) else Coded
+    return type(f"Coded{kind.__name__}", (mixin, kind), {"__doc__": f"{kind.__name__} with coded weights.", "plain": kind})
+
+
+def plain_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class a layer had before it was coded; any other class is returned as it is."""
+    return getattr(kind, "plain", kind)
+
+
+def weight_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of the weights of a layer, coded or not; empty for a kind that has none.
+
+    >>> weight_names(nn.LSTM(2, 3))
+    ('weight_ih_l0', 'weight_hh_l0')
+    """
+    for kind, patterns in WEIGHTS:
+        if isinstance(module, kind):
+            names = [*module._parameters, *coded_names(module)]
+            found = [n for n in names if any(n == p or (p.endswith("_") and n.startswith(p)) for p in patterns)]
+            return tuple(n for n in found if getattr(module, n) is not None)
+    return ()
+
+
+def coded_names(module: nn.Module) -> tuple[str, ...]:
+    """The names under which a layer keeps coded or rehearsed tensors."""
+    return tuple(module.coded) if isinstance(module, Coded) else ()
+
+
+def code_(module: nn.Module, name: str, tensor: nn.Module) -> None:
+    """Puts a tensor module (codes, or a rehearsal) in the place of the parameter `name`."""
+    if not isinstance(module, Coded):
+        module.__class__ = coded_class(type(module))
+        module._modules["coded"] = nn.ModuleDict()
+        module.__dict__.pop("_flat_weights", None)
+    module._parameters.pop(name, None)
+    module.coded[name] = tensor
+
+
+def decode_(module: nn.Module) -> None:
+    """Makes a coded layer plain again: decoded float parameters, its old class, no input grid."""
+    if not isinstance(module, Coded):
+        return
+    values = {name: tensor().detach() for name, tensor in module.coded.items()}
+    order = list(getattr(module, "_flat_weights_names", ()))
+    del module._modules["coded"]
+    module._modules.pop("input_grid", None)
+    module.__class__ = plain_class(type(module))
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value.clone(), requires_grad=value.is_floating_point()))
+    if isinstance(module, nn.RNNBase):
+        module._parameters = {name: module._parameters[name] for name in order}
+        module._init_flat_weights()
+
+
+def coded_tensors(model: nn.Module) -> dict[str, CodedTensor]:
+    """All coded weights of a model by parameter name, as in "fc1.weight"; one shared by two layers comes twice."""
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name in coded_names(module):
+            if isinstance(module.coded[name], CodedTensor):
+                found[f"{path}.{name}" if path else name] = module.coded[name]
+    return found
+
+
+def dense(tensor: Tensor | nn.Module) -> Tensor:
+    """A tensor, decoded if it is a tensor module."""
+    with torch.no_grad():
+        return (tensor() if isinstance(tensor, nn.Module) else tensor).detach()

@@ -1,0 +1,248 @@
+"""A weight as integers and a grid that says what they mean.
+
+`Affine` and `Table` are descriptions, frozen and comparable; `encode` makes the tensor module that keeps the codes.
+Codes are packed: 1, 2, 4 or 8 bits each in memory. The entropy coder, which makes them smaller still, works only in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from enxuto.errors import RangeError, ShapeError
+from enxuto.functional.affine import absmax_scale, fit_scale, largest_code, to_codes
+from enxuto.functional.table import fit_codebook, nearest_entries
+
+Per = Literal["tensor", "channel", "group"]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A symmetric affine grid: codes of `bits` bits, one scale per tensor, per channel (row) or per group of a row.
+
+    Raises: RangeError if bits is outside 1..8, per is unknown, or group is not positive.
+    """
+
+    bits: int = 8
+    per: Per = "channel"
+    group: int = 64
+    fit: Literal["mse", "absmax"] = "mse"
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        if self.per not in ("tensor", "channel", "group"):
+            raise RangeError(f"per={self.per!r} is not known; use 'tensor', 'channel' or 'group'.")
+        if self.group < 1:
+            raise RangeError(f"group={self.group} is not a positive number of weights; use for example 64.")
+
+    def rows(self, weight: Tensor, path: str = "") -> Tensor:
+        """The weight with one row for each scale.
+
+        Shapes: [out, ...] -> [scales, weights per scale].
+        Raises: ShapeError if the group does not divide the rows, or an exact zero meets one bit.
+        """
+        if self.bits == 1 and bool((weight == 0).any()):
+            share = float((weight == 0).float().mean())
+            raise ShapeError(
+                f"bits=1 has no code for zero, but {share:.1%} of the weights of '{path}' are exactly zero; use bits=2 (ternary)."
+            )
+        if self.per == "tensor" or weight.ndim == 0:
+            return weight.reshape(1, -1)
+        if self.per == "channel":
+            return weight.reshape(weight.shape[0], -1)
+        inputs = weight.numel() // max(1, weight.shape[0])
+        if inputs % self.group:
+            divisors = [d for d in range(2, min(inputs, 512) + 1) if inputs % d == 0]
+            shown = ", ".join(map(str, divisors[-6:])) or "none"
+            raise ShapeError(
+                f"group={self.group} does not divide the {inputs} inputs of '{path}'; use one of {shown}, or per='channel'."
+            )
+        return weight.reshape(-1, self.group)
+
+    def scales(self, rows: Tensor) -> Tensor:
+        """The scale of each row; in bfloat16 for groups, so that scales stay small beside the codes."""
+        scale = (fit_scale if self.fit == "mse" or self.bits == 1 else absmax_scale)(rows, self.bits)
+        return scale.to(torch.bfloat16) if self.per == "group" else scale
+
+    def encode(self, weight: Tensor, path: str = "") -> AffineTensor:
+        """The weight on this grid."""
+        rows = self.rows(weight.detach().float(), path)
+        return AffineTensor.of(self, weight, self.scales(rows))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table grid: each code is the index of one of at most 2^bits shared values; zero is one of them from 2 bits on.
+
+    Raises: RangeError if bits is outside 1..8.
+    """
+
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+
+    def encode(self, weight: Tensor, path: str = "") -> TableTensor:
+        """The weight on a codebook fitted to it."""
+        values = weight.detach().float()
+        zero = self.bits > 1 or bool((values == 0).any())
+        return TableTensor.of(self, weight, fit_codebook(values, 2**self.bits, zero=zero))
+
+
+Grid = Affine | Table
+
+
+def check_bits(bits: int) -> None:
+    """Raises RangeError if bits is no whole number from 1 to 8."""
+    if not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise RangeError(f"bits={bits} is outside 1..8; use for example 4 or 8.")
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes side by side in bytes, 1, 2, 4 or 8 bits each, the first in the lowest bits.
+
+    Shapes: codes [n] integers below 2^bits -> uint8 [ceil(n · width / 8)].
+    """
+    width = storage_bits(bits)
+    per_byte = 8 // width
+    padded = torch.nn.functional.pad(codes.to(torch.int32), (0, -codes.numel() % per_byte)).view(-1, per_byte)
+    shifts = torch.arange(per_byte, dtype=torch.int32, device=codes.device) * width
+    return (padded << shifts).sum(dim=1).to(torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of `pack`: int32 [count]."""
+    width = storage_bits(bits)
+    shifts = torch.arange(0, 8, width, dtype=torch.int32, device=packed.device)
+    wide = packed.to(torch.int32)[:, None]  # uint8 bit operations export to an invalid ONNX graph
+    return ((wide >> shifts) & (2**width - 1)).flatten()[:count]
+
+
+def storage_bits(bits: int) -> int:
+    """The width of a code in memory: the next of 1, 2, 4, 8."""
+    return 1 << math.ceil(math.log2(bits))
+
+
+class CodedTensor(nn.Module):
+    """A weight kept as packed integer codes; calling it decodes. `grid` says how the codes were made."""
+
+    codes: Tensor
+    grid: Grid
+
+    def __init__(self, grid: Grid, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.grid, self.shape, self.dtype = grid, tuple(shape), dtype
+        count = math.prod(self.shape) * storage_bits(grid.bits)
+        self.register_buffer("codes", torch.empty(-(-count // 8), dtype=torch.uint8))
+
+    @property
+    def symbols(self) -> int:
+        """How many different codes there can be."""
+        return 2**self.grid.bits
+
+    def integers(self) -> Tensor:
+        """The codes, one each: int32, in the shape of the weight."""
+        return unpack(self.codes, self.grid.bits, math.prod(self.shape)).view(self.shape)
+
+    def recode(self, weight: Tensor) -> Self:
+        """Another weight of the same shape on the very same grid: values on it come back exactly."""
+        raise NotImplementedError
+
+    def take(self, dim: int, keep: Tensor, path: str = "") -> CodedTensor:
+        """The tensor with only the slices `keep` (indices) along `dim`; the same codes wherever the grid allows it."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{list(self.shape)}, {self.grid}"
+
+
+class AffineTensor(CodedTensor):
+    """Codes and scales: value = (2·code − 1)·scale for one bit, else (code − largest)·scale."""
+
+    grid: Affine
+    scale: Tensor
+
+    def __init__(self, grid: Affine, shape: torch.Size | tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(grid, shape, dtype)
+        rows = {"tensor": 1, "channel": self.shape[0] if self.shape else 1}.get(grid.per, 0)
+        rows = rows or math.prod(self.shape) // grid.group
+        self.register_buffer("scale", torch.empty(rows, dtype=torch.bfloat16 if grid.per == "group" else torch.float32))
+
+    @classmethod
+    def of(cls, grid: Affine, weight: Tensor, scale: Tensor) -> AffineTensor:
+        """The weight with the given scales [scales]."""
+        made = cls(grid, weight.shape, weight.dtype).to(weight.device)
+        made.scale = scale.detach().to(made.scale.dtype)
+        signed = to_codes(weight.detach().float().reshape(made.scale.numel(), -1), made.scale.float(), grid.bits)
+        codes = (signed + 1) / 2 if grid.bits == 1 else signed + largest_code(grid.bits)
+        made.codes = pack(codes.flatten(), grid.bits)
+        return made
+
+    @property
+    def symbols(self) -> int:
+        return 2 if self.grid.bits == 1 else 2 * largest_code(self.grid.bits) + 1
+
+    def signed(self) -> Tensor:
+        """The codes around zero: int32, in the shape of the weight."""
+        codes = self.integers()
+        return codes * 2 - 1 if self.grid.bits == 1 else codes - largest_code(self.grid.bits)
+
+    def forward(self) -> Tensor:
+        rows = self.signed().view(self.scale.numel(), -1).to(torch.float32) * self.scale.to(torch.float32)[:, None]
+        return rows.view(self.shape).to(self.dtype)
+
+    def recode(self, weight: Tensor) -> AffineTensor:
+        return AffineTensor.of(self.grid, weight, self.scale)
+
+    def take(self, dim: int, keep: Tensor, path: str = "") -> CodedTensor:
+        weight = self().index_select(dim, keep)
+        if self.grid.per == "tensor" or (self.grid.per == "channel" and dim > 0):
+            return AffineTensor.of(self.grid, weight, self.scale)
+        if dim == 0:
+            scale = self.scale.view(self.shape[0], -1).index_select(0, keep).flatten()
+            return AffineTensor.of(self.grid, weight, scale)
+        inputs = weight.numel() // weight.shape[0]
+        grid = self.grid if inputs % self.grid.group == 0 else Affine(self.grid.bits, "channel", fit=self.grid.fit)
+        return grid.encode(weight, path)  # groups moved: their scales are fitted again
+
+
+class TableTensor(CodedTensor):
+    """Codes and a codebook: value = codebook[code]."""
+
+    grid: Table
+    codebook: Tensor
+
+    def __init__(self, grid: Table, shape: torch.Size | tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(grid, shape, dtype)
+        self.register_buffer("codebook", torch.zeros(2**grid.bits))
+
+    @classmethod
+    def of(cls, grid: Table, weight: Tensor, codebook: Tensor) -> TableTensor:
+        """The weight with the nearest entries of the given codebook [entries]."""
+        made = cls(grid, weight.shape, weight.dtype).to(weight.device)
+        entries = codebook.detach().float().to(weight.device).sort().values
+        half = entries.half()
+        if bool(((half.abs() >= 6.2e-5) | (entries == 0)).all() and torch.isfinite(half).all()):
+            entries = half.float()  # values that two bytes hold well: the file then keeps two bytes
+        made.codebook = entries
+        made.codes = pack(nearest_entries(weight.detach().float().flatten(), entries), grid.bits)
+        return made
+
+    @property
+    def symbols(self) -> int:
+        return max(1, self.codebook.numel())
+
+    def forward(self) -> Tensor:
+        return self.codebook[self.integers()].to(self.dtype)
+
+    def recode(self, weight: Tensor) -> TableTensor:
+        if bool((weight == 0).any()) and not bool((self.codebook == 0).any()):
+            return self.grid.encode(weight)  # zero is new: it needs an entry
+        return TableTensor.of(self.grid, weight, self.codebook)
+
+    def take(self, dim: int, keep: Tensor, path: str = "") -> CodedTensor:
+        return TableTensor.of(self.grid, self().index_select(dim, keep), self.codebook)

@@ -1,0 +1,85 @@
+"""A weight in training: a float leaf that the layer sees through the projection it will be shipped with.
+
+The forward value is the projected one; gradients reach the leaf straight through, and the grid (scale, codebook) learns too.
+Source: Bengio, Léonard, Courville 2013, "Estimating or propagating gradients through stochastic neurons"; for the grids
+Esser et al. 2020 (scales) and Han et al. 2016 (codebooks: the gradient of an entry is the sum over its weights).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from enxuto.functional.affine import learned_rounding
+from enxuto.functional.table import nearest_entries
+from enxuto.layers.grids import AffineTensor, CodedTensor, Grid, Table, TableTensor
+
+
+class Rehearsal(nn.Module):
+    """A float leaf, what of it stays (`keep`), and the grid it is seen on; `frozen()` gives what it became.
+
+    `grow=True` lets gradients reach weights that are out at the moment, so that they may come back. Grids learn in
+    relative terms, `scale · exp(growth)` and `codebook + spread · shift`, so one learning rate suits them and the leaf.
+    """
+
+    keep: Tensor | None
+    base: Tensor | None
+
+    def __init__(self, weight: Tensor, *, keep: Tensor | None = None, grow: bool = False) -> None:
+        super().__init__()
+        self.leaf = nn.Parameter(weight.detach().clone())
+        self.register_buffer("keep", keep)
+        self.register_buffer("base", None)
+        self.register_parameter("change", None)
+        self.grow = grow
+        self.grid: Grid | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor | CodedTensor) -> Rehearsal:
+        """A rehearsal of a weight as it is now: its exact zeros stay zero, its grid stays and learns."""
+        weight = (tensor() if isinstance(tensor, CodedTensor) else tensor).detach()
+        made = cls(weight, keep=weight != 0 if bool((weight == 0).any()) else None)
+        if isinstance(tensor, CodedTensor):
+            made.see_(tensor)
+        return made
+
+    def see_(self, coded: CodedTensor) -> None:
+        """From now on the leaf is seen on the grid of `coded`."""
+        self.grid = coded.grid
+        self.base = (coded.scale if isinstance(coded, AffineTensor) else coded.codebook).detach().float().clone()
+        self.change = nn.Parameter(torch.zeros_like(self.base))
+
+    def kept(self) -> Tensor:
+        """The leaf with zeros where nothing stays."""
+        if self.keep is None:
+            return self.leaf
+        projected = self.leaf * self.keep
+        return self.leaf + (projected - self.leaf).detach() if self.grow else projected
+
+    def learned(self) -> Tensor:
+        """The scales or the codebook as they are now; the codebook's zero stays zero."""
+        assert self.base is not None
+        if isinstance(self.grid, Table):
+            return self.base + self.base.std(unbiased=False) * self.change * (self.base != 0)
+        return self.base * self.change.exp()
+
+    def forward(self) -> Tensor:
+        weight = self.kept()
+        if self.grid is None:
+            return weight
+        learned = self.learned()
+        if isinstance(self.grid, Table):
+            order = learned.detach().argsort()
+            codes = order[nearest_entries(weight.detach(), learned.detach()[order])]
+            return learned[codes] + (weight - weight.detach())
+        rows = weight.reshape(learned.numel(), -1)
+        return learned_rounding(rows, learned, self.grid.bits).view_as(weight)
+
+    @torch.no_grad()
+    def frozen(self) -> Tensor | CodedTensor:
+        """What the layer keeps: a float tensor, or codes on the learned grid."""
+        weight = self.kept().detach()
+        if self.grid is None:
+            return weight
+        kind = TableTensor if isinstance(self.grid, Table) else AffineTensor
+        return kind.of(self.grid, weight, self.learned())  # type: ignore[arg-type]

@@ -1,0 +1,41 @@
+"""How far a long job is: the library says it, whoever listens shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+Listener = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is in all (0 = not known)."""
+
+Item = TypeVar("Item")
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Within the block, `listener` hears of everything that takes long."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def say(what: str, done: int = 0, total: int = 0) -> None:
+    """Tells the listener, if there is one, how far `what` is."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(what, done, total)
+
+
+def counted(items: Iterable[Item], what: str, total: int = 0) -> Iterator[Item]:
+    """The items, with a word to the listener before each."""
+    done = 0
+    for item in items:
+        say(what, done, total)
+        yield item
+        done += 1
+    say(what, max(total, done), max(total, done))

@@ -1,0 +1,243 @@
+"""What a report is made from: one result as plain data, read back from `result.json` and checked on the way in.
+
+Ratios are not stored: compression and speedup follow from the two measurements. No model and no torch is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+
+from enxuto.errors import ArtifactError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What was asked for; `size` in bytes, `macs` and `latency` as fractions left, `max_drop` absolute."""
+
+    size: int | None = None
+    compression: float | None = None
+    macs: float | None = None
+    latency: float | None = None
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one network costs and gives; None where it was not measured."""
+
+    file_bytes: int
+    quality: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    latency_ms: float | None = None
+    latency_samples_ms: tuple[float, ...] = ()
+    peak_memory_bytes: int | None = None
+    precision: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedFile:
+    """One exported file and how it behaved in its runtime."""
+
+    runtime: str
+    precision: str
+    file_bytes: int
+    quality: float | None = None
+    quality_change: float | None = None
+    quality_change_interval: tuple[float, float] | None = None
+    latency_ms: float | None = None
+    latency_samples_ms: tuple[float, ...] = ()
+    peak_memory_bytes: int | None = None
+    integer_operators: int | None = None
+    float_operators: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerChange:
+    """What was done to one layer, or that it was left alone, and why."""
+
+    path: str
+    what: str
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What one step did."""
+
+    step: str
+    changes: tuple[LayerChange, ...] = ()
+    skipped: tuple[LayerChange, ...] = ()
+    figures: Mapping[str, float | None] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Some bytes of a file: of which layer, of which kind, of which tensor. The header has an empty path."""
+
+    path: str
+    bytes: int
+    name: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One recipe the search tried; `kept` when it was the best so far."""
+
+    recipe: str
+    file_bytes: int
+    quality: float | None = None
+    seconds: float = 0.0
+    kept: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One result: what was asked, what came out, how, and where every byte is."""
+
+    original: Measured
+    compressed: Measured
+    name: str = ""
+    seed: int | None = None
+    created: str = ""
+    enxuto: str = ""
+    target: Goal | None = None
+    met: bool | None = None
+    verdict: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    recipe: tuple[Mapping[str, object], ...] = ()
+    quality_name: str = "evaluate"
+    quality_change: float | None = None
+    quality_change_interval: tuple[float, float] | None = None
+    samples: int = 0
+    exports: tuple[ExportedFile, ...] = ()
+    records: tuple[StepRecord, ...] = ()
+    ledger: tuple[Entry, ...] = ()
+    before_ledger: tuple[Entry, ...] = ()
+    history: tuple[Trial, ...] = ()
+    notes: tuple[str, ...] = ()
+    environment: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for which in ("original", "compressed"):
+            if getattr(self, which).file_bytes <= 0:
+                raise ArtifactError(
+                    f"'{which}.file_bytes' is {getattr(self, which).file_bytes}, which no file has; "
+                    "make result.json again with `enxuto compress`."
+                )
+
+    @classmethod
+    def from_json(cls, data: object) -> Document:
+        """The document that parsed JSON describes; fields it does not know are passed over.
+
+        A number that is NaN or infinite reads as "not measured" where that is allowed.
+        Raises: ArtifactError, naming the field, when one is missing or of another type.
+        """
+        document = _read(cls, data, "")
+        assert isinstance(document, cls)
+        return document
+
+    @property
+    def compression(self) -> float:
+        """Bytes of the original's file over bytes of the compressed one."""
+        return self.original.file_bytes / self.compressed.file_bytes
+
+    @property
+    def change(self) -> float | None:
+        """Quality of the compressed network minus that of the original, paired where it was measured so."""
+        if self.quality_change is not None:
+            return self.quality_change
+        if self.original.quality is None or self.compressed.quality is None:
+            return None
+        return self.compressed.quality - self.original.quality
+
+    @property
+    def is_fraction(self) -> bool:
+        """True when every quality lies in [0, 1], so that it reads as a percentage and its changes as points."""
+        everything = [self.original, self.compressed, *self.exports, *self.history]
+        known = [item.quality for item in everything if item.quality is not None]
+        return all(0 <= quality <= 1 for quality in known)
+
+
+def read_document(path: str | os.PathLike[str]) -> Document:
+    """The document in a `result.json`, or in the folder that holds one.
+
+    Raises: ArtifactError when there is none, it is not JSON, or a field is missing or of another type.
+    """
+    path = Path(path)
+    path = path / "result.json" if path.is_dir() else path
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"'{path}' cannot be read: {error.strerror}; name a folder that `enxuto compress` wrote, or its result.json."
+        ) from error
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise ArtifactError(f"'{path}' is not JSON: {error}; make it again with `enxuto compress`.") from error
+    return Document.from_json(data)
+
+
+def _read(kind: object, value: object, where: str) -> object:
+    """`value` as the annotated type `kind` wants it; `where` is its address in the document."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is object:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            return None
+        return _read(next(item for item in inner if item is not types.NoneType), value, where)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _read_fields(kind, value, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        if len(kinds) == len(value):
+            return tuple(_read(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(kinds, value, strict=True)))
+    if origin is Mapping and isinstance(value, Mapping):
+        return {str(key): _read(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind in (str, bool) and type(value) is kind:
+        return value
+    if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value)
+        if math.isfinite(number) and (kind is float or number.is_integer()):
+            return int(value) if kind is int else number
+    raise ArtifactError(
+        f"'{where}' is {_brief(value)}, not {_word(kind)}; make result.json again with `enxuto compress`."
+    )
+
+
+def _read_fields(kind: type, value: object, where: str) -> object:
+    """A dataclass from a mapping, each field by its own annotation."""
+    if not isinstance(value, Mapping):
+        place = f"'{where}'" if where else "the document"
+        raise ArtifactError(f"{place} is {_brief(value)}, not an object; name a result.json that enxuto wrote.")
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for item in fields(kind):
+        address = f"{where}.{item.name}" if where else item.name
+        if item.name in value:
+            found[item.name] = _read(hints[item.name], value[item.name], address)
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise ArtifactError(f"'{address}' is missing; name a result.json that enxuto wrote, or make it again.")
+    return kind(**found)
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _word(kind: object) -> str:
+    words = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
+    if isinstance(kind, type) and kind in words:
+        return words[kind]
+    return "an object" if typing.get_origin(kind) is Mapping else "a list of the expected length"

@@ -1,0 +1,95 @@
+"""Factorize: a layer becomes two thin ones where that is smaller."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from enxuto.errors import NothingChangedError, RangeError
+from enxuto.functional.lowrank import rank_for_energy
+from enxuto.layers.coded import Coded, decode_
+from enxuto.layers.lowrank import LowRankConv, LowRankLinear
+from enxuto.select import Patterns, select
+from enxuto.surgery import Weight, duplicate, replace_
+from enxuto.task import Change, Record, Task
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Factorize:
+    """Linear and convolution layers as two thin ones, by truncated SVD; coded layers give coded thin layers.
+
+    `rank` is the number of channels between the two; without it, each layer gets the least rank that holds the fraction
+    `energy` of its squared singular values. Layers that would grow are left alone and named.
+    Raises: RangeError for a rank below 1 or an energy outside (0, 1].
+    Source: Denton et al. 2014, "Exploiting linear structure within convolutional networks"; Eckart, Young 1936.
+    """
+
+    rank: int | None = None
+    energy: float = 0.9
+    layers: Patterns = "*"
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            raise RangeError(f"rank={self.rank} is not a whole number of at least 1; use for example 16.")
+        if not 0 < self.energy <= 1:
+            raise RangeError(f"energy={self.energy} is the fraction kept and must be in (0, 1]; use for example 0.9.")
+
+    def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
+        """The copy with thin layers. Raises: NothingChangedError when every layer would grow."""
+        start = time.monotonic()
+        model = duplicate(model)
+        changes, skipped = [], []
+        for path, layer in select(model, self.layers, lambda m: isinstance(m, (nn.Linear, *CONVOLUTIONS))):
+            matrix = Weight(path, "weight", layer).read().flatten(1)
+            rank = self.rank or rank_for_energy(matrix, self.energy)
+            reason = _refusal(model, path, layer, matrix, rank)
+            if reason:
+                skipped.append(Change(path, "left alone", reason))
+                continue
+            kept = 1 - _lost(matrix, rank)
+            replace_(model, path, _thin(layer, rank, path))
+            what = f"rank {rank} of {min(matrix.shape)}: {matrix.numel():,} weights became {rank * sum(matrix.shape):,}"
+            changes.append(Change(path, what, f"keeps {kept:.1%} of the squared singular values"))
+        if not changes:
+            reasons = "; ".join(f"'{c.path}': {c.why}" for c in skipped[:5])
+            raise NothingChangedError(f"{self} would change nothing: {reasons}; use a lower rank or energy.")
+        return model, Record(str(self), tuple(changes), tuple(skipped), {}, time.monotonic() - start)
+
+
+def _refusal(model: nn.Module, path: str, layer: nn.Module, matrix: Tensor, rank: int) -> str:
+    if type(layer) not in (nn.Linear, *CONVOLUTIONS) and not isinstance(layer, Coded):
+        return f"{type(layer).__name__} is a layer with a forward of its own"
+    if getattr(layer, "groups", 1) != 1:
+        return "a grouped convolution is no single matrix"
+    if rank * sum(matrix.shape) >= matrix.numel():
+        return f"rank {rank} would take {rank * sum(matrix.shape):,} weights in place of {matrix.numel():,}"
+    owner = path.rpartition(".")[0]
+    if isinstance(model.get_submodule(owner), (LowRankLinear, LowRankConv)):
+        return "it is one half of a factorized layer"
+    if isinstance(model.get_submodule(owner), (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+        return "the layer around it reads its weight directly"
+    return ""
+
+
+def _thin(layer: nn.Module, rank: int, path: str) -> nn.Module:
+    grids = {name: tensor.grid for name, tensor in layer.coded.items()} if isinstance(layer, Coded) else {}
+    decode_(layer)
+    thin: LowRankLinear | LowRankConv
+    thin = LowRankLinear.of(layer, rank) if isinstance(layer, nn.Linear) else LowRankConv.of(layer, rank)  # type: ignore[arg-type]
+    if "weight" in grids:
+        for name in ("down", "up"):
+            weight = Weight(f"{path}.{name}", "weight", thin.get_submodule(name))
+            weight.code_(grids["weight"].encode(weight.read(), weight.path))
+    if "bias" in grids:
+        bias = Weight(f"{path}.up", "bias", thin.up)
+        bias.code_(grids["bias"].encode(bias.read(), bias.path))
+    return thin
+
+
+def _lost(matrix: Tensor, rank: int) -> float:
+    squares = matrix.double().svd().S.square() if matrix.ndim == 2 else matrix.new_zeros(1)
+    return float(squares[rank:].sum() / squares.sum()) if float(squares.sum()) else 0.0

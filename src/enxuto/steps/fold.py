@@ -1,0 +1,182 @@
+"""Fold: batch norm disappears into the layer before it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from enxuto.errors import NothingChangedError
+from enxuto.layers.coded import Coded, code_, decode_
+from enxuto.layers.grids import AffineTensor, CodedTensor
+from enxuto.select import Patterns, matches
+from enxuto.surgery import duplicate, replace_
+from enxuto.task import Batch, Change, Record, Task, call, evaluating
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Every batch norm that directly follows a Linear or convolution is merged into it; outputs stay the same.
+
+    A norm after anything else, or after a layer whose output is also read elsewhere, is left alone and named.
+    Source: Jacob et al. 2018, section 3.2.
+    """
+
+    layers: Patterns = "*"
+
+    def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
+        """The folded copy. Raises: NothingChangedError when no norm can be folded."""
+        start = time.monotonic()
+        model = duplicate(model)
+        pairs, skipped = pairs_to_fold(model, task.sample, self.layers)
+        changes = []
+        for layer_path, norm_path in pairs:
+            layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
+            _fold_(layer, norm)
+            replace_(model, norm_path, nn.Identity())
+            changes.append(Change(norm_path, f"folded into {layer_path}", "it scales and shifts that layer's outputs"))
+        if not changes:
+            why = "; ".join(f"'{c.path}': {c.why}" for c in skipped[:5]) or "the model has no batch norm"
+            raise NothingChangedError(f"Fold would change nothing: {why}; leave the step out.")
+        return model, Record(str(self), tuple(changes), tuple(skipped), {}, time.monotonic() - start)
+
+
+def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[list[tuple[str, str]], list[Change]]:
+    """(layer, norm) paths where the norm reads the layer's output and nothing else does; and the norms left, with reasons.
+
+    Runs the sample once: a norm follows a layer when it reads the very tensor the layer gave. Another reader of that
+    tensor is found by asking the autograd graph how often it is used.
+    """
+    given: dict[int, tuple[str, Tensor]] = {}
+    reads: dict[str, str] = {}
+    calls: dict[str, int] = {}
+
+    def gave(path: str) -> object:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            calls[path] = calls.get(path, 0) + 1
+            if isinstance(output, Tensor):
+                given[id(output)] = (path, output)  # the tensor is kept, so its id stays its own
+
+        return hook
+
+    def read(path: str) -> object:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            calls[path] = calls.get(path, 0) + 1
+            reads[path] = given[id(inputs[0])][0] if id(inputs[0]) in given else ""
+
+        return hook
+
+    model = duplicate(model).requires_grad_(True)
+    sample = _with_gradients(sample)
+    norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS) and matches(path, layers)}
+    sources = {path: m for path, m in model.named_modules() if isinstance(m, LAYERS)}
+    hooks = [m.register_forward_hook(gave(path)) for path, m in sources.items()]  # type: ignore[arg-type]
+    hooks += [m.register_forward_pre_hook(read(path)) for path, m in norms.items()]  # type: ignore[arg-type]
+    try:
+        with evaluating(model), torch.enable_grad():
+            output = call(model, sample)
+            users = _users(output, given)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    pairs, skipped = [], []
+    for path, norm in norms.items():
+        source = reads.get(path, "")
+        reason = ""
+        if not source:
+            reason = "it does not directly follow a Linear or convolution"
+        elif calls[path] > 1 or calls[source] > 1:
+            reason = "it or the layer before it is called more than once"
+        elif source not in users:
+            reason = f"what reads the output of '{source}' could not be seen"
+        elif users[source] > 1:
+            reason = f"the output of '{source}' is also read elsewhere"
+        elif norm.running_mean is None:
+            reason = "it keeps no running statistics"
+        if reason:
+            skipped.append(Change(path, "not folded", reason))
+        else:
+            pairs.append((source, path))
+    return pairs, skipped
+
+
+def _users(output: object, given: dict[int, tuple[str, Tensor]]) -> dict[str, int]:
+    """How many operations of the autograd graph read each layer's output."""
+    makers = {tensor.grad_fn: path for path, tensor in given.values() if tensor.grad_fn is not None}
+    users: dict[str, int] = {}
+    stack = [t.grad_fn for t in _tensors(output) if t.grad_fn is not None]
+    for maker in stack:
+        if maker in makers:
+            users[makers[maker]] = users.get(makers[maker], 0) + 1
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        for following, _ in node.next_functions:
+            if following in makers:
+                users[makers[following]] = users.get(makers[following], 0) + 1
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return users
+
+
+def _with_gradients(batch: Batch) -> Batch:
+    def ready(value: object) -> object:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.detach().clone().requires_grad_(True)
+        return value
+
+    if isinstance(batch, Tensor):
+        return batch.detach().clone().requires_grad_(batch.is_floating_point())
+    if isinstance(batch, Mapping):
+        return {name: ready(value) for name, value in batch.items()}
+    return tuple(ready(value) for value in batch)
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return [tensor for item in inner for tensor in _tensors(item)]
+
+
+@torch.no_grad()
+def _fold_(layer: nn.Module, norm: nn.Module) -> None:
+    """w · g and (b − mean) · g + beta, with g = gamma / sqrt(var + eps); a coded layer is coded again the same way."""
+    coded: dict[str, CodedTensor] = dict(layer.coded.items()) if isinstance(layer, Coded) else {}  # type: ignore[arg-type]
+    input_grid = layer._modules.get("input_grid")
+    decode_(layer)
+    decode_(norm)
+    gain = torch.rsqrt(norm.running_var + norm.eps)
+    gain = gain if norm.weight is None else gain * norm.weight
+    weight: Tensor = layer.weight
+    shape = [1] * weight.ndim
+    if isinstance(layer, TRANSPOSED):  # [in, out / groups, ...]: groups lie along the inputs
+        per_group = gain.view(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1)
+        scaled = weight * per_group.reshape(weight.shape[0], -1, *shape[2:])
+    else:
+        scaled = weight * gain.view(-1, *shape[1:])
+    bias = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
+    bias = bias * gain if norm.bias is None else bias * gain + norm.bias
+    layer.weight = nn.Parameter(scaled)
+    layer.bias = nn.Parameter(bias)
+    for name, tensor in coded.items():
+        code_(layer, name, _scaled(tensor, getattr(layer, name), gain, exact=name == "weight" and scaled.shape[0] == gain.numel()))
+    if input_grid is not None:
+        layer.input_grid = input_grid
+
+
+def _scaled(tensor: CodedTensor, values: Tensor, gain: Tensor, *, exact: bool) -> CodedTensor:
+    """The same codes with scales times the gain, where each scale belongs to one channel; else coded anew."""
+    if not exact or not isinstance(tensor, AffineTensor) or not bool(gain.all()):
+        return tensor.grid.encode(values)
+    rows = tensor.scale.float().view(-1, 1) if tensor.grid.per == "tensor" else tensor.scale.float().view(gain.numel(), -1)
+    grid = replace(tensor.grid, per="channel") if tensor.grid.per == "tensor" else tensor.grid
+    return AffineTensor.of(grid, values, (rows * gain.abs()[:, None]).flatten())

@@ -1,0 +1,86 @@
+"""Prune: the least important weights become zero."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from enxuto.errors import NothingChangedError, RangeError
+from enxuto.functional.keep import check_sparsity, keep_largest, keep_pattern
+from enxuto.functional.scores import lamp, magnitude
+from enxuto.select import Patterns
+from enxuto.surgery import Weight, duplicate, left_in_float, weights
+from enxuto.task import Change, Record, Task
+
+SCORES = {"magnitude": magnitude, "lamp": lamp}
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Zeros in place of the weights with the lowest scores; the zeros *are* the pattern, no mask remains.
+
+    `sparsity` is the fraction of zeros over all selected weights together (scope="global") or in each (scope="layer"),
+    exact to one weight. `pattern` ("2:4") keeps n of every m weights in a row instead. Weights that are zero already count.
+    Raises: RangeError for a sparsity outside [0, 1), an unknown score or scope.
+    Source: Han et al. 2015; LAMP scores from Lee et al. 2021.
+    """
+
+    sparsity: float = 0.5
+    layers: Patterns = "*"
+    scores: Literal["magnitude", "lamp"] = "lamp"
+    scope: Literal["global", "layer"] = "global"
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        if self.scores not in SCORES:
+            raise RangeError(f"scores={self.scores!r} is not known; use one of {', '.join(map(repr, SCORES))}.")
+        if self.scope not in ("global", "layer"):
+            raise RangeError(f"scope={self.scope!r} is not known; use 'global' or 'layer'.")
+
+    def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
+        """The pruned copy. Raises: NothingChangedError when every weight that would go is zero already."""
+        start = time.monotonic()
+        model = duplicate(model)
+        chosen = weights(model, self.layers)
+        changes, changed = [], False
+        for weight, keep in zip(chosen, self.keep(chosen), strict=True):
+            values = weight.read()
+            changed |= bool((values[~keep] != 0).any())
+            weight.write_(values * keep)
+            changes.append(Change(weight.key, f"{1 - float(keep.float().mean()):.1%} zeros", self._why(values, keep)))
+        if not changed:
+            raise NothingChangedError(
+                f"Prune(sparsity={self.sparsity}) would change nothing in {len(chosen)} weights: as many are zero already; "
+                "ask for a higher sparsity."
+            )
+        total = sum(weight.read().numel() for weight in chosen)
+        zeros = sum(int((weight.read() == 0).sum()) for weight in chosen)
+        figures = {"sparsity": zeros / total, "weights": float(total)}
+        skipped = tuple(left_in_float(model, self.layers))
+        return model, Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
+
+    def keep(self, chosen: list[Weight], sparsity: float | None = None) -> list[Tensor]:
+        """Which weights stay, one bool tensor for each; `sparsity` replaces the step's own (a gradual schedule)."""
+        sparsity = self.sparsity if sparsity is None else sparsity
+        values = [weight.read() for weight in chosen]
+        scored = [SCORES[self.scores](value) for value in values]
+        if self.pattern is not None:
+            return [keep_pattern(scores, self.pattern) for scores in scored]
+        if self.scope == "layer":
+            return [keep_largest(scores, sparsity) for scores in scored]
+        # zeros go first whatever their score, so that a step never revives or double counts them
+        flat = torch.cat([torch.where(v == 0, -1.0, s).flatten() for v, s in zip(values, scored, strict=True)])
+        parts = keep_largest(flat, sparsity).split([value.numel() for value in values])
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
+    def _why(self, values: Tensor, keep: Tensor) -> str:
+        if self.pattern is not None:
+            return f"the largest of every {self.pattern} stay"
+        if not bool(keep.any()) or bool(keep.all()):
+            return f"by {self.scores} score, {self.scope}"
+        return f"the smallest that stays is {float(values[keep].abs().min()):.2e} ({self.scores} score, {self.scope})"

@@ -1,0 +1,69 @@
+"""Quantize: weights, and if asked the inputs of layers, on affine grids of 1 to 8 bits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from enxuto.calibrate import input_ranges
+from enxuto.errors import RangeError
+from enxuto.functional.affine import activation_grid
+from enxuto.layers.activations import ActivationGrid
+from enxuto.layers.coded import Coded
+from enxuto.layers.grids import Affine, Grid, Per
+from enxuto.select import Patterns
+from enxuto.encode import code_biases_, code_weights_
+from enxuto.surgery import duplicate, left_in_float, weights
+from enxuto.task import Change, Record, Task
+
+INTEGER_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose inputs integer runtimes read as 8 bits
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Weights as integers of `bits` bits with a scale per tensor, channel or group; the copy is physically smaller.
+
+    `activations=8` also calibrates the inputs of Linear and convolution layers, which integer speed needs. `biases=8` codes
+    biases and the parameters of norms too. `fit="mse"` clips where that lowers the error; "absmax" never clips.
+    Raises: RangeError for bits outside 1..8 or activations other than 8; ShapeError for a group that does not divide.
+    Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference".
+    """
+
+    bits: int = 8
+    layers: Patterns = "*"
+    per: Per = "channel"
+    group: int = 64
+    activations: int | None = None
+    biases: int | None = None
+    fit: Literal["mse", "absmax"] = "mse"
+
+    def __post_init__(self) -> None:
+        self.grid()
+        if self.biases is not None:
+            Affine(self.biases)
+        if self.activations not in (None, 8):
+            raise RangeError(f"activations={self.activations} is not supported by any runtime here; use 8 or None.")
+
+    def grid(self) -> Grid:
+        """The grid every selected weight gets."""
+        return Affine(self.bits, self.per, self.group, self.fit)
+
+    def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
+        """The quantized copy."""
+        start = time.monotonic()
+        model = duplicate(model)
+        ranges = input_ranges(model, task.calibration) if self.activations else {}
+        changes = code_weights_(model, weights(model, self.layers), self.grid())
+        if self.biases is not None:
+            changes += code_biases_(model, self.layers, self.biases)
+        treated = {change.path.rpartition(".")[0] for change in changes}
+        for path, module in model.named_modules():
+            if path in treated and path in ranges and isinstance(module, INTEGER_LAYERS) and isinstance(module, Coded):
+                low, high = ranges[path]
+                module.input_grid = ActivationGrid(*activation_grid(low, high))
+                changes.append(Change(path, "input in 8 bits", f"inputs were seen from {low:.3g} to {high:.3g}"))
+        skipped = tuple(left_in_float(model, self.layers))
+        return model, Record(str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start)

@@ -1,0 +1,135 @@
+"""Recover: train what is left, with the original as the teacher."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from enxuto.errors import RangeError, TaskError
+from enxuto.functional.distill import same_outputs, soft_labels
+from enxuto.progress import counted
+from enxuto.surgery import duplicate
+from enxuto.task import Batch, Change, Record, Task, call, evaluating, first_tensor
+from enxuto.train import rehearse_, settle_
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recover:
+    """Fine-tuning with distillation from the original: zeros stay zero, coded weights learn their codes and grids.
+
+    `teacher` is the weight of the teacher in the loss (1 = labels are not used); without labels the calibration batches and
+    the teacher alone are used. The learning rate warms up and falls along a cosine. `devices` and `precision` are
+    lightning-fabric's.
+    Raises: RangeError for numbers out of range; TaskError when the training batches are not (inputs, targets).
+    Source: Hinton, Vinyals, Dean 2015; Polino, Pascanu, Alistarh 2018, "Model compression via distillation and quantization".
+    """
+
+    epochs: float = 1.0
+    learning_rate: float = 1e-3
+    teacher: float = 0.5
+    temperature: float = 4.0
+    weight_decay: float = 0.0
+    devices: int = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise RangeError(f"{name}={getattr(self, name)} is not a positive number; the default is {getattr(type(self), name)}.")
+        if not 0 <= self.teacher <= 1:
+            raise RangeError(f"teacher={self.teacher} is the teacher's weight in the loss and must be in [0, 1]; use 0.5.")
+
+    def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
+        """The trained copy."""
+        start = time.monotonic()
+        student = rehearse_(duplicate(model))
+        batches, total = self.batches(task)
+        losses = self._train(student, task, batches, total)
+        if not all(map(math.isfinite, losses)):
+            raise TaskError(
+                f"training diverged: the loss became {losses[-1]} after {len(losses)} batches; use a lower learning_rate than {self.learning_rate}."
+            )
+        settle_(student)
+        tail = losses[-max(1, len(losses) // 10) :]
+        figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
+        change = Change("", f"trained for {total} batches", f"loss {losses[0]:.3g} to {figures['loss_last']:.3g}")
+        return student, Record(str(self), (change,), (), figures, time.monotonic() - start)
+
+    def batches(self, task: Task) -> tuple[Iterator[tuple[Batch, Any]], int]:
+        """The batches of all epochs as (inputs, targets), and how many there are."""
+        labelled = task.train is not None and task.loss is not None
+        source: Iterable[Any] = task.train if task.train is not None else task.calibration
+        length = len(source) if hasattr(source, "__len__") else sum(1 for _ in source)
+        if not length:
+            raise TaskError("there is no batch to train on; give train=batches of (inputs, targets).")
+        total = max(1, round(self.epochs * length))
+
+        def stream() -> Iterator[tuple[Batch, Any]]:
+            done = 0
+            while done < total:
+                for item in source:
+                    if done == total:
+                        return
+                    if task.train is None:
+                        yield item, None
+                    elif not isinstance(item, (tuple, list)) or len(item) != 2:
+                        raise TaskError(f"train gave {type(item).__name__}; each batch must be a pair (inputs, targets).")
+                    else:
+                        yield item[0], item[1] if labelled else None
+                    done += 1
+
+        return stream(), total
+
+    def _train(self, student: nn.Module, task: Task, batches: Iterator[tuple[Batch, Any]], total: int) -> list[float]:
+        from lightning_fabric import Fabric
+
+        fabric = Fabric(accelerator="auto", devices=self.devices, precision=self.precision)
+        fabric.launch()
+        optimizer = torch.optim.AdamW(student.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        wrapped, optimizer = fabric.setup(student, optimizer)
+        teacher = fabric.to_device(duplicate(task.model).eval()) if self.teacher or task.loss is None else None
+        loss_of = self._loss(task, teacher)
+        warm = max(1, total // 20)
+        losses = []
+        with torch.random.fork_rng():
+            torch.manual_seed(task.seed)
+            wrapped.train()
+            for done, (inputs, targets) in enumerate(counted(batches, "recovering", total)):
+                inputs, targets = fabric.to_device((inputs, targets))
+                share = min((done + 1) / warm, 0.5 * (1 + math.cos(math.pi * done / total)))
+                for group in optimizer.param_groups:
+                    group["lr"] = self.learning_rate * share
+                optimizer.zero_grad(set_to_none=True)
+                loss = loss_of(call(wrapped, inputs), inputs, targets)
+                fabric.backward(loss)
+                fabric.clip_gradients(wrapped, optimizer, max_norm=5.0, error_if_nonfinite=False)
+                losses.append(float(loss.detach()))
+                if not math.isfinite(losses[-1]):
+                    break
+                optimizer.step()
+        student.to(next(iter(task.model.parameters())).device)
+        return losses
+
+    def _loss(self, task: Task, teacher: nn.Module | None) -> Callable[[Any, Batch, Any], Tensor]:
+        def loss(outputs: Any, inputs: Batch, targets: Any) -> Tensor:
+            own = task.loss(outputs, targets) if targets is not None and task.loss is not None else None
+            if teacher is None:
+                assert own is not None
+                return own
+            with evaluating(teacher):
+                wanted = first_tensor(call(teacher, inputs))
+            given = first_tensor(outputs)
+            logits = wanted.ndim == 2 and wanted.shape[1] > 1
+            taught = soft_labels(given, wanted, self.temperature) if logits else same_outputs(given, wanted)
+            return taught if own is None else self.teacher * taught + (1 - self.teacher) * own
+
+        return loss

@@ -1,0 +1,47 @@
+"""Share: weights share a few values, each weight is the index of one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from torch import nn
+
+from enxuto.layers.grids import Affine, Grid, Table
+from enxuto.select import Patterns
+from enxuto.encode import code_biases_, code_weights_
+from enxuto.surgery import duplicate, left_in_float, weights
+from enxuto.task import Record, Task
+
+
+@dataclass(frozen=True)
+class Share:
+    """At most 2^bits values for each weight tensor, placed by exact 1-D k-means; zero stays zero.
+
+    `biases=8` also puts biases and the parameters of norms on affine grids.
+    Raises: RangeError for bits outside 1..8.
+    Source: Han et al. 2016, "Deep Compression", section 3.
+    """
+
+    bits: int = 4
+    layers: Patterns = "*"
+    biases: int | None = None
+
+    def __post_init__(self) -> None:
+        self.grid()
+        if self.biases is not None:
+            Affine(self.biases)
+
+    def grid(self) -> Grid:
+        """The grid every selected weight gets."""
+        return Table(self.bits)
+
+    def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
+        """The copy with shared weights."""
+        start = time.monotonic()
+        model = duplicate(model)
+        changes = code_weights_(model, weights(model, self.layers), self.grid())
+        if self.biases is not None:
+            changes += code_biases_(model, self.layers, self.biases)
+        skipped = tuple(left_in_float(model, self.layers))
+        return model, Record(str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start)

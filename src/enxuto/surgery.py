@@ -1,0 +1,117 @@
+"""Reading, replacing and plainly copying parts of a model. Functions without a trailing underscore leave their input alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from enxuto.layers.coded import Coded, code_, decode_, weight_names
+from enxuto.layers.grids import CodedTensor
+from enxuto.layers.rehearsal import Rehearsal
+from enxuto.select import Patterns, matches, select
+from enxuto.task import Change
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy: nothing done to it reaches the original."""
+    return copy.deepcopy(model)
+
+
+def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts `module` in the place of the one at `path`, under every name that one has."""
+    old = model.get_submodule(path)
+    for parent in model.modules():
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[name] = module
+    module.train(old.training)
+
+
+def to_float(model: nn.Module) -> nn.Module:
+    """A copy in which every coded layer is the plain torch layer with decoded weights; input grids are gone."""
+    plain = duplicate(model)
+    for module in list(plain.modules()):
+        decode_(module)
+    return plain
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One weight of one layer, plain or coded: where it is and how to read and write it."""
+
+    path: str
+    name: str
+    module: nn.Module
+
+    @property
+    def key(self) -> str:
+        """The parameter's full name, "fc1.weight"."""
+        return f"{self.path}.{self.name}" if self.path else self.name
+
+    @property
+    def tensor(self) -> Tensor | CodedTensor | Rehearsal:
+        """What the layer keeps: a parameter, or a tensor module."""
+        if isinstance(self.module, Coded) and self.name in self.module.coded:
+            return self.module.coded[self.name]  # type: ignore[return-value]
+        return self.module._parameters[self.name]  # type: ignore[return-value]
+
+    def read(self) -> Tensor:
+        """The values, decoded and detached."""
+        tensor = self.tensor
+        with torch.no_grad():
+            return (tensor if isinstance(tensor, Tensor) else tensor()).detach()
+
+    def write_(self, values: Tensor) -> None:
+        """Puts other values of the same shape in; a coded weight keeps its grid."""
+        tensor = self.tensor
+        if isinstance(tensor, CodedTensor):
+            code_(self.module, self.name, tensor.recode(values))
+        elif isinstance(tensor, Rehearsal):
+            tensor.leaf.data.copy_(values)
+        else:
+            tensor.data.copy_(values)
+
+    def code_(self, tensor: nn.Module) -> None:
+        """Puts a tensor module in the weight's place."""
+        code_(self.module, self.name, tensor)
+
+
+def weights(model: nn.Module, layers: Patterns = "*") -> list[Weight]:
+    """The weights (not biases, not norms) of all layers that match; one that two layers share comes once.
+
+    Raises: LayerError when no layer matches.
+    """
+    found, seen = [], set()
+    for path, module in select(model, layers, lambda module: bool(weight_names(module))):
+        for name in weight_names(module):
+            weight = Weight(path, name, module)
+            if id(weight.tensor) not in seen:
+                seen.add(id(weight.tensor))
+                found.append(weight)
+    return found
+
+
+def twins(model: nn.Module, weight: Weight) -> list[Weight]:
+    """Every place that holds the very same tensor: the weight itself, and layers tied to it."""
+    return [
+        Weight(path, name, module)
+        for path, module in model.named_modules()
+        for name in weight_names(module)
+        if Weight(path, name, module).tensor is weight.tensor
+    ]
+
+
+def left_in_float(model: nn.Module, layers: Patterns = "*") -> Iterator[Change]:
+    """The parameters of two or more dimensions that no layer kind covers, and that a step therefore leaves alone."""
+    for path, module in model.named_modules():
+        names = weight_names(module)
+        for name, parameter in module._parameters.items():
+            if parameter is None or parameter.ndim < 2 or name in names or not matches(path or name, layers):
+                continue
+            key = f"{path}.{name}" if path else name
+            why = f"a parameter that {type(module).__name__} holds itself; no layer kind covers it"
+            yield Change(key, "left in float", why)
