@@ -1,0 +1,66 @@
+"""enxuto makes trained PyTorch networks physically small and fast, and proves it.
+
+The public names, resolved when they are first used: `import enxuto` alone loads neither torch nor anything heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from enxuto.artifact.save import ledger, load
+    from enxuto.compress import compress
+    from enxuto.errors import Error
+    from enxuto.recipe import run
+    from enxuto.result import Result
+    from enxuto.steps.channels import PruneChannels
+    from enxuto.steps.factorize import Factorize
+    from enxuto.steps.fold import Fold
+    from enxuto.steps.prune import Prune
+    from enxuto.steps.quantize import Quantize
+    from enxuto.steps.recover import Recover
+    from enxuto.steps.share import Share
+    from enxuto.task import Change, Record, Target, Task
+    from enxuto.train import Schedule, convert, prepare
+
+_HOMES = {
+    "Change": "task",
+    "Error": "errors",
+    "Factorize": "steps.factorize",
+    "Fold": "steps.fold",
+    "Prune": "steps.prune",
+    "PruneChannels": "steps.channels",
+    "Quantize": "steps.quantize",
+    "Record": "task",
+    "Recover": "steps.recover",
+    "Result": "result",
+    "Schedule": "train",
+    "Share": "steps.share",
+    "Target": "task",
+    "Task": "task",
+    "compress": "compress",
+    "convert": "train",
+    "evaluate": "use",
+    "export": "use",
+    "ledger": "artifact.save",
+    "load": "artifact.save",
+    "prepare": "train",
+    "report": "use",
+    "run": "recipe",
+    "save": "use",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'enxuto' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"enxuto.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -17,6 +17,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from enxuto.errors import RangeError
+from enxuto.layers.coded import Coded, code_
+from enxuto.layers.grids import CodedTensor
 
 IntArray = npt.NDArray[np.int64]
 
@@ -99,14 +101,12 @@ def cut_(model: nn.Module, removed: Iterable[tuple[Group, Collection[int]]]) -> 
         if keep.all():
             continue
         owner = model.get_submodule(path)
-        before = getattr(owner, name)
-        sharers = list(_sharers(model, before)) if isinstance(before, Tensor) else [(owner, name)]
+        sharers = list(_sharers(model, _held(owner, name)))
         take_(owner, name, dim, torch.from_numpy(keep))
-        after = getattr(owner, name)
         for module, alias in sharers:
-            if isinstance(before, Tensor) and module is not owner:
-                setattr(module, alias, after)
-            touched[module] = None
+            if (module, alias) != (owner, name):
+                _put_(module, alias, _held(owner, name))
+        touched.update(dict.fromkeys([owner, *(module for module, _ in sharers)]))
     for module in touched:
         settle_(module)
 
@@ -114,17 +114,41 @@ def cut_(model: nn.Module, removed: Iterable[tuple[Group, Collection[int]]]) -> 
 def take_(module: nn.Module, name: str, dim: int, keep: Tensor) -> None:
     """Keeps only some indices of one dimension of a module's parameter, buffer or channel count, in place.
 
-    Shapes: keep bool [size of dim]. Every cut of every tensor comes through here.
+    A coded weight keeps its codes wherever its grid allows it. Every cut of every tensor comes through here.
+    Shapes: keep bool [size of dim].
     """
-    value = getattr(module, name)
-    if isinstance(value, int):  # a layer without tensors that still counts its channels, as InstanceNorm2d does
-        setattr(module, name, int(keep.sum()))
-        return
-    smaller = value.detach().index_select(dim, keep.nonzero().flatten().to(value.device))
-    if isinstance(value, nn.Parameter):
-        setattr(module, name, nn.Parameter(smaller, requires_grad=value.requires_grad))
+    held = _held(module, name)
+    kept = keep.nonzero().flatten()
+    if isinstance(held, CodedTensor):
+        _put_(module, name, held.take(dim, kept.to(held.codes.device), name))
+    elif isinstance(held, nn.Parameter):
+        smaller = held.detach().index_select(dim, kept.to(held.device))
+        _put_(module, name, nn.Parameter(smaller, requires_grad=held.requires_grad))
+    elif isinstance(held, Tensor):
+        _put_(module, name, held.index_select(dim, kept.to(held.device)))
+    else:  # a layer without tensors that still counts its channels, as InstanceNorm2d does
+        setattr(module, name, len(kept))
+
+
+def _held(module: nn.Module, name: str) -> object:
+    if isinstance(module, Coded) and name in module.coded:
+        return module.coded[name]
+    return getattr(module, name)
+
+
+def _put_(module: nn.Module, name: str, value: object) -> None:
+    if isinstance(value, CodedTensor):
+        code_(module, name, value)
     else:
-        setattr(module, name, smaller)
+        setattr(module, name, value)
+
+
+def _sharers(model: nn.Module, tensor: object) -> Iterator[tuple[nn.Module, str]]:
+    for module in model.modules():
+        coded = module.coded.items() if isinstance(module, Coded) else ()
+        for name, other in [*module._parameters.items(), *module._buffers.items(), *coded]:
+            if other is tensor and other is not None:
+                yield module, name
 
 
 def settle_(module: nn.Module) -> None:
@@ -163,10 +187,3 @@ def _settle_convolution_(module: _ConvNd) -> None:
     else:
         module.groups = first // (module.out_channels // module.groups) if depthwise else module.groups
         module.in_channels, module.out_channels = second * module.groups, first
-
-
-def _sharers(model: nn.Module, tensor: Tensor) -> Iterator[tuple[nn.Module, str]]:
-    for module in model.modules():
-        for name, other in [*module._parameters.items(), *module._buffers.items()]:
-            if other is tensor:
-                yield module, name

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from enxuto.errors import LayerError
 from enxuto.layers.coded import Coded, code_, coded_names, decode_
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
-from enxuto.surgery import Weight, duplicate, twins, weights
+from enxuto.surgery import Weight, twins, weights
 
 
 def rehearse_(model: nn.Module) -> nn.Module:
@@ -57,12 +58,8 @@ def _uncode_(module: nn.Module, name: str) -> None:
 
 def all_weights(model: nn.Module) -> list[Weight]:
     """The weights of the model; none when no layer kind is known."""
-    from enxuto.errors import LayerError
-
     try:
         return weights(model)
     except LayerError:
         return []
 
-
-__all__ = ["all_weights", "duplicate", "rehearse_", "settle_"]

@@ -1,7 +1,8 @@
 """The .nxt file as bytes: a header, one stream per tensor, a checksum. What the tensors mean is not known here.
 
 Written whole or not at all, and the same input gives the same bytes. Reading trusts nothing: every length is checked
-before it is used, and no file makes the reader take much more memory than `memory_limit_bytes` says. See docs/format.md.
+before it is used, and no file makes the reader take much more memory than
+`memory_limit_bytes` says. See docs/format.md.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enxuto.coding.adaptive import decode_text, encode_text
 from enxuto.coding.bits import read_varint, write_varint
 from enxuto.coding.stream import MAX_SYMBOLS, decode_array, decode_integers, encode_array, encode_integers
 from enxuto.errors import ArtifactError
@@ -26,7 +28,7 @@ from enxuto.files import write_bytes
 MAGIC = b"\x93NXT"  # a first byte above 127 keeps the file from being taken for text
 VERSION = 1
 HEADER = "header"  # the key, among section names, of all bytes that are no payload
-MAX_HEADER_BYTES = 1 << 24
+MAX_HEADER_BYTES = 1 << 22  # some 40,000 tensors; bounds the time that a lying header can take
 FREE_BYTES = 1 << 26
 BYTES_PER_BYTE = 1024
 _CHECKSUM_BYTES = 4
@@ -36,8 +38,8 @@ _NATIVE = (
     *("float16", "float32", "float64", "complex64", "complex128"),
 )
 _DTYPES = {name: np.dtype(_FOREIGN.get(name, name)) for name in (*_NATIVE, *_FOREIGN)}
-# What headers usually say, the most usual last, where deflate reaches it in fewest bits.
-_DICTIONARY = (
+# What headers usually say, so that the text coder has seen it before. A change of it is a new VERSION.
+_PRIMER = (
     b'"complex64","float8_e4m3fn","int16","uint16",65536],"num_batches_tracked","int64",[],null],"running_mean","running_var",'
     b'"in_features":,"out_features":,"kernel_size":,"stride":,"padding":,"bias":true,"bits":8,"group":64,"per":"channel",'
     b'"args":{"kind":"CodedConv2d","path":"layers.0.conv1.coded.weight.zero_point","codebook","float16",[16],null],'
@@ -49,7 +51,8 @@ _DICTIONARY = (
 class Section:
     """One tensor as the file keeps it.
 
-    `dtype` is a numpy name, or "bfloat16", "float8_e4m3fn", "float8_e5m2", whose bits `array` holds as unsigned integers.
+    `dtype` is a numpy name, or "bfloat16", "float8_e4m3fn" or "float8_e5m2", whose bits `array` holds as unsigned
+    integers.
     `symbols` is the number of different codes when `array` holds codes, one per element, as uint8 or uint16; else None.
     """
 
@@ -77,11 +80,12 @@ def write(path: str | os.PathLike[str], meta: Mapping[str, Any], sections: Seque
     if len(text) > MAX_HEADER_BYTES:
         raise ArtifactError(f"the header of '{path}' takes {len(text)} bytes; keep it below {MAX_HEADER_BYTES}.")
     payloads = [encode_array(s.array) if s.symbols is None else encode_integers(s.array, s.symbols) for s in sections]
-    header = _squeeze(text)
+    header = encode_text(text, _PRIMER)
     body = b"".join(
         [
             MAGIC,
             bytes([VERSION]),
+            write_varint(len(text)),
             write_varint(len(header)),
             header,
             *(write_varint(len(p)) for p in payloads),
@@ -130,7 +134,8 @@ def sizes(path: str | os.PathLike[str]) -> dict[str, int]:
 def memory_limit_bytes(file_bytes: int) -> int:
     """The bytes of tensors that a file of this size may hold: 64 MiB, and 1 KiB for each of its bytes.
 
-    `write` pads a file that would hold more (only constants of enormous size do), so that this bound refuses none of ours.
+    `write` pads a file that would hold more (only constants of enormous size do), so that the bound refuses none of
+    ours.
     """
     return FREE_BYTES + BYTES_PER_BYTE * file_bytes
 
@@ -171,11 +176,12 @@ def _load(path: str | os.PathLike[str]) -> bytes:
 def _parse(path: str | os.PathLike[str], data: bytes) -> tuple[dict[str, Any], list[tuple[_Entry, int, int]]]:
     """The meta, and for each section its entry with the place where its stream starts and ends."""
     try:
-        length, at = read_varint(data, len(MAGIC) + 1)
         end = len(data) - _CHECKSUM_BYTES
-        if length > end - at:
-            raise ArtifactError(f"the header of {length} bytes does not fit into {end - at}")
-        meta, entries = _header(data[at : at + length])
+        letters, at = read_varint(data[:end], len(MAGIC) + 1)
+        length, at = read_varint(data[:end], at)
+        if length > end - at or letters > MAX_HEADER_BYTES:
+            raise ArtifactError(f"a header of {letters} letters in {length} bytes does not fit into {end - at}")
+        meta, entries = _header(decode_text(data[at : at + length], letters, _PRIMER))
         at += length
         lengths = []
         for _ in entries:
@@ -195,9 +201,9 @@ def _parse(path: str | os.PathLike[str], data: bytes) -> tuple[dict[str, Any], l
     return meta, table
 
 
-def _header(packed: bytes) -> tuple[dict[str, Any], list[_Entry]]:
+def _header(text: bytes) -> tuple[dict[str, Any], list[_Entry]]:
     try:
-        plain = json.loads(_stretch(packed).decode(), parse_constant=_no_constant)
+        plain = json.loads(text.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the header is not JSON ({error})") from error
     match plain:
@@ -257,23 +263,6 @@ def _ledger(names: Sequence[str], lengths: Iterable[int], file_bytes: int) -> di
     by_name = dict(zip(names, lengths, strict=True))
     rest = file_bytes - sum(by_name.values())
     return by_name | {HEADER: rest + by_name.get(HEADER, 0)}
-
-
-def _squeeze(text: bytes) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=_DICTIONARY)
-    return packer.compress(text) + packer.flush()
-
-
-def _stretch(packed: bytes) -> bytes:
-    """The header's text, never more than `MAX_HEADER_BYTES`."""
-    unpacker = zlib.decompressobj(-15, zdict=_DICTIONARY)
-    try:
-        text = unpacker.decompress(packed, MAX_HEADER_BYTES)
-    except zlib.error as error:
-        raise ArtifactError(f"the header does not unpack ({error})") from error
-    if not unpacker.eof or unpacker.unused_data:
-        raise ArtifactError(f"the header does not end where it should, within {MAX_HEADER_BYTES} bytes")
-    return text
 
 
 def _no_constant(name: str) -> None:

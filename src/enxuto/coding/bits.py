@@ -1,16 +1,20 @@
 """Codes of any width from 1 to 16 bits, packed without a gap; and the varint that lengths are written in.
 
-The first code sits in the lowest bits of the first byte. Entropy coding is in `coder`; which of the two is used, in `stream`.
+The first code sits in the lowest bits of the first byte. Entropy coding is in `coder` and `adaptive`; which of them is
+used, in `stream`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from enxuto.errors import ArtifactError, RangeError
 
-Codes = NDArray[np.uint8] | NDArray[np.uint16]
+Codes = NDArray[np.unsignedinteger[Any]]
+"""One symbol per element: uint8 up to 256 symbols, uint16 above."""
 MAX_BITS = 16
 _GROUP = 8  # eight codes of b bits fill b bytes exactly, so every column of a group has one fixed shift
 _VARINT_BYTES = 9  # 63 bits: more than any length on a disk

@@ -6,6 +6,7 @@ The loops are in `kernels`, which is imported at the first call, because numba t
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from enxuto.coding.bits import Codes, read_varint, write_varint
 from enxuto.coding.models import Model, read_table
@@ -13,7 +14,12 @@ from enxuto.errors import ArtifactError
 
 _LANES = 4
 _STATE_BYTES = 4 * _LANES
-OVERHEAD_BYTES = 1 + 2 * _LANES  # the length of the table, and two bytes a lane that carry no information
+_OVERHEAD_BYTES = 1 + 2 * _LANES  # the length of the table, and two bytes a lane that carry no information
+
+
+def estimate(counts: NDArray[np.int64], model: Model, table: bytes) -> float:
+    """The bytes that `encode` will give for codes with these counts."""
+    return model.bits(counts) / 8 + len(table) + _OVERHEAD_BYTES
 
 
 def encode(codes: Codes, model: Model, table: bytes) -> bytes:
@@ -56,7 +62,7 @@ def decode(data: bytes, count: int, symbols: int) -> Codes:
     slots = np.repeat(np.arange(symbols, dtype=np.uint8 if symbols <= 256 else np.uint16), frequencies)
     offsets = np.arange(total) - np.repeat(np.cumsum(frequencies) - frequencies, frequencies)
     table = (np.repeat(frequencies, frequencies) << 16 | offsets).astype(np.uint32)
-    out = np.empty(-(-count // _LANES) * _LANES, slots.dtype)
+    out: Codes = np.empty(-(-count // _LANES) * _LANES, slots.dtype)
     if not rans_decode(words, used, states, table, slots, model.precision, out):
         raise ArtifactError(f"an entropy-coded stream of {count} codes does not decode; the file is damaged.")
     return out[:count]

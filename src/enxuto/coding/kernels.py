@@ -7,13 +7,23 @@ Source: J. Duda, "Asymmetric numeral systems", 2013; F. Giesen, "Interleaved ent
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 LANES = 4
 LOW = 1 << 16
+
+
+def hot(function: Function) -> Function:
+    """The function compiled at its first call, and kept on the disk for the next process where a disk can be written."""
+    try:
+        return numba.njit(cache=True)(function)
+    except RuntimeError:  # numba finds no folder it may write to: compile anew in each process
+        return numba.njit(function)
 
 
 @numba.njit(inline="always")
@@ -28,7 +38,7 @@ def _put(x: Any, f: Any, s: Any, precision: Any, words: Any, at: Any) -> Any:
     return (np.uint64(q) << np.uint64(precision)) + np.uint64(wide - q * f) + np.uint64(s), at
 
 
-@numba.njit(cache=True)
+@hot
 def rans_encode(codes: Any, frequencies: Any, starts: Any, precision: int, mode: int, words: Any, states: Any) -> int:
     """Fills `words` from its end and `states`; gives the place of the first word written.
 
@@ -68,7 +78,7 @@ def _get(x: Any, table: Any, slots: Any, precision: Any, words: Any, at: Any) ->
     return slots[slot], x, at
 
 
-@numba.njit(cache=True)
+@hot
 def rans_decode(words: Any, used: int, states: Any, table: Any, slots: Any, precision: int, out: Any) -> bool:
     """Fills `out` (size a multiple of four); False when the words run out, are left over or do not fit.
 

@@ -63,7 +63,7 @@ def fit(counts: NDArray[np.int64], precision: int) -> Model:
 
 
 def best(counts: NDArray[np.int64]) -> tuple[Model, bytes] | None:
-    """The model, with its table, that makes table and symbols together smallest; None when no precision holds them all."""
+    """The model and its table that are smallest together with the symbols; None when no precision holds them all."""
     found: tuple[float, Model, bytes] | None = None
     for precision in PRECISIONS:
         if np.count_nonzero(counts) <= 1 << precision:
@@ -76,10 +76,10 @@ def best(counts: NDArray[np.int64]) -> tuple[Model, bytes] | None:
 
 
 def write_table(model: Model) -> bytes:
-    """The model in few bytes: precision, the most frequent symbol (its frequency follows from the sum), then the others.
+    """Few bytes: precision, order, the most frequent symbol (its frequency follows from the sum), then the others.
 
-    The others are exponential Golomb codes of the order that is shortest; behind a 0 stands the number of further zeros,
-    so that rare and absent symbols cost little. 16 symbols of a sparse layer take about 15 bytes.
+    The others are exponential Golomb codes of the order that is shortest; behind a 0 stands the number of further
+    zeros, so that rare and absent symbols cost little. 16 symbols of a sparse layer take about 15 bytes.
     """
     mode = int(model.frequencies.argmax())
     others = np.delete(model.frequencies, mode)
@@ -148,7 +148,7 @@ class _Bits:
 
 
 def _price(count: int, frequency: int, step: int) -> float:
-    """The change in size for one unit more (step 1) or less (step -1): the slope count / frequency at the unit's middle.
+    """The change in size for a unit more (step 1) or less (step -1): the slope count / frequency at its middle.
 
     A plain division, unlike a logarithm, is the same on every machine, and so are the bytes.
     """

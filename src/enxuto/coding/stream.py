@@ -1,4 +1,4 @@
-"""Streams that say how they are coded: the first byte names the method, and the method is the one that gave fewest bytes.
+"""Streams whose first byte names the method they are coded with: the one that gave fewest bytes.
 
 Two kinds: integer codes (`encode_integers`) and arrays of any type (`encode_array`). The number of elements is not in
 the stream; whoever keeps the stream keeps the shape. No stream is longer than its raw elements and one byte.
@@ -6,24 +6,29 @@ the stream; whoever keeps the stream keeps the shape. No stream is longer than i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.coding import coder, floats, models
+from enxuto.coding import adaptive, coder, floats, models
 from enxuto.coding.bits import Codes, pack, packed_bytes, read_varint, unpack, width, write_varint
 from enxuto.errors import ArtifactError, RangeError
 
 MAX_SYMBOLS = 1 << 16
 CONSTANT, RAW, STATIC, ADAPTIVE, NARROW, PLANES, SPARSE = range(7)
+_FEW = 8  # elements for which the lengths of planes alone cost more than planes save
+_SMALL_CODES = 1 << 12
+_SAMPLE_CODES = 1 << 17
+_NOISE = 0.98
+_CLEARLY = 0.99
 METHODS = ("constant", "raw", "static", "adaptive", "narrow", "planes", "sparse")
 
 
 def encode_integers(codes: NDArray[Any], symbols: int) -> bytes:
     """The codes in the fewest bytes found; empty for no codes.
 
+    The first axis of the shape is taken for the rows of a matrix, whose columns may have something in common.
     Shapes: codes [...] of uint8 or uint16, one symbol per element, each below `symbols`.
     Raises: RangeError when a code is not below `symbols`, or there are more than 65,536 symbols.
     """
@@ -33,17 +38,16 @@ def encode_integers(codes: NDArray[Any], symbols: int) -> bytes:
     if bool((flat == flat[0]).all()):
         return bytes([CONSTANT]) + _short(int(flat[0]))
     bits = width(symbols)
-    size, method, make = packed_bytes(flat.size, bits), RAW, lambda: pack(flat, bits)
+    smallest = bytes([RAW]) + pack(flat, bits)
     counts = np.bincount(flat, minlength=symbols)
-    candidates: list[tuple[float, int, Callable[[], bytes]]] = [(size, method, make)]
     modelled = models.best(counts)
-    if modelled is not None:
-        model, table = modelled
-        estimate = model.bits(counts) / 8 + len(table) + coder.OVERHEAD_BYTES
-        candidates.append((estimate, STATIC, lambda: coder.encode(flat, model, table)))
-    coded = [(method, make()) for estimate, method, make in candidates if estimate <= size]
-    method, data = min(coded, key=lambda pair: len(pair[1]))
-    return bytes([method]) + data
+    if modelled is not None and coder.estimate(counts, *modelled) < len(smallest):
+        smallest = min(smallest, bytes([STATIC]) + coder.encode(flat, *modelled), key=len)
+    stride = flat.size // codes.shape[0] if codes.ndim > 1 and codes.shape[0] > 1 else 1
+    if _may_adapt(flat, stride, symbols, len(smallest) / packed_bytes(flat.size, bits)):
+        data = adaptive.encode(flat, stride, symbols, budget=len(smallest) - 2)
+        smallest = smallest if data is None else bytes([ADAPTIVE]) + data
+    return smallest
 
 
 def decode_integers(data: bytes, count: int, symbols: int) -> Codes:
@@ -63,6 +67,8 @@ def decode_integers(data: bytes, count: int, symbols: int) -> Codes:
         codes = unpack(body, count, width(symbols))
     elif method == STATIC:
         codes = coder.decode(body, count, symbols)
+    elif method == ADAPTIVE:
+        codes = adaptive.decode(body, count, symbols)
     else:
         raise _unknown(method, "codes")
     if int(codes.max()) >= symbols:
@@ -83,8 +89,9 @@ def encode_array(array: NDArray[Any]) -> bytes:
     if bool((values == values[0]).all()):
         return bytes([CONSTANT]) + _short(int(values[0]))
     coded = [bytes([RAW]) + values.tobytes(), _narrow(values)]
-    if values.size > 8:  # below, the plane lengths alone cost more than planes save
-        coded += [_planes(values), _sparse(values)]
+    if values.size > _FEW:
+        shape = array.shape if values.size == array.size else values.shape
+        coded += [_planes(values, shape), _sparse(values, shape)]
     return min((data for data in coded if data), key=len)
 
 
@@ -150,25 +157,47 @@ def _narrow(values: NDArray[Any]) -> bytes:
     return bytes([NARROW]) + table[:, :kept].tobytes()
 
 
-def _planes(values: NDArray[Any]) -> bytes:
-    """Each byte plane coded by itself, with or without the sign moved beside the mantissa, whichever is smaller."""
-    coded = []
-    for rotated in (False, True):
-        planes = [encode_integers(plane, 256) for plane in floats.split(values, rotated)]
-        parts = [write_varint(len(plane)) + plane for plane in planes[:-1]]
-        coded.append(bytes([PLANES, rotated]) + b"".join(parts) + planes[-1])
-    return min(coded, key=len)
+def _planes(values: NDArray[Any], shape: tuple[int, ...]) -> bytes:
+    """Each byte plane coded by itself, with the sign moved beside the mantissa when that looks smaller."""
+    tried = [(floats.split(values, rotated), rotated) for rotated in (False, True)]
+    planes, rotated = min(tried, key=lambda pair: sum(map(_entropy_bytes, pair[0])))
+    streams = [encode_integers(plane.reshape(shape), 256) for plane in planes]
+    parts = [write_varint(len(stream)) + stream for stream in streams[:-1]]
+    return bytes([PLANES, rotated]) + b"".join(parts) + streams[-1]
 
 
-def _sparse(values: NDArray[Any]) -> bytes:
+def _sparse(values: NDArray[Any], shape: tuple[int, ...]) -> bytes:
     """Where the elements are not zero, then those; empty when no element is zero."""
     filled = values != 0
     if bool(filled.all()):
         return b""
-    mask = encode_integers(filled.view(np.uint8), 2)
+    mask = encode_integers(filled.view(np.uint8).reshape(shape), 2)
     kept = values[filled]
-    planes = [_planes(kept)] if kept.size > 8 else []
+    planes = [_planes(kept, kept.shape)] if kept.size > _FEW else []
     return bytes([SPARSE]) + write_varint(len(mask)) + mask + min([bytes([RAW]) + kept.tobytes(), *planes], key=len)
+
+
+def _may_adapt(flat: Codes, stride: int, symbols: int, left: float) -> bool:
+    """Whether the slow coder is worth its time, `left` being what the others leave of the raw bytes.
+
+    Small tensors: always. Larger ones: unless they look like noise, when a part of them comes out clearly smaller.
+    """
+    if symbols > adaptive.MAX_SYMBOLS or flat.size > adaptive.MAX_CODES:
+        return False
+    if flat.size <= _SAMPLE_CODES:
+        return flat.size <= _SMALL_CODES or left < _NOISE
+    if left >= _NOISE:
+        return False
+    sample = flat[:_SAMPLE_CODES]
+    budget = int(_CLEARLY * _entropy_bytes(sample))
+    return adaptive.encode(sample, min(stride, sample.size), symbols, budget) is not None
+
+
+def _entropy_bytes(codes: Codes) -> float:
+    """The bytes the codes take at their order-0 entropy."""
+    counts = np.bincount(codes)
+    used = counts[counts > 0]
+    return float((used * np.log2(codes.size / used)).sum()) / 8
 
 
 def _checked(codes: NDArray[Any], symbols: int) -> Codes:

@@ -79,7 +79,7 @@ def inputs(x: Tensor, batch_size: int = 128) -> list[Tensor]:
     """
     if batch_size < 1:
         raise RangeError(f"batch_size={batch_size} cuts {len(x)} samples into nothing; use 1 or more.")
-    return list(x.split(batch_size))
+    return list(torch.split(x, batch_size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Accuracy:
         device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), self.x.device)
         right: list[Tensor] = []
         with evaluating(model):
-            for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
+            for x, y in zip(inputs(self.x, self.batch_size), inputs(self.y, self.batch_size), strict=True):
                 scores = first_tensor(model(x.to(device)))
                 if scores.ndim != 2 or len(scores) != len(y):
                     raise ShapeError(

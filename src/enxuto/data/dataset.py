@@ -54,7 +54,7 @@ def load(source: str | Path = "auto", seed: int = 0) -> Dataset:
 
     "auto" is "fashion-mnist" where Debian's package is installed, else "digits" of scikit-learn, which always works.
     Validation is cut from the training data with `seed`; the test is always the same.
-    Raises: DataError when the source is no such name or folder, or a file in it is missing, damaged or contradicts another.
+    Raises: DataError when the source is no such name or folder, or a file in it is missing, damaged or contradictory.
     """
     if source == "auto":
         source = "fashion-mnist" if _idx_file(FASHION_MNIST, "train-images-idx3-ubyte") else "digits"
@@ -90,7 +90,9 @@ def _idx_folder(folder: Path, seed: int) -> Dataset:
         shapes = f"{train[0].shape[1:]} and {test[0].shape[1:]}"
         raise DataError(f"'{folder}' holds images of {shapes} pixels to train and to test; they must have one size.")
     if test[1].max() > train[1].max():
-        raise DataError(f"'{folder}' tests class {test[1].max()}, which is not among its training labels; fetch it again.")
+        raise DataError(
+            f"'{folder}' tests class {test[1].max()}, which is not among its training labels; fetch it again."
+        )
     validation = len(train[0]) // _VALIDATION_PART
     if not validation:
         raise DataError(
@@ -106,7 +108,9 @@ def _idx_pair(folder: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.ui
     files = [_idx_file(folder, name) for name in names]
     for name, file in zip(names, files, strict=True):
         if file is None:
-            raise DataError(f"'{folder}' has no '{name}' (or '{name}.gz'); a folder of the four MNIST idx files is needed.")
+            raise DataError(
+                f"'{folder}' has no '{name}' (or '{name}.gz'); a folder of the four MNIST idx files is needed."
+            )
     images, labels = (read_idx(file, dimensions=d) for file, d in zip(files, (3, 1), strict=True) if file)
     if len(images) != len(labels):
         raise DataError(f"'{folder}' holds {len(images)} {part} images but {len(labels)} labels; fetch both again.")
@@ -114,7 +118,7 @@ def _idx_pair(folder: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.ui
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
-    """The file of that name in the folder, gzipped or not, also where the last "-" is a "." as some archives have it."""
+    """The file of that name in the folder, gzipped or not; some archives write ".idx" instead of "-idx"."""
     stem, dash, suffix = name.partition("-idx")
     for candidate in (name, f"{stem}.{dash[1:]}{suffix}"):
         for path in (folder / candidate, folder / f"{candidate}.gz"):

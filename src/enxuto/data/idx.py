@@ -10,7 +10,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,13 @@ _CHUNK_BYTES = 2**20
 
 
 def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    """The array in an idx file of unsigned bytes: images have 3 dimensions [samples, height, width], labels 1 [samples].
+    """The array in an idx file of unsigned bytes.
 
+    Shapes: images [samples, height, width] have 3 dimensions, labels [samples] have 1.
     Raises: DataError when the file cannot be read, is no such idx file, or is shorter or longer than its header says.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with _open(path) as file:
             shape = _read_header(file, path, dimensions)
             size = math.prod(shape)
             data = _read_at_most(file, size + 1)
@@ -38,6 +39,11 @@ def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
         fault = "less" if len(data) < size else "more"
         raise DataError(f"'{path}' holds {fault} than the {size} bytes its header {shape} says; fetch it again.")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The bytes of a file, unzipped where its name ends in .gz."""
+    return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def _read_header(file: IO[bytes], path: Path, dimensions: int) -> tuple[int, ...]:

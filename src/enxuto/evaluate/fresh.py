@@ -89,6 +89,17 @@ def _pickled(value: object, what: str) -> bytes:
     return data
 
 
+def _opened(job: str) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
+    try:
+        work: tuple[Callable[..., object], tuple[object, ...], dict[str, object]] = pickle.loads(Path(job).read_bytes())
+    except (ImportError, AttributeError, TypeError, RuntimeError) as error:
+        raise UnpicklableError(
+            f"the job cannot be opened in a fresh process ({type(error).__name__}: {error}); "
+            "put the module it names on sys.path, and what it needs into that module."
+        ) from error
+    return work
+
+
 def _sendable(error: Exception) -> Exception:
     """The error itself if it survives the journey, else one that holds its type and message."""
     try:
@@ -102,7 +113,7 @@ def _sendable(error: Exception) -> Exception:
 
 def _main(job: str, answer: str) -> None:
     try:
-        function, args, kwargs = pickle.loads(Path(job).read_bytes())
+        function, args, kwargs = _opened(job)
         data = _pickled(("result", function(*args, **kwargs)), "the result of the function")
     except Exception as error:
         sent = _sendable(error)

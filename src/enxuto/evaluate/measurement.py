@@ -4,35 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+Interval = tuple[float, float] | None
+"""95 % interval of a paired difference; None when `evaluate` gives a single number, which has no spread."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """One exported file of a network, as it behaved in its runtime."""
+    """One exported file of a network, as it behaved in its runtime; not timed when the original could not be exported."""
 
     runtime: str  # "onnxruntime"
     precision: str  # "fp32" or "int8"
     file_bytes: int
     quality: float
     quality_change: float  # against the original; paired where there is one value per sample
-    quality_change_interval: tuple[float, float]
-    latency_ms: float  # median
+    quality_change_interval: Interval
+    latency_ms: float | None  # median
     latency_samples_ms: tuple[float, ...]
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     integer_operators: int = 0  # in the optimised graph
     float_operators: int = 0  # convolutions, matrix products and adds that stayed in float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a network costs and gives. Latency and memory are those of the export that `runtime` and `precision` name."""
+    """What a network costs and gives. Latency and memory are those of the export that `precision` names.
+
+    They are None, without samples and with precision "none", when the network could not be exported.
+    """
 
     file_bytes: int
     quality: float
     parameters: int
     macs: int
-    latency_ms: float
+    latency_ms: float | None
     latency_samples_ms: tuple[float, ...]
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     precision: str
 
 
@@ -44,7 +50,7 @@ class Evaluation:
     compressed: Measurement
     quality_name: str  # "test", "evaluate" (validation) or "agreement" (with the original's outputs)
     quality_change: float
-    quality_change_interval: tuple[float, float]  # 95 %
+    quality_change_interval: Interval
     samples: int  # how many paired samples the interval rests on; 0 when evaluate gives one number
     exports: tuple[Exported, ...] = ()
     notes: tuple[str, ...] = ()  # what must be said aloud: int8 slower than fp32, not reloaded in a fresh process, ...
@@ -56,6 +62,8 @@ class Evaluation:
         return self.original.file_bytes / self.compressed.file_bytes
 
     @property
-    def speedup(self) -> float:
-        """Median latency of the original over that of the compressed network, interleaved in one run."""
+    def speedup(self) -> float | None:
+        """Median latency of the original over that of the compressed network, interleaved in one run; None if unknown."""
+        if self.original.latency_ms is None or self.compressed.latency_ms is None:
+            return None
         return self.original.latency_ms / self.compressed.latency_ms

@@ -59,7 +59,7 @@ def to_onnx(model: nn.Module, sample: Batch, path: str | os.PathLike[str], *, dy
             except ExportError as error:
                 reason = str(error).split("; ")[0]
                 notes.append(
-                    f"the batch size of the .onnx file is fixed at {batch_size(sample)}, because a free one failed: {reason}"
+                    f"the first axis (the batch) of the .onnx file is fixed at {batch_size(sample)}; a free one failed: {reason}"
                 )
         _write(model, sample, outputs, temporary, dynamic=False)
         return Exported(False, _difference(model, sample, temporary), tuple(notes))
@@ -145,9 +145,9 @@ def _tidy(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _layer(node: onnx.NodeProto) -> str:
     """The path of the layer a node belongs to: of its weight if that kept its name, else where torch says it was called."""
-    for name in node.input[1:2]:
-        if name.endswith(".weight"):
-            return name.removesuffix(".weight")
+    weight = node.input[1] if node.op_type.startswith(("Conv", "Gemm")) else ""
+    if weight.endswith(".weight"):
+        return weight.removesuffix(".weight")
     scopes = next((item.value for item in node.metadata_props if item.key == "pkg.torch.onnx.name_scopes"), "[]")
     path: list[str] = ast.literal_eval(scopes)[:-1]
     return path[-1] if path and not path[-1].startswith("_empty_nn_module") else ""

@@ -1,4 +1,7 @@
-"""The charts of the page, as plotly figures: what is shown and how it is labelled. Colours of text and lines are the page's."""
+"""The charts of the page, as plotly figures: what is shown and how it is labelled.
+
+Colours of text and grid lines are the page's, so that they follow light, dark and paper.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def treemaps(document: Document) -> list[Chart]:
         if total > 0:
             title = f"{which.capitalize()}: {format_bytes(total)}"
             largest = max(summary.totals(entries).items(), key=lambda item: item[1])
-            caption = f"Bytes by layer {which} compression; the largest is {summary.layer_word(largest[0])}"
+            caption = f"Bytes by layer {which} compression; the largest is {largest[0]}"
             caption += f" with {words.percent(largest[1] / total, 0)}."
             charts.append(Chart(f"bytes-{which}", title, caption, _treemap(entries, colours)))
     return charts
@@ -68,7 +71,9 @@ def latency(document: Document) -> list[Chart]:
                 hovertemplate="%{x:.4g} ms<extra></extra>",
             )
         )
-    figure.update_xaxes(title={"text": "milliseconds a call", "font": {"size": 13}}, rangemode="tozero", fixedrange=True, nticks=6)
+    figure.update_xaxes(
+        title={"text": "milliseconds a call", "font": {"size": 13}}, rangemode="tozero", fixedrange=True, nticks=6
+    )
     figure.update_yaxes(fixedrange=True, automargin=True)
     caption = "Latency samples of each export; the dots are single runs, the box is the middle half."
     return [Chart("latency", "Latency of single calls", caption, figure)]
@@ -91,22 +96,26 @@ def history(document: Document) -> list[Chart]:
     if document.target and document.target.size:
         figure.add_vline(x=document.target.size / 1000, line={"color": ROOT, "dash": "dot", "width": 1.5})
         figure.add_annotation(
-            x=document.target.size / 1000, y=0, yref="paper", text="goal", showarrow=False, xanchor="left", yanchor="bottom"
+            x=document.target.size / 1000,
+            y=0,
+            yref="paper",
+            text="goal",
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
         )
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
     caption = f"{words.plural(len(trials), 'trial')} of the search by file size and quality."
     return [Chart("history", "Quality against file size, one dot a recipe", caption, figure)]
 
 
-def _dots(
-    document: Document, trials: Sequence[Trial], name: str, colour: str, symbol: str, mode: str
-) -> go.Scatter:
+def _dots(document: Document, trials: Sequence[Trial], name: str, colour: str, symbol: str, mode: str) -> go.Scatter:
     scale = 100 if document.is_fraction else 1
-    notes = [
-        f"{_safe(trial.recipe)}<br>{format_bytes(trial.file_bytes)}, "
-        f"{words.quality(trial.quality, document.is_fraction)}, after {words.seconds(trial.seconds)}<br>{_safe(trial.why)}"
-        for trial in trials
-    ]
+    notes = []
+    for trial in trials:
+        figures = f"{format_bytes(trial.file_bytes)}, {words.quality(trial.quality, document.is_fraction)}"
+        when = f"after {words.seconds(trial.seconds)}"
+        notes.append("<br>".join(map(_safe, [trial.recipe, f"{figures}, {when}", trial.why])))
     return go.Scatter(
         x=[trial.file_bytes / 1000 for trial in trials],
         y=[scale * trial.quality for trial in trials if trial.quality is not None],
@@ -130,7 +139,7 @@ class _Tile:
 
 
 def _grow(label: str, path: str, items: Sequence[tuple[tuple[str, ...], int]]) -> _Tile:
-    """The tile of everything in `items`: how to get there from here, and its bytes. What holds one thing merges with it."""
+    """The tile of everything in `items` (way and bytes); a module merges with its only child."""
     groups: dict[str, list[tuple[tuple[str, ...], int]]] = {}
     for way, size in items:
         if way:
@@ -149,7 +158,7 @@ def _grow(label: str, path: str, items: Sequence[tuple[tuple[str, ...], int]]) -
 def _way(entry: Entry) -> tuple[str, ...]:
     """The way from the root to an entry: modules by name, then the kind of bytes or the tensor."""
     kind = entry.kind or entry.name.rpartition(".")[2] or "bytes"
-    return (*(entry.path or summary.layer_word("", [kind])).split("."), kind)
+    return (*summary.place(entry).split("."), kind)
 
 
 def _treemap(entries: Sequence[Entry], colours: dict[str, str]) -> go.Figure:
@@ -167,7 +176,7 @@ def _treemap(entries: Sequence[Entry], colours: dict[str, str]) -> go.Figure:
     figure = go.Treemap(
         ids=[own for _, own, _ in tiles],
         parents=[parent for _, _, parent in tiles],
-        labels=[_safe(words.printable(tile.label)) for tile, _, _ in tiles],
+        labels=[_safe(tile.label) for tile, _, _ in tiles],
         values=[tile.bytes for tile, _, _ in tiles],
         text=[format_bytes(tile.bytes) for tile, _, _ in tiles],
         branchvalues="total",
@@ -183,7 +192,8 @@ def _treemap(entries: Sequence[Entry], colours: dict[str, str]) -> go.Figure:
 
 def _colours(entries: Sequence[Entry]) -> dict[str, str]:
     """A colour for every layer, the same in both maps; the header and what only holds layers stay grey."""
-    paths = dict.fromkeys(entry.path for entry in entries if entry.path)
+    paths = dict.fromkeys(summary.place(entry) for entry in entries)
+    paths.pop(summary.HEADER, None)
     return {path: COLOURS[index % len(COLOURS)] for index, path in enumerate(paths)}
 
 

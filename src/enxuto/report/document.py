@@ -164,9 +164,10 @@ class Document:
     @property
     def is_fraction(self) -> bool:
         """True when every quality lies in [0, 1], so that it reads as a percentage and its changes as points."""
-        everything = [self.original, self.compressed, *self.exports, *self.history]
-        known = [item.quality for item in everything if item.quality is not None]
-        return all(0 <= quality <= 1 for quality in known)
+        found = [self.original.quality, self.compressed.quality]
+        found += [export.quality for export in self.exports]
+        found += [trial.quality for trial in self.history]
+        return all(0 <= quality <= 1 for quality in found if quality is not None)
 
 
 def read_document(path: str | os.PathLike[str]) -> Document:
@@ -180,7 +181,7 @@ def read_document(path: str | os.PathLike[str]) -> Document:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtifactError(
-            f"'{path}' cannot be read: {error.strerror}; name a folder that `enxuto compress` wrote, or its result.json."
+            f"'{path}' cannot be read: {error.strerror}; name the folder or the result.json that enxuto wrote."
         ) from error
     except ValueError as error:  # not UTF-8, or not JSON
         raise ArtifactError(f"'{path}' is not JSON: {error}; make it again with `enxuto compress`.") from error

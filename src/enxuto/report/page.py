@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import yaml
@@ -43,15 +44,19 @@ def render(document: Document) -> str:
         "history": charts.history(document),
     }
     specs = {chart.id: json.loads(chart.figure.to_json()) for group in figures.values() for chart in group}
-    return _environment().get_template("template.html.j2").render(
-        document=document,
-        charts=figures,
-        specs=specs,
-        plotly=_packed_plotly() if specs else "",
-        nonce=hashlib.sha256(repr(document).encode()).hexdigest()[:32],  # only the page's own scripts run
-        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
-        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
-        recipe=recipe_yaml(document),
+    return (
+        _environment()
+        .get_template("template.html.j2")
+        .render(
+            document=document,
+            charts=figures,
+            specs=specs,
+            plotly=_packed_plotly() if specs else "",
+            nonce=hashlib.sha256(repr(document).encode()).hexdigest()[:32],  # only the page's own scripts run
+            style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+            script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+            recipe=recipe_yaml(document),
+        )
     )
 
 
@@ -69,10 +74,15 @@ def _packed_plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
+def _glued(text: str) -> str:
+    """The text with numbers that stay on the line of their unit."""
+    return re.sub(r"(?<=\d) (?=\S)", "\u00a0", text)
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(summary=summary, words=words)
-    environment.filters.update(size=lambda count: words.MISSING if count is None else format_bytes(count))
+    environment.filters.update(size=lambda count: words.MISSING if count is None else format_bytes(count), glued=_glued)
     return environment

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from enxuto.report import words
-from enxuto.report.document import Document, Entry, LayerChange, Measured
+from enxuto.report.document import Document, Entry, Measured, StepRecord
 from enxuto.sizes import format_bytes
 
 QUALITY = {"test": "test quality", "evaluate": "validation quality", "agreement": "agreement with the original"}
 KINDS = ("payload", "grid", "codebook", "float", "header")  # columns of the ledger, in this order; others follow
+
+HEADER = "(header)"
 
 
 @dataclass(frozen=True)
@@ -137,16 +139,32 @@ def summary_rows(document: Document) -> list[Row]:
     return [row for row in rows if {row.original.text, row.compressed.text} != {words.MISSING}]
 
 
-def left_alone(document: Document) -> list[tuple[LayerChange, str]]:
-    """Every layer that a step left as it was, with the step."""
-    return [(change, record.step) for record in document.records for change in record.skipped]
+def layer_word(path: str) -> str:
+    """The path of a layer as it is shown; an empty one is the model itself."""
+    return words.printable(path) or "(model)"
+
+
+def place(entry: Entry) -> str:
+    """Where an entry belongs: its layer, the header, or the model itself."""
+    return HEADER if entry.kind == "header" and not entry.path else layer_word(entry.path)
+
+
+def changed(record: StepRecord) -> list[tuple[str, str, str]]:
+    """Every layer that a step changed, what it did and why."""
+    return [(layer_word(change.path), change.what, change.why) for change in record.changes]
+
+
+def left_alone(document: Document) -> list[tuple[str, str, str, str]]:
+    """Every layer that a step left as it was, the step, what stayed and why."""
+    records = document.records
+    return [(layer_word(it.path), record.step, it.what, it.why) for record in records for it in record.skipped]
 
 
 def totals(entries: Sequence[Entry]) -> dict[str, int]:
-    """The bytes of every path, in the order in which the paths first occur."""
+    """The bytes of every layer as `place` calls it, in the order in which they first occur."""
     sums: dict[str, int] = {}
     for entry in entries:
-        sums[entry.path] = sums.get(entry.path, 0) + entry.bytes
+        sums[place(entry)] = sums.get(place(entry), 0) + entry.bytes
     return sums
 
 
@@ -165,16 +183,18 @@ def layer_bytes(document: Document) -> list[LayerBytes]:
     before = totals(before_ledger(document))
     kinds: dict[str, dict[str, int]] = {path: {} for path in before}
     for entry in document.ledger:
-        path = _home(entry.path, before)
+        path = _home(place(entry), before)
         of_layer = kinds.setdefault(path, {})
         of_layer[entry.kind or "payload"] = of_layer.get(entry.kind or "payload", 0) + entry.bytes
     layers = [LayerBytes(path, before.get(path), found) for path, found in kinds.items()]
-    return sorted(layers, key=lambda layer: layer.path == "")
+    return sorted(layers, key=lambda layer: layer.path == HEADER)
 
 
-def layer_word(path: str, kinds: Sequence[str] = ()) -> str:
-    """The path of a layer as it is shown; an empty path is the header, or the model itself."""
-    return words.printable(path) or ("(header)" if "header" in kinds else "(model)")
+def all_layers(document: Document) -> LayerBytes:
+    """The sums over all layers, as one row."""
+    layers = layer_bytes(document)
+    kinds = {kind: sum(layer.kinds.get(kind, 0) for layer in layers) for kind in ledger_kinds(document)}
+    return LayerBytes("all", sum(layer.before or 0 for layer in layers) or None, kinds)
 
 
 def ledger_kinds(document: Document) -> list[str]:

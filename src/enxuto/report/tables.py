@@ -37,43 +37,47 @@ def summary_table(document: Document) -> Table:
 
 
 def steps_table(document: Document) -> Table:
-    """What each step did to each layer and why; layers left alone are dimmed."""
-    table = _table("what each step did", ["step", "layer", "what", "why"], left=4)
+    """What each step did to each layer and why; layers with the same story share a row, those left alone are dimmed."""
+    table = _table("what each step did", ["step", "layers", "what", "why"], left=4)
     for record in document.records:
         table.add_section()
-        rows: list[tuple[LayerChange, str]] = [(change, "") for change in record.changes]
-        rows += [(change, "dim") for change in record.skipped]
-        took = f"{record.step} ({words.seconds(record.seconds)})"
-        if not rows:
-            table.add_row(*_texts(took, "", "no layer named", ""))
-        for index, (change, style) in enumerate(rows):
-            path = summary.layer_word(change.path, ())
-            what = f"left alone: {change.what}" if style else change.what
-            table.add_row(*_texts("" if index else took, path, what, change.why), style=style)
+        stories = [*_stories(record.changes, ""), *_stories(record.skipped, "dim")]
+        step = f"{record.step}\n{words.seconds(record.seconds)}"
+        for index, (paths, what, why, style) in enumerate(stories or [("", "no layer changed by name", "", "dim")]):
+            table.add_row(*_texts("" if index else step, paths, what, why), style=style)
     return table
+
+
+def _stories(changes: Sequence[LayerChange], style: str) -> list[tuple[str, str, str, str]]:
+    """Rows of paths, what, why and style; changes with the same words are one row."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        together.setdefault((change.what, change.why), []).append(summary.layer_word(change.path))
+    rows = []
+    for (what, why), paths in together.items():
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        rows.append((", ".join(paths[:3]) + more, f"left alone: {what}" if style else what, why, style))
+    return rows
 
 
 def ledger_table(document: Document) -> Table:
     """Every byte of the compressed file by layer and kind, with totals, beside the bytes of the original."""
     kinds = summary.ledger_kinds(document)
     table = _table("where the bytes are", ["layer", "before", *kinds, "after", "change"], left=1)
-    layers = summary.layer_bytes(document)
-    for layer in layers:
-        before = words.MISSING if layer.before is None else words.count(layer.before)
-        parts = [words.count(layer.kinds.get(kind, 0)) for kind in kinds]
-        change = words.times(layer.before, layer.after, "smaller", "larger")
-        name = summary.layer_word(layer.path, list(layer.kinds))
-        table.add_row(*_texts(name, before, *parts, words.count(layer.after), change))
+    for layer in summary.layer_bytes(document):
+        table.add_row(*_texts(layer.path, *_byte_cells(layer, kinds)))
     table.add_section()
-    totals = [words.count(sum(layer.kinds.get(kind, 0) for layer in layers)) for kind in kinds]
-    before_total = sum(layer.before or 0 for layer in layers)
-    after_total = sum(layer.after for layer in layers)
-    change = words.times(before_total, after_total, "smaller", "larger")
-    table.add_row(*_texts("bytes", words.count(before_total), *totals, words.count(after_total), change), style="bold")
+    table.add_row(*_texts("all", *_byte_cells(summary.all_layers(document), kinds)), style="bold")
     gap = summary.ledger_gap(document)
     if gap:
         table.caption = gap
     return table
+
+
+def _byte_cells(layer: summary.LayerBytes, kinds: Sequence[str]) -> list[str]:
+    parts = [words.count(layer.kinds.get(kind)) for kind in kinds]
+    change = words.times(layer.before, layer.after, "smaller", "larger")
+    return [words.count(layer.before), *parts, words.count(layer.after), change]
 
 
 def exports_table(document: Document) -> Table:
@@ -108,7 +112,7 @@ def layers_table(layers: Sequence[LayerCost], title: str = "where the bytes, MAC
     columns = ["layer", "kind", "parameters", "bytes", "share"]
     columns += ["MACs", "share"] * has_macs + ["time", "share"] * has_time
     table = _table(title, columns, left=2)
-    totals = [sum(layer.file_bytes for layer in layers)]
+    totals: list[float] = [sum(layer.file_bytes for layer in layers)]
     totals += [sum(layer.macs or 0 for layer in layers), sum(layer.latency_ms or 0 for layer in layers)]
     for layer in layers:
         cells = [words.count(layer.parameters), words.count(layer.file_bytes), _share(layer.file_bytes, totals[0])]
@@ -116,7 +120,7 @@ def layers_table(layers: Sequence[LayerCost], title: str = "where the bytes, MAC
             cells += [words.large(layer.macs), _share(layer.macs, totals[1])]
         if has_time:
             cells += [words.milliseconds(layer.latency_ms), _share(layer.latency_ms, totals[2])]
-        table.add_row(*_texts(summary.layer_word(layer.path, ()), layer.kind, *cells))
+        table.add_row(*_texts(summary.layer_word(layer.path), layer.kind, *cells))
     table.add_section()
     cells = [words.count(sum(layer.parameters for layer in layers)), words.count(int(totals[0])), ""]
     cells += [words.large(int(totals[1])), ""] * has_macs + [words.milliseconds(totals[2]), ""] * has_time
@@ -132,8 +136,7 @@ def _table(title: str, columns: Sequence[str], left: int) -> Table:
     """An empty table whose first `left` columns hold words and the others numbers."""
     table = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     for index, column in enumerate(columns):
-        justify = "left" if index < left else "right"
-        table.add_column(Text(column), justify=justify, no_wrap=False, overflow="fold")
+        table.add_column(Text(column), justify="left" if index < left else "right", overflow="fold")
     return table
 
 

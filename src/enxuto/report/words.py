@@ -126,7 +126,11 @@ def spread(samples: Sequence[float]) -> str:
         return ""
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
     shown, unit = milliseconds(low).split(" ")
-    return f"{shown} … {milliseconds(high)}" if milliseconds(high).endswith(f" {unit}") else f"{shown} {unit} … {milliseconds(high)}"
+    return (
+        f"{shown} … {milliseconds(high)}"
+        if milliseconds(high).endswith(f" {unit}")
+        else f"{shown} {unit} … {milliseconds(high)}"
+    )
 
 
 def times(before: float | None, after: float | None, less: str, more: str) -> str:

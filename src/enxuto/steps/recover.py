@@ -58,7 +58,7 @@ class Recover:
             raise TaskError(
                 f"training diverged: the loss became {losses[-1]} after {len(losses)} batches; use a lower learning_rate than {self.learning_rate}."
             )
-        settle_(student)
+        settle_(student).train(model.training)
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
         change = Change("", f"trained for {total} batches", f"loss {losses[0]:.3g} to {figures['loss_last']:.3g}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from enxuto.errors import ShapeError
+
 
 class LeNet300100(nn.Module):
     """Three fully connected layers, 300 and 100 wide: 266,610 parameters at 28 x 28, nearly all of them in `fc1`.
@@ -32,12 +34,15 @@ class LeNet5(nn.Module):
     """Caffe's LeNet-5 (20-50-500-10): two convolutions and two fully connected layers, 431,080 parameters at 28 x 28.
 
     Shapes: images [batch, in_channels, image_size, image_size] -> scores [batch, classes]; image_size at least 4.
-    Source: Jia et al. 2014, Caffe: Convolutional Architecture for Fast Feature Embedding, examples/mnist/lenet.prototxt.
+    Source: Jia et al. 2014, Caffe: Convolutional Architecture for Fast Feature Embedding; its examples/mnist/lenet.
     Deviation: a ReLU after each convolution; zero padding below 16 pixels, where unpadded images would vanish.
+    Raises: ShapeError when the image is smaller than 4 pixels.
     """
 
     def __init__(self, *, image_size: int = 28, in_channels: int = 1, classes: int = 10) -> None:
         super().__init__()
+        if image_size < 4:
+            raise ShapeError(f"image_size={image_size} leaves nothing behind the two pools of LeNet-5; use 4 or more.")
         padding = 0 if image_size >= 16 else 2
         side = ((image_size + 2 * padding - 4) // 2 + 2 * padding - 4) // 2  # of the image behind the second pool
         self.conv1 = nn.Conv2d(in_channels, 20, kernel_size=5, padding=padding)

@@ -26,7 +26,7 @@ class ConvNorm(nn.Sequential):
 
 
 class InvertedResidual(nn.Module):
-    """Widen (1x1), filter each channel alone (3x3 depthwise), narrow without activation (1x1); add the input if it fits.
+    """Widen (1x1), filter each channel alone (3x3 depthwise), narrow linearly (1x1), add the input if it fits.
 
     Shapes: [batch, inputs, height, width] -> [batch, outputs, height / stride, width / stride], rounded up.
     """

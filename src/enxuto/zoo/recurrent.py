@@ -1,4 +1,4 @@
-"""Recurrent classifiers: the rows of an image are the steps of a sequence, the mean over them is what gets classified."""
+"""Recurrent classifiers: the rows of an image are the steps of a sequence; the mean of the outputs is classified."""
 
 from __future__ import annotations
 
@@ -60,5 +60,5 @@ class LSTMClassifier(nn.Module):
 
 
 def rows(images: Tensor) -> Tensor:
-    """The rows of each image, one after the other: [batch, channels, height, width] -> [batch, height, channels * width]."""
+    """The rows of each image as a sequence: [batch, channels, height, width] -> [batch, height, channels * width]."""
     return images.transpose(1, 2).flatten(2)

@@ -1,0 +1,184 @@
+"""From a model to a .nxt file and back: `save`, `load`, and where the bytes went, `ledger`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from enxuto.artifact.container import HEADER, Section, read, sizes, write
+from enxuto.artifact.structure import apply, edits
+from enxuto.errors import ArtifactError
+from enxuto.layers.coded import Coded
+from enxuto.layers.grids import AffineTensor, CodedTensor, TableTensor, pack
+
+KINDS_OF_BYTES = {".codes": "payload", ".scale": "grid", ".zero_point": "grid", ".codebook": "codebook"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Bytes of the file that belong together: one tensor of one layer, or the header."""
+
+    path: str
+    kind: str  # "payload", "grid", "codebook", "float" or "header"
+    name: str
+    bytes: int
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], *, original: nn.Module | None = None) -> list[Entry]:
+    """Writes the model to a .nxt file, whole or not at all, and says where the bytes went.
+
+    With `original`, the network the model was made from, only the layers that differ are described.
+    Raises: ArtifactError for a model that cannot be kept; OutputError when the file cannot be written.
+    """
+    sections, same = _sections(model)
+    meta: dict[str, Any] = {"edits": edits(model, original)}
+    if same:
+        meta["same"] = same
+    return _entries(write(path, meta, sections))
+
+
+def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
+    """The model in the file, built from a fresh network of the class it was made from; `into` itself is left alone.
+
+    Raises: ArtifactError when the file is missing, damaged or foreign, or was made from another network.
+    """
+    meta, sections = read(path)
+    if not isinstance(meta.get("edits"), list) or not isinstance(meta.get("same", {}), dict):
+        raise ArtifactError(f"'{path}' holds no enxuto model; pack and unpack are for plain tensors.")
+    shapes = {section.name: section.shape for section in sections}
+    try:
+        model = apply(into, meta["edits"], shapes)
+    except ArtifactError as error:
+        raise ArtifactError(f"'{path}': {error}") from error
+    tensors = {section.name: _to_torch(section) for section in sections}
+    for name, first in meta.get("same", {}).items():
+        if first not in tensors:
+            raise ArtifactError(f"'{path}': '{name}' is said to equal '{first}', which the file lacks; it is damaged.")
+        tensors[name] = tensors[first]
+    _check_names(model, tensors, os.fspath(path))
+    for name, tensor in tensors.items():
+        _assign_(model, name, tensor, os.fspath(path))
+    return model.eval()
+
+
+def ledger(path: str | os.PathLike[str]) -> list[Entry]:
+    """Where the bytes of a file are, by tensor; the entries sum to the file's size."""
+    return _entries(sizes(path))
+
+
+def _entries(by_name: dict[str, int]) -> list[Entry]:
+    entries = []
+    for name, count in by_name.items():
+        if name == HEADER:
+            entries.append(Entry("", "header", "header", count))
+            continue
+        kind = next((kind for end, kind in KINDS_OF_BYTES.items() if name.endswith(end)), "float")
+        owner = name.partition(".coded.")[0] if ".coded." in name else name.rpartition(".")[0]
+        plain = name.replace(".coded.", ".")
+        for end in KINDS_OF_BYTES:
+            plain = plain.removesuffix(end)
+        entries.append(Entry(owner.removesuffix(".input_grid"), kind, plain, count))
+    return entries
+
+
+def _sections(model: nn.Module) -> tuple[list[Section], dict[str, str]]:
+    coded = {path: module for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, CodedTensor)}
+    sections, same, seen = [], {}, {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise ArtifactError(f"'{name}' is extra state of type {type(tensor).__name__}; only tensors can be kept.")
+        if tensor.layout != torch.strided:
+            raise ArtifactError(f"'{name}' is a {tensor.layout} tensor; only dense ones can be kept: use .to_dense().")
+        identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and identity in seen:
+            same[name] = seen[identity]
+            continue
+        seen[identity] = name
+        owner = name.rpartition(".")[0]
+        if owner in coded and name.endswith(".codes"):
+            codes = coded[owner].integers().to(torch.uint8).cpu().numpy()
+            sections.append(Section(name, "uint8", coded[owner].shape, coded[owner].symbols, codes))
+        else:
+            sections.append(_from_torch(name, tensor, half=owner in coded and name.endswith(".codebook")))
+    return sections, same
+
+
+def _from_torch(name: str, tensor: Tensor, *, half: bool) -> Section:
+    tensor = tensor.detach().cpu().contiguous()
+    if half and bool((tensor.half().float() == tensor).all()):
+        tensor = tensor.half()  # TableTensor rounds codebooks so that this loses nothing
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        bits = tensor.view(torch.int16 if dtype == "bfloat16" else torch.uint8).numpy()
+        return Section(name, dtype, tuple(tensor.shape), None, bits.view(np.uint16) if dtype == "bfloat16" else bits)
+    return Section(name, dtype, tuple(tensor.shape), None, tensor.numpy())
+
+
+def _to_torch(section: Section) -> Tensor:
+    array: NDArray[Any] = np.ascontiguousarray(section.array).reshape(section.shape)
+    if not array.flags.writeable:
+        array = array.copy()
+    if section.dtype == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    if section.dtype.startswith("float8"):
+        return torch.from_numpy(array).view(getattr(torch, section.dtype))
+    return torch.from_numpy(array)
+
+
+def _check_names(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
+    wanted = set(model.state_dict().keys())
+    missing, unknown = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
+    if missing or unknown:
+        parts = [f"it lacks {', '.join(missing[:4])}"] if missing else []
+        parts += [f"it also holds {', '.join(unknown[:4])}"] if unknown else []
+        raise ArtifactError(
+            f"'{path}' is not a file of this network ({type(model).__name__}): {'; '.join(parts)}; "
+            "load it into a fresh instance of the network it was made from, with the same arguments."
+        )
+
+
+def _assign_(model: nn.Module, name: str, tensor: Tensor, path: str) -> None:
+    owner_path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_path)
+    if isinstance(owner, CodedTensor):
+        _assign_coded_(owner, name, leaf, tensor, path)
+        return
+    table: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
+    old = table[leaf]
+    if tuple(old.shape) != tuple(tensor.shape) or (old.dtype != tensor.dtype and old.device.type != "meta"):
+        raise ArtifactError(
+            f"'{path}' is not a file of this network: '{name}' is {tensor.dtype} {list(tensor.shape)} in the file and "
+            f"{old.dtype} {list(old.shape)} here; load it into a network made with the same arguments."
+        )
+    if table is owner._parameters:
+        table[leaf] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+    else:
+        table[leaf] = tensor
+    if isinstance(owner, nn.RNNBase) and not isinstance(owner, Coded):
+        owner._flat_weights = [owner._parameters.get(n) for n in owner._flat_weights_names]
+
+
+def _assign_coded_(owner: CodedTensor, name: str, leaf: str, tensor: Tensor, path: str) -> None:
+    if leaf == "codes":
+        if tuple(tensor.shape) != owner.shape or tensor.dtype != torch.uint8:
+            raise ArtifactError(f"'{path}': the codes '{name}' do not have the shape of their weight; the file is damaged.")
+        if tensor.numel() and int(tensor.max()) >= 2**owner.grid.bits:
+            raise ArtifactError(f"'{path}': '{name}' holds codes beyond {owner.grid.bits} bits; the file is damaged.")
+        owner.codes = pack(tensor.flatten(), owner.grid.bits)
+    elif isinstance(owner, TableTensor) and leaf == "codebook":
+        if tensor.ndim != 1 or not 0 < tensor.numel() <= 2**owner.grid.bits or not tensor.is_floating_point():
+            raise ArtifactError(f"'{path}': the codebook '{name}' does not fit {owner.grid.bits} bits; the file is damaged.")
+        owner.codebook = tensor.float()
+    elif isinstance(owner, AffineTensor) and leaf == "scale":
+        if tensor.shape != owner.scale.shape or tensor.dtype != owner.scale.dtype:
+            raise ArtifactError(f"'{path}': the scales '{name}' do not fit their weight; the file is damaged.")
+        owner.scale = tensor
+    else:
+        raise ArtifactError(f"'{path}': '{name}' is no tensor of {type(owner).__name__}; the file is damaged.")
+

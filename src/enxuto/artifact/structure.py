@@ -1,0 +1,186 @@
+"""What a model is, as plain data: for every layer that differs from a fresh model, its path, kind and sizes.
+
+`edits` writes the differences down, `apply` makes them on a fresh model. Nothing here knows how they came about, so no
+technique has load code, and no class is ever imported by name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from enxuto.errors import ArtifactError, LayerError
+from enxuto.layers.activations import ActivationGrid
+from enxuto.layers.coded import code_, coded_names, plain_class
+from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Table, TableTensor
+from enxuto.layers.kinds import SIZES, build, describe
+
+Edit = dict[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def edits(model: nn.Module, original: nn.Module | None) -> list[Edit]:
+    """The differences between a model and the network it was made from; without one, every known layer is described.
+
+    Raises: ArtifactError for a layer that cannot be described.
+    """
+    reference = skeleton(original) if original is not None else None
+    found = []
+    for path, module in model.named_modules():
+        if _inside_coded(model, path):
+            continue
+        edit: Edit = {}
+        before = _at(reference, path)
+        kind = plain_class(type(module))
+        if before is None or plain_class(type(before)) is not kind:
+            edit |= _named(path, module, required=original is not None)
+            if edit and reference is not None and path:
+                before = build(edit["kind"], edit["args"])
+                reference.set_submodule(path, before)
+        if before is not None:
+            edit |= _resized(module, before)
+        if coded_names(module):
+            edit["coded"] = {name: _grid(module.coded[name], path) for name in coded_names(module)}
+        if "input_grid" in module._modules and isinstance(module.input_grid, ActivationGrid):
+            edit["input"] = 8
+        if edit:
+            found.append({"path": path, **edit})
+    return found
+
+
+def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:
+    """A copy of a fresh model with the edits made; tensors of edited layers are on the meta device, to be assigned.
+
+    Raises: ArtifactError when the model is not the network the edits were made for.
+    """
+    model = copy.deepcopy(model)
+    for edit in found:
+        try:
+            _apply_one(model, edit, shapes)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise ArtifactError(
+                f"the file says {edit!r}, which this network cannot follow ({error}); load it into the network it was made from."
+            ) from error
+    return model
+
+
+def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes) -> None:
+    path = edit["path"]
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = None
+    if "kind" in edit:
+        module = build(edit["kind"], edit["args"])
+        if not path:
+            raise ArtifactError("the file replaces the whole network; load it into a module that holds it as a part.")
+        model.set_submodule(path, module)
+    if module is None:
+        raise ArtifactError(f"the file holds a layer '{path}' that this network lacks; load it into the network it was made from.")
+    for name, value in edit.get("sizes", {}).items():
+        if name not in SIZES or not hasattr(module, name):
+            raise ArtifactError(f"the file sets {name!r} of '{path}', which is no size of {type(module).__name__}.")
+        setattr(module, name, tuple(value) if isinstance(value, list) else value)
+    if "tensors" in edit:
+        _retensor_(module, path, edit["tensors"], shapes)
+    for name, (kind, *arguments) in edit.get("coded", {}).items():
+        shape = shapes[f"{path}.coded.{name}.codes" if path else f"coded.{name}.codes"]
+        code_(module, name, _tensor(kind, arguments, shape))
+    if "input" in edit:
+        module.input_grid = ActivationGrid()
+
+
+def _retensor_(module: nn.Module, path: str, names: Sequence[str], shapes: Shapes) -> None:
+    """Gives a layer exactly these plain tensors, in the file's shapes."""
+    for name in list(module._parameters):
+        if name not in names:
+            module._parameters[name] = None
+    for name in names:
+        shape = shapes[f"{path}.{name}" if path else name]
+        if name in module._buffers and module._buffers[name] is not None:
+            old = module._buffers[name]
+            module._buffers[name] = torch.empty(shape, dtype=old.dtype, device="meta")  # type: ignore[union-attr]
+        else:
+            module._parameters[name] = nn.Parameter(torch.empty(shape, device="meta"))
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of a model on the meta device: its structure without its memory."""
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {}
+    for tensor in tensors:
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo)
+
+
+def _at(reference: nn.Module | None, path: str) -> nn.Module | None:
+    try:
+        return reference.get_submodule(path) if reference is not None else None
+    except AttributeError:
+        return None
+
+
+def _inside_coded(model: nn.Module, path: str) -> bool:
+    """True for what a coded layer holds: its dict of tensors, the tensors, the input grid."""
+    parts = path.split(".")
+    modules = [model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
+    return any(isinstance(module, (CodedTensor, ActivationGrid)) for module in modules) or (
+        bool(path) and parts[-1] == "coded" and bool(coded_names(model.get_submodule(".".join(parts[:-1]))))
+    )
+
+
+def _named(path: str, module: nn.Module, *, required: bool) -> Edit:
+    try:
+        return {"kind": plain_class(type(module)).__name__, "args": describe(module)}
+    except LayerError as error:
+        if not required:
+            return {}  # a container: `into` brings it
+        raise ArtifactError(f"'{path}' is new and cannot be kept: {error}") from error
+
+
+def _resized(module: nn.Module, before: nn.Module) -> Edit:
+    edit: Edit = {}
+    sizes = {
+        name: getattr(module, name)
+        for name in SIZES
+        if name in module.__dict__ and name in before.__dict__ and getattr(module, name) != getattr(before, name)
+    }
+    if sizes:
+        edit["sizes"] = sizes
+    now, then = _plain_shapes(module), _plain_shapes(before)
+    gone = set(then) - set(now) - set(coded_names(module))
+    if gone or any(then.get(name) != shape for name, shape in now.items()):
+        edit["tensors"] = list(now)
+    return edit
+
+
+def _plain_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    kept = {**module._parameters, **module._buffers}
+    names = [n for n, tensor in kept.items() if tensor is not None and n not in module._non_persistent_buffers_set]
+    return {name: tuple(kept[name].shape) for name in names}  # type: ignore[union-attr]
+
+
+def _grid(tensor: nn.Module, path: str) -> list[Any]:
+    if isinstance(tensor, AffineTensor):
+        plain: list[Any] = ["affine", tensor.grid.bits, tensor.grid.per]
+        return [*plain, tensor.grid.group] if tensor.grid.per == "group" else plain
+    if isinstance(tensor, TableTensor):
+        return ["table", tensor.grid.bits]
+    raise ArtifactError(f"'{path}' is still in training ({type(tensor).__name__}); call enxuto.convert before saving.")
+
+
+def _tensor(kind: str, arguments: Sequence[Any], shape: tuple[int, ...]) -> CodedTensor:
+    with torch.device("meta"):
+        if kind == "affine":
+            return AffineTensor(Affine(*arguments), shape)
+        if kind == "table":
+            return TableTensor(Table(*arguments), shape)
+    raise ArtifactError(f"the file names a grid {kind!r} that is not known; the grids are 'affine' and 'table'.")
+

@@ -1,0 +1,70 @@
+"""What `compress` and `demo` share: run, write the folder, show the result, and end with the exit code of the goal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import typer
+from rich.text import Text
+
+from enxuto.cli.terminal import GOAL_MISSED, Session
+from enxuto.files import writable_folder
+from enxuto.report import Document, summary_table, write_html
+from enxuto.report.summary import certainty, headline
+from enxuto.sizes import file_bytes, format_bytes
+from enxuto.task import Step, Target, Task
+
+FILES = {
+    "small.nxt": "the compressed network: enxuto.load('small.nxt', into=Net())",
+    "small.onnx": "the same for ONNX Runtime, the fastest export that keeps to the drop",
+    "report.html": "what was done to each layer and why; opens offline",
+    "result.json": "every number, for scripts",
+}
+
+
+def compress_into(
+    run: Session,
+    load: Callable[[], Task],
+    out: Path,
+    *,
+    steps: Sequence[Step] | None = None,
+    target: Target | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Compresses what `load` gives into the folder and shows the result; the folder is tried before `load` is called.
+
+    Raises: typer.Exit with GOAL_MISSED when a goal was missed; the files are written then too.
+    """
+    from enxuto.compress import compress
+
+    folder = writable_folder(out)
+    with run.progress():
+        task = load()
+        run.kept = f"steps that were finished are in '{folder}', and the same command goes on from there"
+        result = compress(task, steps=steps, target=target, time=seconds, out=folder)
+        plain = result.document()
+        document = Document.from_json(plain)
+        write_html(document, folder / "report.html")
+        run.kept = f"the result is in '{folder}'"
+    files = {name: folder / name for name in FILES if (folder / name).is_file()}
+    run.answer(plain | {"files": {name: str(path) for name, path in files.items()}})
+    run.show(summary_table(document), headline(document))
+    _show_verdict(run, document)
+    if not run.quiet:
+        run.show(
+            Text(certainty(document), style="dim"), *(Text(f"note: {note}", style="yellow") for note in document.notes)
+        )
+        run.show("", *(_file_line(path, FILES[name]) for name, path in files.items()))
+    if not result.met:
+        raise typer.Exit(GOAL_MISSED)
+
+
+def _show_verdict(run: Session, document: Document) -> None:
+    for line in document.verdict:
+        run.show(Text(line, style="red" if line.endswith("missed") else "green"))
+    run.show(*(Text(line, style="yellow") for line in document.advice))
+
+
+def _file_line(path: Path, what: str) -> str:
+    return f"{path}  {format_bytes(file_bytes(path))}  {what}"

@@ -1,0 +1,151 @@
+"""The adaptive coder: integers to bytes under a model that is learnt on the way, so that no table is stored.
+
+Slower than the static coder of `coder`, and smaller where neighbouring weights were pruned together or where a tensor
+is so small that a table weighs; and for texts. The loops are in `adaptive_kernels`, imported at the first call.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enxuto.coding.bits import Codes, read_varint, width, write_varint
+from enxuto.errors import ArtifactError
+
+Model = tuple[NDArray[Any], ...]
+"""Chances and ages [context, level, node], weights [depth, context], and three fixed tables."""
+
+MAX_SYMBOLS = 256
+MAX_CODES = 1 << 24  # a larger tensor would take many seconds to read; reader and writer refuse it
+_HALF = 3072  # logarithms of odds reach from -12 to 12, in steps of 1 / 256
+_NEW = np.array([0, 1 << 32, 0, 0], np.int64)  # state of a writer: low, range, unused, place
+_LOOKAHEAD = 4  # bytes the reader is ahead of the writer
+
+
+def encode(codes: Codes, stride: int, symbols: int, budget: int) -> bytes | None:
+    """The codes in at most `budget` bytes; None when they take more.
+
+    `stride` is the number of columns when the codes are the rows of a matrix, 1 when they are not.
+    Shapes: codes [count], from one to `MAX_CODES`, at most 256 symbols.
+    """
+    from enxuto.coding.adaptive_kernels import SLACK, walk
+
+    mode = int(np.bincount(codes).argmax())
+    head = write_varint(stride) + write_varint(mode)
+    data = np.zeros(budget + 2 * SLACK, np.uint8)
+    state = _NEW.copy()
+    if not walk(codes.copy(), stride, mode, data, state, _levels(), _fresh(symbols), False):
+        return None
+    body = head + _finished(data, state)
+    return body if len(body) <= budget else None
+
+
+def decode(data: bytes, count: int, symbols: int) -> Codes:
+    """The codes that `encode` wrote, as uint8.
+
+    Raises: ArtifactError when the data is too short, too long or contradicts itself.
+    """
+    from enxuto.coding.adaptive_kernels import AT, walk
+
+    stride, at = read_varint(data, 0)
+    mode, at = read_varint(data, at)
+    if not 1 <= stride <= count <= MAX_CODES or mode >= symbols or not 2 <= symbols <= MAX_SYMBOLS:
+        raise ArtifactError(
+            f"{count} codes cannot have stride={stride}, mode={mode} and symbols={symbols}; the file is damaged."
+        )
+    body = np.frombuffer(data[at:], np.uint8).copy()
+    codes, state = np.zeros(count, np.uint8), _opened(body)
+    whole = walk(codes, stride, mode, body, state, _levels(), _fresh(symbols), True)
+    if not whole or not body.size <= state[AT] <= body.size + _LOOKAHEAD:
+        raise ArtifactError(f"an adaptive stream of {count} codes does not decode; the file is damaged.")
+    return codes
+
+
+def encode_text(text: bytes, primer: bytes) -> bytes:
+    """The text in few bytes; the more it resembles the primer, which the reader must know too, the fewer."""
+    from enxuto.coding.adaptive_kernels import SLACK, spell
+
+    model = _primed(primer)
+    data, state = np.zeros(2 * len(text) + 2 * SLACK, np.uint8), _NEW.copy()
+    fits = spell(np.frombuffer(primer + text, np.uint8).copy(), len(primer), data, state, model, False)
+    assert fits, "a letter takes twelve bits a decision at most, and on average less than sixteen"
+    return _finished(data, state)
+
+
+def decode_text(data: bytes, count: int, primer: bytes) -> bytes:
+    """The text of `count` bytes that `encode_text` wrote.
+
+    Raises: ArtifactError when the data is too short or too long.
+    """
+    from enxuto.coding.adaptive_kernels import AT, spell
+
+    body = np.frombuffer(data, np.uint8).copy()
+    letters, state = np.frombuffer(primer + bytes(count), np.uint8).copy(), _opened(body)
+    whole = spell(letters, len(primer), body, state, _primed(primer), True)
+    if not whole or not body.size <= state[AT] <= body.size + _LOOKAHEAD:
+        raise ArtifactError(f"a text of {count} bytes does not decode from {len(data)}; the file is damaged.")
+    return letters[len(primer) :].tobytes()
+
+
+def _primed(primer: bytes) -> Model:
+    """A model of texts that has seen the primer."""
+    from enxuto.coding.adaptive_kernels import SLACK, SLOTS, spell
+
+    model = _model(SLOTS, 8, weight=45875, ages=12)  # 0.7, and quick to forget: measured on headers of two nets
+    scratch = np.zeros(2 * len(primer) + 2 * SLACK, np.uint8)
+    spell(np.frombuffer(primer, np.uint8).copy(), 0, scratch, _NEW.copy(), model, False)
+    return model
+
+
+def _opened(body: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The state of a reader that has taken the first bytes; missing ones count as zero."""
+    first = int.from_bytes(body[:_LOOKAHEAD].tobytes().ljust(_LOOKAHEAD, b"\0"), "big")
+    return np.array([0, _NEW[1], first, _LOOKAHEAD], np.int64)
+
+
+def _finished(data: NDArray[np.uint8], state: NDArray[np.int64]) -> bytes:
+    """What was written, closed by the shortest number in [low, low + range); the reader takes what follows for zero."""
+    low, end, kept = int(state[0]), min(int(state[0] + state[1]), 1 << 32), 0
+    while (final := -(-low >> 32 - 8 * kept) << 32 - 8 * kept) >= end:
+        kept += 1
+    return data[: state[3]].tobytes() + final.to_bytes(4, "big")[:kept]
+
+
+def _fresh(symbols: int) -> Model:
+    from enxuto.coding.adaptive_kernels import LEVELS
+
+    return _model(LEVELS, width(symbols), weight=22938, ages=255)  # 0.35: a little over 1 / CONTEXTS learns sooner
+
+
+def _model(levels: int, bits: int, weight: int, ages: int) -> Model:
+    """A model that knows nothing: every chance is one half, every context has the same weight (of 65536)."""
+    from enxuto.coding.adaptive_kernels import CONTEXTS
+
+    chances = np.full((CONTEXTS, levels, 1 << bits), 1 << 15, np.uint16)
+    weights = np.full((bits + 1, CONTEXTS), weight, np.int64)
+    stretch, squash = _tables()
+    rates = (1 << 17) // (2 * np.arange(ages) + 3)  # of learning: 1 / (age + 1.5), until the last age
+    return chances, np.zeros(chances.shape, np.uint8), weights, stretch, squash, rates
+
+
+@cache
+def _tables() -> tuple[NDArray[np.int16], NDArray[np.int32]]:
+    """Logarithm of odds by probability, and probability by logarithm of odds.
+
+    No entry of `squash` lies so near a half that rounding could differ between machines (a test looks).
+    """
+    odds = np.arange(-_HALF, _HALF) / 256
+    squash = np.clip(np.rint(65536 / (1 + np.exp(-odds))), 1, 65535).astype(np.int32)
+    found = np.searchsorted(squash, np.arange(65536)) - _HALF
+    stretch = (found - found[1 << 15]).clip(-_HALF, _HALF - 1).astype(np.int16)
+    return stretch, squash
+
+
+@cache
+def _levels() -> NDArray[np.int64]:
+    """The context of an activity of 12 bits: twice its bit length, plus its second highest bit."""
+    activities = [(value.bit_length(), value) for value in range(1 << 12)]
+    return np.array([2 * bits + (value >> bits - 2 & 1 if bits > 1 else 0) for bits, value in activities], np.int64)

@@ -1,0 +1,151 @@
+"""The hot loops of the adaptive coder, compiled by numba when this file is first imported (late, by `adaptive` alone).
+
+One function goes both ways, so that encoder and decoder cannot drift apart. Everything is integer arithmetic: the same
+bytes on every machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from enxuto.coding.kernels import hot
+
+CONTEXTS = 4
+LEVELS = 26  # values a context can have: two for each power of two of an activity below 4096, and spare ones
+LOW, RANGE, CODE, AT = range(4)  # places in `state`
+SLACK = 64  # bytes that one code never fills: nine decisions of at most twelve bits each take fourteen
+_BITS = 16  # of a probability, an activity, a weight
+ORDERS = (1, 2, 4, 8)  # letters before this one that the contexts of a text look at
+SLOTS = 1 << 12  # contexts of a text, shared by chance when there are more
+_QUIET = 200  # activity before anything was seen, of 65536
+_COLUMN, _ROW, _LEARN = 5, 4, 15  # speeds of forgetting and learning as right shifts: best on the nets of bench
+_SCATTER = 0x2F0B4C47  # any odd number with its bits well mixed
+_TOP = 1 << 24
+_FULL = 1 << 32
+
+
+@numba.njit(inline="always")
+def _code_bit(bit: Any, p: Any, state: Any, data: Any, decoding: Any) -> Any:
+    """The bit, written or read with probability p / 65536 of being 1.
+
+    A range coder with a 32-bit range; a carry runs back over the bytes already written. Behind its end, data is zero.
+    Source: G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a digitised message", 1979.
+    """
+    bound = (state[RANGE] * p) >> _BITS
+    if decoding:
+        bit = 1 if state[CODE] < bound else 0
+    if bit:
+        state[RANGE] = bound
+    else:
+        state[RANGE] -= bound
+        state[CODE] -= bound
+        state[LOW] += bound
+    if not decoding and state[LOW] >= _FULL:
+        state[LOW] -= _FULL
+        k = state[AT] - 1
+        while data[k] == 255:
+            data[k] = 0
+            k -= 1
+        data[k] += 1
+    while state[RANGE] < _TOP:
+        at = state[AT]
+        if decoding:
+            state[CODE] = state[CODE] << 8 | (np.int64(data[at]) if at < data.size else 0)
+        else:
+            data[at] = state[LOW] >> 24
+            state[LOW] = (state[LOW] & 0xFFFFFF) << 8
+        state[AT] = at + 1
+        state[RANGE] <<= 8
+    return bit
+
+
+@numba.njit(inline="always")
+def _model_bit(bit: Any, node: Any, depth: Any, active: Any, model: Any, state: Any, data: Any, decoding: Any) -> Any:
+    """The bit, coded with the mixed opinion of all contexts, which then learn from it.
+
+    Source: M. Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression", 2005 (logistic mixing).
+    """
+    chances, ages, weights, stretch, squash, rates = model
+    half = squash.size // 2
+    total = 0
+    for k in range(CONTEXTS):
+        total += weights[depth, k] * np.int64(stretch[chances[k, active[k], node]])
+    total = min(max(total >> _BITS, -half), half - 1)
+    p = np.int64(squash[total + half])
+    bit = _code_bit(bit, p, state, data, decoding)
+    wanted = bit << _BITS
+    for k in range(CONTEXTS):
+        chance = np.int64(chances[k, active[k], node])
+        age = ages[k, active[k], node]
+        weights[depth, k] += (stretch[chance] * (wanted - p)) >> _LEARN
+        chance += ((wanted - chance) * rates[age]) >> _BITS
+        chances[k, active[k], node] = min(max(chance, 16), 65520)
+        ages[k, active[k], node] = min(np.int64(age) + 1, rates.size - 1)
+    return bit
+
+
+@hot
+def walk(codes: Any, stride: int, mode: int, data: Any, state: Any, levels: Any, model: Any, decoding: bool) -> bool:
+    """Writes `codes` into `data`, or fills them from it; False when the data is too small.
+
+    Each code is: is it `mode`? If not, its `bits` bits, highest first, each a node of a binary tree. What is expected
+    depends on how far from `mode` the codes lately were in this column, in this row, in the columns beside it, and (for
+    the tree) on the last code that was not `mode`: pruned rows and columns, kernels and signs come in runs.
+    """
+    columns = np.full(stride, _QUIET, np.uint16)
+    active = np.zeros(CONTEXTS, np.int64)
+    row, column, last = np.int64(_QUIET), 0, np.int64(0)
+    bits = model[2].shape[0] - 1
+    reach = max(mode, (1 << bits) - 1 - mode)
+    limit = data.size + SLACK if decoding else data.size - SLACK
+    for i in range(codes.size):
+        if state[AT] > limit:
+            return False
+        here = np.int64(columns[column])
+        beside = np.int64(columns[column - 1] if column > 0 else here)
+        beside += np.int64(columns[column + 1] if column + 1 < stride else here)
+        active[1], active[2], active[3] = levels[here >> 4], levels[row >> 4], levels[beside >> 5]
+        code = np.int64(codes[i])
+        activity = np.int64(0)
+        if _model_bit(1 if code != mode else 0, 0, 0, active, model, state, data, decoding):
+            active[3] = last
+            node = 1
+            for depth in range(1, bits + 1):
+                bit = _model_bit(code >> (bits - depth) & 1, node, depth, active, model, state, data, decoding)
+                node = node << 1 | bit
+            code = node - (1 << bits)
+            last = code * LEVELS >> bits
+            activity = 5000 + 60000 * abs(code - mode) // reach
+        else:
+            code = np.int64(mode)
+        codes[i] = code
+        columns[column] = here + ((activity - here) >> _COLUMN)
+        row += (activity - row) >> _ROW
+        column += 1
+        if column == stride:
+            column = 0
+    return True
+
+
+@hot
+def spell(letters: Any, start: int, data: Any, state: Any, model: Any, decoding: bool) -> bool:
+    """Writes the letters from `start` on into `data`, or fills them from it; False when the data is too small."""
+    active = np.zeros(CONTEXTS, np.int64)
+    limit = data.size + SLACK if decoding else data.size - SLACK
+    for i in range(start, letters.size):
+        if state[AT] > limit:
+            return False
+        for k in range(CONTEXTS):
+            mixed = 0
+            for j in range(max(0, i - ORDERS[k]), i):
+                mixed = ((mixed + letters[j] + 1) * _SCATTER) & 0x7FFFFFFF
+            active[k] = mixed >> 19
+        node = 1
+        for depth in range(8):
+            bit = letters[i] >> (7 - depth) & 1
+            node = node << 1 | _model_bit(bit, node, depth, active, model, state, data, decoding)
+        letters[i] = node - 256
+    return True

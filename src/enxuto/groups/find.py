@@ -1,0 +1,168 @@
+"""From labels to groups: channels that own slices of the same tensors form one group; what is frozen is named."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from enxuto.cut import Group, Slice
+from enxuto.groups.ledger import Axis, Ledger
+from enxuto.groups.rehearse import rehearse
+from enxuto.groups.trace import Trace, Untraceable, small_batch, trace
+from enxuto.groups.zeros import live_channels
+from enxuto.surgery import to_float
+from enxuto.task import Batch, Change
+
+Key = tuple[str, int]
+IntArray = npt.NDArray[np.int64]
+UNREAD = "no layer with weights reads it"
+ALONE = "it is a single channel"
+WHOLE = "all channels stay"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What can be cut, and what cannot, with the reason.
+
+    `zeros` has for each group the units that every reader sees as exactly zero, whatever the input.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Change, ...]
+    zeros: tuple[frozenset[int], ...]
+
+
+def find_groups(model: nn.Module, batch: Batch) -> Groups:
+    """The groups of a model, in the order of the network, seen from one batch of its inputs; the model is left alone.
+
+    Every group was cut once on a copy, and the outputs compared with those of the model whose readers ignore the channels.
+    """
+    plain = to_float(model).eval()
+    batch = small_batch(plain, batch)
+    try:
+        traced = trace(plain, batch)
+    except Untraceable as error:
+        return Groups((), tuple(Change(path, WHOLE, str(error)) for path in _owners(plain)), ())
+    found, frozen, zeros = _assemble(traced, _order(plain))
+    failed = rehearse(plain, found, batch)
+    frozen += [Change(path, WHOLE, why) for group, why in failed for path in group.writers]
+    bad = {id(group) for group, _ in failed}
+    kept = [(group, zero) for group, zero in zip(found, zeros, strict=True) if id(group) not in bad]
+    seen = {path for group in found for path in group.paths} | {change.path for change in frozen}
+    frozen += [
+        Change(path, WHOLE, "the sample inputs do not reach it")
+        for path in _unreached(plain, traced)
+        if path not in seen
+    ]
+    return Groups(tuple(group for group, _ in kept), tuple(frozen), tuple(zero for _, zero in kept))
+
+
+def _assemble(traced: Trace, order: Mapping[str, int]) -> tuple[list[Group], list[Change], list[frozenset[int]]]:
+    """The groups, what is frozen and the zero units of each group."""
+    ledger = traced.ledger
+    _settle_raw(ledger)
+    channel, frozen = ledger.components()
+    lines = {key: channel[axis.labels.numpy()] for key, axis in ledger.axes.items()}
+    owners: dict[int, dict[Key, int]] = defaultdict(lambda: defaultdict(int))
+    for key, line in lines.items():
+        for unit, count in zip(*np.unique(line, return_counts=True), strict=True):
+            owners[int(unit)][key] = int(count)
+    for unit, owned in owners.items():
+        if not any(ledger.axes[key].reads for key in owned):
+            frozen.setdefault(unit, UNREAD)
+        elif all(ledger.axes[key].reads and not ledger.axes[key].writes for key in owned):
+            frozen.setdefault(unit, "nothing in the model writes it")
+    kinds: dict[tuple[tuple[Key, int], ...], list[int]] = defaultdict(list)
+    for unit, owned in owners.items():
+        if unit not in frozen:
+            kinds[tuple(sorted(owned.items()))].append(unit)
+    for signature, units in list(kinds.items()):
+        if len(units) == 1:
+            frozen[units[0]] = ALONE
+            del kinds[signature]
+    live = live_channels(traced, channel)
+    made = [_group([key for key, _ in signature], units, ledger, lines, order) for signature, units in kinds.items()]
+    made.sort(key=lambda pair: order[pair[0].slices[0].address])
+    groups = [group for group, _ in made]
+    zeros = [frozenset(index for index, unit in enumerate(units) if unit not in live) for _, units in made]
+    return groups, _frozen_changes(ledger, lines, frozen, order), zeros
+
+
+def _group(
+    keys: list[Key], units: list[int], ledger: Ledger, lines: Mapping[Key, IntArray], order: Mapping[str, int]
+) -> tuple[Group, list[int]]:
+    """One group, its units in the order of its first writer."""
+    keys = sorted(keys, key=lambda key: (order[key[0]], key[1]))
+    leading = next((key for key in keys if ledger.axes[key].writes), keys[0])
+    wanted = set(units)
+    ordered = [int(unit) for unit in dict.fromkeys(lines[leading].tolist()) if unit in wanted]
+    number = {unit: index for index, unit in enumerate(ordered)}
+    slices = []
+    for key in keys:
+        path, _, name = key[0].rpartition(".")
+        unit_of = np.array([number.get(int(unit), -1) for unit in lines[key]], dtype=np.int64)
+        axis = ledger.axes[key]
+        slices.append(Slice(path, name, key[1], unit_of, writes=axis.writes, reads=axis.reads))
+    return Group(len(ordered), tuple(slices)), ordered
+
+
+def _settle_raw(ledger: Ledger) -> None:
+    """Parameters used element by element: the dimension along which their elements are different channels becomes an axis."""
+    channel, _ = ledger.components()
+    for key, labels in ledger.raw.items():
+        units = channel[labels.numpy()]
+        lines = []
+        for dim in range(units.ndim):
+            flat = np.moveaxis(units, dim, 0).reshape(units.shape[dim], -1)
+            if (flat == flat[:, :1]).all():
+                lines.append(dim)
+        clash = any((key, dim) in ledger.axes for dim in range(units.ndim))
+        if len(lines) != 1 or clash:
+            ledger.freeze(labels, f"'{key}' holds its channels in more than one dimension", "")
+            continue
+        index = tuple(slice(None) if dim == lines[0] else 0 for dim in range(units.ndim))
+        ledger.axes[key, lines[0]] = Axis(labels[index])
+
+
+def _frozen_changes(
+    ledger: Ledger, lines: Mapping[Key, IntArray], frozen: Mapping[int, str], order: Mapping[str, int]
+) -> list[Change]:
+    """One line for each module that writes channels that stay."""
+    found: dict[str, Change] = {}
+    for key in sorted(lines, key=lambda key: (order[key[0]], key[1])):
+        path = key[0].rpartition(".")[0]
+        stay = [int(unit) for unit in lines[key] if int(unit) in frozen]
+        if ledger.axes[key].writes and stay and path not in found:
+            what = WHOLE if len(stay) == len(lines[key]) else f"{len(stay)} of {len(lines[key])} channels stay"
+            found[path] = Change(path or key[0], what, frozen[stay[0]])
+    return list(found.values())
+
+
+def _order(model: nn.Module) -> dict[str, int]:
+    """The place of every tensor, and of every channel count, in the network."""
+    names = [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in [*module._parameters, *module._buffers, "num_features"]
+    ]
+    return {name: index for index, name in enumerate(names)}
+
+
+def _owners(model: nn.Module) -> list[str]:
+    return [
+        path
+        for path, module in model.named_modules()
+        if any(p.ndim > 1 for p in module._parameters.values() if p is not None)
+    ]
+
+
+def _unreached(model: nn.Module, traced: Trace) -> list[str]:
+    used = {key.rpartition(".")[0] for key, _ in traced.ledger.axes} | {
+        key.rpartition(".")[0] for key in traced.ledger.raw
+    }
+    return [path for path in _owners(model) if path not in used]

@@ -1,0 +1,128 @@
+"""Groups are cut on a copy before anybody cuts them for good.
+
+A forward that writes a size as a literal (`x.view(-1, 800)`) looks innocent in the trace. The proof is numeric: the cut
+model must give the outputs of a model of full size whose readers have zeros in place of the removed columns.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from enxuto.cut import Group, cut_, tensor_at
+from enxuto.groups.trace import slow_attention
+from enxuto.task import Batch, call, evaluating
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+_log = logging.getLogger(__name__)
+Cuts = Sequence[tuple[Group, Collection[int]]]
+
+
+def masked_(model: nn.Module, cuts: Cuts) -> None:
+    """Zeros in the columns that read the removed units, in place: the model of full size that a cut must equal."""
+    with torch.no_grad():
+        for group, units in cuts:
+            for part in group.slices:
+                if part.reads:
+                    index = torch.from_numpy(part.indices(units))
+                    tensor_at(model, part).index_fill_(part.dim, index, 0.0)
+
+
+def rehearse(model: nn.Module, groups: Sequence[Group], batch: Batch) -> list[tuple[Group, str]]:
+    """The groups whose cut fails or changes the outputs, each with the reason; all are tried at once, then by halves."""
+    if not groups:
+        return []
+    stage = _Stage(model, batch)
+    failed: dict[int, str] = {}
+
+    def narrow(indices: list[int]) -> None:
+        why = stage.failure([groups[index] for index in indices])
+        if why and len(indices) == 1:
+            failed[indices[0]] = why
+        elif why:
+            narrow(indices[: len(indices) // 2])
+            narrow(indices[len(indices) // 2 :])
+
+    narrow(list(range(len(groups))))
+    fine: list[int] = [index for index in range(len(groups)) if index not in failed]
+    if failed and fine and stage.failure([groups[index] for index in fine]):
+        together: list[int] = []
+        for index in fine:
+            why = stage.failure([groups[other] for other in [*together, index]])
+            if why:
+                failed[index] = why
+            else:
+                together.append(index)
+    return [(groups[index], why) for index, why in sorted(failed.items())]
+
+
+class _Stage:
+    """A copy of the model in double precision where it runs so, and its inputs."""
+
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
+        self.model, self.batch = model, batch
+        wide, wide_batch = copy.deepcopy(model).double(), _double(batch)
+        try:
+            self._outputs(wide, wide_batch)
+        except Exception as error:  # noqa: BLE001  # whatever it raises means the same: this model has its own precision
+            _log.debug("the rehearsal runs in the model's own precision: %s", error)
+        else:
+            self.model, self.batch = wide, wide_batch
+
+    def failure(self, groups: Sequence[Group]) -> str:
+        """Why cutting about a quarter of these groups does not work; empty when it does."""
+        cuts = [(group, _some(group, seed)) for seed, group in enumerate(groups)]
+        masked, small = copy.deepcopy(self.model), copy.deepcopy(self.model)
+        masked_(masked, cuts)
+        wanted = self._outputs(masked, self.batch)
+        del masked
+        try:
+            cut_(small, cuts)
+            got = self._outputs(small, self.batch)
+        except Exception as error:  # noqa: BLE001  # whatever a stranger's forward raises means the same: this cut cannot be
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return f"forward writes a size as a literal: {first[:160]}"
+        for expected, found in zip(wanted, got, strict=True):
+            if expected.shape != found.shape:
+                return f"without some channels the output is {tuple(found.shape)} and not {tuple(expected.shape)}"
+            if not _equal(expected, found):
+                return (
+                    "without some channels that nobody reads, the outputs are others: forward depends on their number"
+                )
+        return ""
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        with evaluating(model), slow_attention(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # a forward that draws random numbers draws the same each time
+            leaves = torch.utils._pytree.tree_leaves(call(model, batch))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _some(group: Group, seed: int) -> list[int]:
+    """About a quarter of the units, at uneven places."""
+    count = min(max(1, group.size // 4), group.size - 1)
+    return sorted(np.random.default_rng(seed).choice(group.size, count, replace=False).tolist())
+
+
+def _equal(expected: Tensor, found: Tensor) -> bool:
+    if not expected.is_floating_point():
+        return bool((expected == found).all())
+    tolerance = TOLERANCE.get(expected.dtype, 1e-2)
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(expected, found, rtol=tolerance, atol=tolerance * max(largest, 1e-30), equal_nan=True)
+
+
+def _double(batch: Batch) -> Batch:
+    def wide(value: object) -> object:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    if isinstance(batch, Tensor):
+        return batch.double() if batch.is_floating_point() else batch
+    if isinstance(batch, Mapping):
+        return {name: wide(value) for name, value in batch.items()}
+    return tuple(wide(value) for value in batch)

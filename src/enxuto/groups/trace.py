@@ -1,0 +1,201 @@
+"""Follows every channel through the exported graph of a model, without running or changing it."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from enxuto.groups.call import Call, fixed
+from enxuto.groups.layers import LAYERS
+from enxuto.groups.ledger import Ledger, Value, Weight
+from enxuto.groups.shapes import rule_for
+from enxuto.task import Batch, call, evaluating
+
+TRACED_SAMPLES = 2  # one would let a forced squeeze() swallow the batch dimension
+
+
+class Untraceable(Exception):
+    """torch.export does not take the model; the message says why."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An exported model and what was learnt about its channels."""
+
+    program: ExportedProgram
+    ledger: Ledger
+    names: Mapping[str, str]  # placeholder -> parameter or buffer
+
+
+def trace(model: nn.Module, batch: Batch) -> Trace:
+    """What belongs together in a model, seen from one batch of its inputs.
+
+    Raises: Untraceable when torch.export fails.
+    """
+    program = export(model, batch)
+    ledger = Ledger()
+    names = _tensor_names(model, program)
+    values: dict[fx.Node, Value] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = _placeholder(node, names)
+        elif node.op == "call_function":
+            values[node] = _follow(node, values, ledger)
+        elif node.op == "output":
+            for source in node.all_input_nodes:
+                for labels in _labels(values[source], ledger):
+                    ledger.freeze(labels, "it is an output of the model", "")
+    return Trace(program, ledger, names)
+
+
+def export(model: nn.Module, batch: Batch) -> ExportedProgram:
+    """The model as a graph of torch operators; the model itself is left alone.
+
+    Raises: Untraceable, with torch's own first line.
+    """
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    double = copy.deepcopy(model, shared).eval()  # type: ignore[arg-type]  # another structure around the same tensors
+    args, kwargs = _arguments(batch)
+    try:
+        with warnings.catch_warnings(), slow_attention():
+            warnings.simplefilter("ignore")  # export speaks of what it does to its own copy
+            return torch.export.export(double, args, kwargs, strict=False)
+    except Exception as error:  # noqa: BLE001  # whatever a stranger's forward raises means the same: it cannot be followed
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Untraceable(f"torch.export cannot follow this model: {first[:200]}") from error
+
+
+@contextmanager
+def slow_attention() -> Iterator[None]:
+    """Attention as its parts: the fused fast path hides the layers inside."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def small_batch(model: nn.Module, batch: Batch) -> Batch:
+    """The first samples of a batch, or all of it where the model does not take fewer."""
+    few = _first(batch, TRACED_SAMPLES)
+    if few is batch:
+        return batch
+    try:
+        with evaluating(model):
+            call(model, few)
+    except Exception:  # noqa: BLE001  # whatever a stranger's forward raises, the whole batch is known to work
+        return batch
+    return few
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    args, kwargs = _arguments(batch)
+    sizes = {len(each) if each.ndim else 0 for each in [*args, *kwargs.values()] if isinstance(each, Tensor)}
+    if len(sizes) != 1 or min(sizes) <= count:
+        return batch
+    args = tuple(each[:count] if isinstance(each, Tensor) else each for each in args)
+    kwargs = {name: each[:count] if isinstance(each, Tensor) else each for name, each in kwargs.items()}
+    return kwargs or (args[0] if isinstance(batch, Tensor) else args)
+
+
+def _arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), {}
+
+
+def _tensor_names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:
+    """Which parameter or buffer each placeholder is; a tensor with several names always goes by its first."""
+    first: dict[int, str] = {}
+    by_name: dict[str, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        by_name[name] = first.setdefault(id(tensor), name)
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+    specs = program.graph_signature.input_specs
+    return {spec.arg.name: by_name[spec.target] for spec in specs if spec.kind in kinds and spec.target in by_name}
+
+
+def _placeholder(node: fx.Node, names: Mapping[str, str]) -> Value:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    if node.name in names:
+        return Weight(names[node.name], tuple(value.shape), tuple(range(value.ndim)))
+    return fixed(value.shape)
+
+
+def _follow(node: fx.Node, values: Mapping[fx.Node, Value], ledger: Ledger) -> Value:
+    if node.target is operator.getitem:
+        source, index = values[node.args[0]], node.args[1]  # type: ignore[index]
+        return source[index] if isinstance(source, tuple) and isinstance(index, int) else None
+    shapes = _shapes(node.meta.get("val"))
+    if not isinstance(node.target, OpOverload):
+        name = getattr(node.target, "__name__", str(node.target))
+        for source in node.all_input_nodes:
+            for labels in _labels(values[source], ledger):
+                ledger.freeze(labels, f"{name} cannot be followed", module_path(node))
+        return (
+            tuple(map(fixed, shapes))
+            if isinstance(node.meta.get("val"), tuple | list)
+            else fixed(shapes[0])
+            if shapes
+            else None
+        )
+    bound = _bind(node, values, ledger, shapes)
+    if not shapes:
+        return None
+    rule = LAYERS.get(bound.name) or rule_for(bound)
+    if rule is None or any(shape is None for shape in shapes):
+        return bound.freeze_all(f"{'.'.join(str(node.target).split('.')[:2])} cannot be followed")
+    return rule(bound)
+
+
+def _bind(node: fx.Node, values: Mapping[fx.Node, Value], ledger: Ledger, shapes: tuple[tuple[int, ...], ...]) -> Call:
+    assert isinstance(node.target, OpOverload)
+    arguments: dict[str, object] = {}
+    sources: dict[str, str] = {}
+    for index, argument in enumerate(node.target._schema.arguments):
+        given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+        arguments[argument.name] = fx.node.map_arg(given, lambda source: values[source])
+        if isinstance(given, fx.Node):
+            sources[argument.name] = given.name
+    return Call(node.target, arguments, shapes, node.name, module_path(node), ledger, sources)
+
+
+def _shapes(value: object) -> tuple[tuple[int, ...], ...]:
+    if isinstance(value, Tensor):
+        return (tuple(value.shape),)
+    if isinstance(value, Sequence):
+        return tuple(tuple(each.shape) for each in value if isinstance(each, Tensor))
+    return ()
+
+
+def _labels(value: Value, ledger: Ledger) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Weight):
+        for dim in range(len(value.shape)):
+            yield ledger.axis(value, dim)
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from _labels(each, ledger)
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the innermost module whose forward made a node; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return str(paths[-1]) if paths else ""

@@ -1,0 +1,244 @@
+"""Which channels are zero for every input: the graph computed with "not known" (NaN) in place of the model's inputs.
+
+A product of an unknown number and an exact zero is zero; everything else that meets an unknown number is unknown. A channel
+is *live* when some weight that is not zero reads a value of it that is not zero; the others can go and no output changes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+from enxuto.groups import shapes
+from enxuto.groups.ledger import Read, compact
+from enxuto.groups.trace import Trace
+
+IntArray = npt.NDArray[np.int64]
+UNKNOWN = float("nan")
+BILINEAR = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm bmm".split()
+)
+GATE = {
+    "lstm": (4, 2),
+    "gru": (3, 2),
+    "rnn_tanh": (1, 0),
+    "rnn_relu": (1, 0),
+}  # gates, and the one that makes new content
+AVERAGES = frozenset(("mean", "sum", "amax"))
+MOVES = (shapes.same, shapes.turned, shapes.moved, shapes.parted, shapes.sliced, shapes.picked, shapes.joined)
+
+
+def live_channels(traced: Trace, channel: IntArray) -> set[int]:
+    """The channels that count. Shapes: channel [labels], as `Ledger.components` gives it."""
+    reads: dict[str, list[Read]] = defaultdict(list)
+    for read in traced.ledger.reads:
+        reads[read.source].append(read)
+    tensors = {**traced.program.state_dict, **traced.program.constants}
+    graph = traced.program.graph
+    left = {node: len(node.users) for node in graph.nodes}
+    values: dict[fx.Node, object] = {}
+    live: set[int] = set()
+    with torch.no_grad():
+        for node in graph.nodes:
+            inside: dict[str, Tensor] = {}
+            values[node] = _value(node, values, traced, tensors, inside)
+            for name, value in [(node.name, values[node]), *inside.items()]:
+                for read in reads.pop(name, ()):
+                    live |= _live(read, value, traced, tensors, channel)
+            for source in node.all_input_nodes:
+                left[source] -= 1
+                if not left[source]:
+                    values[source] = None
+    for rest in reads.values():
+        for read in rest:
+            live |= _live(read, None, traced, tensors, channel)
+    return live
+
+
+def _live(read: Read, value: object, traced: Trace, tensors: Mapping[str, object], channel: IntArray) -> set[int]:
+    """The channels that are not zero here and that the weight does not multiply by zero."""
+    labels = compact(read.labels)[0]
+    if isinstance(value, Tensor) and value.shape == read.labels.shape:
+        labels = read.labels[value != 0]  # NaN differs from zero
+    weight = tensors.get(read.weight.key)
+    dim = read.weight.axes[read.dim]
+    columns = traced.ledger.axes[read.weight.key, dim].labels
+    if isinstance(weight, Tensor):
+        columns = columns[(weight != 0).movedim(dim, 0).flatten(1).any(1).cpu()]
+    return set(channel[labels.unique().numpy()].tolist()) & set(channel[columns.numpy()].tolist())
+
+
+def _value(
+    node: fx.Node,
+    values: Mapping[fx.Node, object],
+    traced: Trace,
+    tensors: Mapping[str, object],
+    inside: dict[str, Tensor],
+) -> object:
+    if node.op == "placeholder":
+        name = traced.names.get(node.name) or _constant(node, traced)
+        return tensors[name] if name in tensors else _unknown(node)
+    if node.op != "call_function":
+        return None
+    if node.target is operator.getitem:
+        source = values[node.args[0]]  # type: ignore[index]
+        return source[node.args[1]] if isinstance(source, tuple | list) else _unknown(node)  # type: ignore[index]
+    if not isinstance(node.target, OpOverload):
+        return _unknown(node)
+    if not all(_known(values[source]) for source in node.all_input_nodes):
+        return _embedded(node, values) if "embedding" in str(node.target) else _unknown(node)
+    args = [fx.node.map_arg(arg, lambda source: values[source]) for arg in node.args]
+    kwargs = {key: fx.node.map_arg(arg, lambda source: values[source]) for key, arg in node.kwargs.items()}
+    out = _computed(node, node.target, args, kwargs, inside)
+    return _unknown(node) if out is None else out
+
+
+def _computed(
+    node: fx.Node, op: OpOverload, args: list[object], kwargs: dict[str, object], inside: dict[str, Tensor]
+) -> object:
+    """The outputs of one call with unknown numbers among its inputs; None when nothing can be said."""
+    name = op._schema.name.split("::")[-1]
+    rule = shapes.SHAPES.get(name)
+    if name in BILINEAR:
+        return _bilinear(op, args)
+    if name in GATE:
+        return _recurrent(node, name, args, inside)
+    if name == "batch_norm":
+        return _norm(op, args)
+    if name in ("mul", "mul_"):
+        return _times(args)
+    if rule in MOVES or rule is shapes.made:
+        return op(*args, **kwargs)
+    if rule is shapes.padded or shapes.SPATIAL.match(name) or name in AVERAGES:
+        first = args[0]
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            return None
+        unknown = op(first.isnan().to(first.dtype), *args[1:], **kwargs)
+        out = op(first.nan_to_num(0.0), *args[1:], **kwargs)
+        return out.masked_fill(unknown != 0, UNKNOWN) if isinstance(out, Tensor) else None
+    if rule is shapes.pointwise or torch.Tag.pointwise in op.tags:
+        return _pointwise(op, args, kwargs)
+    return None
+
+
+def _pointwise(op: OpOverload, args: list[object], kwargs: dict[str, object]) -> Tensor | None:
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    filled = [arg.nan_to_num(1.0) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args]
+    out = op(*filled, **kwargs)  # in place operators work on `filled`, which are copies
+    if not isinstance(out, Tensor) or not out.is_floating_point():
+        return None
+    unknown = torch.zeros((), dtype=torch.bool)
+    for each in tensors:
+        unknown = unknown | each.isnan()
+    return out.masked_fill(unknown, UNKNOWN)
+
+
+def _times(args: list[object]) -> Tensor | None:
+    first, second = (torch.as_tensor(arg) for arg in args[:2])
+    if not first.is_floating_point():
+        return None
+    unknown = (first.isnan() & (second != 0)) | (second.isnan() & (first != 0))
+    return (first.nan_to_num(0.0) * second.nan_to_num(0.0)).masked_fill(unknown, UNKNOWN)
+
+
+def _bilinear(op: OpOverload, args: list[object]) -> Tensor | None:
+    """Convolutions and products: an output is known when every unknown input meets a zero weight."""
+    first, second = args[0], args[1]
+    assert isinstance(first, Tensor)
+    assert isinstance(second, Tensor)
+    bias = args[2] if len(args) > 2 else None
+    if isinstance(bias, Tensor) and bool(bias.isnan().any()):
+        return None
+    rest = [None if isinstance(each, Tensor) else each for each in args[2:]]
+    unknown = op(first.isnan().to(first.dtype), (second != 0).to(first.dtype), *rest)
+    unknown = unknown + op((first != 0).to(first.dtype), second.isnan().to(first.dtype), *rest)
+    out = op(first.nan_to_num(0.0), second.nan_to_num(0.0), *args[2:])
+    return out.masked_fill(unknown != 0, UNKNOWN)
+
+
+def _norm(op: OpOverload, args: list[object]) -> Tensor | None:
+    first, scale = args[0], args[1]
+    assert isinstance(first, Tensor)
+    if args[5]:
+        return None
+    out = op(first.nan_to_num(0.0), *args[1:])
+    unknown = first.isnan()
+    if isinstance(scale, Tensor):
+        unknown = unknown & (scale != 0).view(-1, *[1] * (first.ndim - 2))
+    return out.masked_fill(unknown, UNKNOWN)
+
+
+def _recurrent(node: fx.Node, name: str, args: list[object], inside: dict[str, Tensor]) -> object:
+    """A hidden unit is zero for ever when it starts at zero and nothing but zeros makes its new content."""
+    gates, content = GATE[name]
+    first, states, params = args[0], args[1], args[2]
+    assert isinstance(first, Tensor)
+    assert isinstance(params, Sequence)
+    has_biases, layers, bidirectional = bool(args[3]), int(args[4]), bool(args[7])  # type: ignore[call-overload]
+    directions, per_cell = (2 if bidirectional else 1), (4 if has_biases else 2)
+    starts = states if isinstance(states, Sequence) else [states]
+    if len(params) != layers * directions * per_cell or not all(bool((start == 0).all()) for start in starts):
+        return None
+    silent = (first == 0).flatten(0, -2).all(0)
+    zeros: list[Tensor] = []
+    for cell in range(layers * directions):
+        if cell and cell % directions == 0:
+            silent = torch.cat(zeros[-directions:])
+            inside[f"{node.name}.layer{cell // directions - 1}"] = _as_values(silent)
+        w_ih, w_hh, *biases = params[cell * per_cell : (cell + 1) * per_cell]
+        still = (w_ih.chunk(gates)[content][:, ~silent] == 0).all(1)
+        for bias in biases:
+            still = still & (bias.chunk(gates)[content] == 0)
+        own = w_hh.chunk(gates)[content]
+        while bool((still & (own[:, ~still] != 0).any(1)).any()):
+            still = still & (own[:, ~still] == 0).all(1)
+        zeros.append(still)
+        inside[f"{node.name}.cell{cell}"] = _as_values(still)
+    outputs = [torch.zeros(value.shape) for value in node.meta["val"]]
+    top = _as_values(torch.cat(zeros[-directions:]))
+    states_out = torch.stack([_as_values(still) for still in zeros])[:, None, :]
+    return (outputs[0] + top, *(out + states_out for out in outputs[1:]))
+
+
+def _as_values(zero: Tensor) -> Tensor:
+    return torch.zeros(zero.shape).masked_fill(~zero, UNKNOWN)
+
+
+def _embedded(node: fx.Node, values: Mapping[fx.Node, object]) -> object:
+    """Whatever the index, a column of zeros gives zeros."""
+    weight = values[node.args[0]]  # type: ignore[index]
+    shape = getattr(node.meta.get("val"), "shape", None)
+    if not isinstance(weight, Tensor) or shape is None:
+        return _unknown(node)
+    return _as_values((weight == 0).all(0)).to(weight.dtype).expand(shape)
+
+
+def _constant(node: fx.Node, traced: Trace) -> str:
+    signature = traced.program.graph_signature
+    return signature.inputs_to_lifted_tensor_constants.get(node.name) or signature.inputs_to_buffers.get(node.name, "")
+
+
+def _known(value: object) -> bool:
+    """True for something an operator can be run on; integers that depend on the inputs are not."""
+    return value is not None
+
+
+def _unknown(node: fx.Node) -> object:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return torch.full(value.shape, UNKNOWN, dtype=value.dtype) if value.is_floating_point() else None
+    if isinstance(value, list | tuple):
+        return tuple(
+            torch.full(each.shape, UNKNOWN, dtype=each.dtype)
+            if isinstance(each, Tensor) and each.is_floating_point()
+            else None
+            for each in value
+        )
+    return None

@@ -1,0 +1,115 @@
+"""Describing the shape of a layer in plain data, and building it again: what a file may name, and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from enxuto.errors import ArtifactError, LayerError
+from enxuto.layers.coded import plain_class
+from enxuto.layers.lowrank import LowRankConv, LowRankLinear
+
+KINDS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        nn.Identity,
+        nn.Linear,
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.InstanceNorm1d,
+        nn.InstanceNorm2d,
+        nn.InstanceNorm3d,
+        nn.GroupNorm,
+        nn.LayerNorm,
+        nn.PReLU,
+        nn.Embedding,
+        nn.EmbeddingBag,
+        nn.RNN,
+        nn.LSTM,
+        nn.GRU,
+        LowRankLinear,
+        LowRankConv,
+    )
+}
+
+# Attributes that follow the sizes of a layer's tensors; a step that cuts channels changes these and nothing else.
+SIZES = (
+    *("in_features", "out_features", "in1_features", "in2_features", "in_channels", "out_channels", "groups"),
+    *("num_features", "num_channels", "num_groups", "normalized_shape", "num_parameters", "num_embeddings"),
+    *("embedding_dim", "input_size", "hidden_size", "proj_size", "embed_dim", "num_heads", "head_dim", "kdim", "vdim"),
+)
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """The arguments that build a layer of the same shape; those at their default are left out.
+
+    Raises: LayerError for a kind that no file may name.
+    >>> describe(nn.Linear(4, 3))
+    {'in_features': 4, 'out_features': 3}
+    """
+    kind = plain_class(type(module))
+    if KINDS.get(kind.__name__) is not kind:
+        raise LayerError(f"{kind.__name__} is no kind a file may name; the kinds are {', '.join(sorted(KINDS))}.")
+    if isinstance(module, LowRankLinear):
+        down, up = module.down, module.up
+        given = {"in_features": down.in_features, "out_features": up.out_features, "rank": down.out_features}
+        return given | ({} if up.bias is not None else {"bias": False})
+    if isinstance(module, LowRankConv):
+        conv = {k: v for k, v in describe(module.down).items() if k not in ("out_channels", "bias")}
+        conv |= {"stride": module.down.stride, "padding": module.down.padding, "dilation": module.down.dilation}
+        given = conv | {"out_channels": module.up.out_channels, "rank": module.down.out_channels}
+        return given | ({} if module.up.bias is not None else {"bias": False})
+    arguments: dict[str, Any] = {}
+    for name, parameter in _parameters(kind).items():
+        if name in ("device", "dtype") or name.startswith("_"):
+            continue
+        value = getattr(module, name, parameter.default)
+        if name == "bias" and not isinstance(value, bool):
+            value = value is not None
+        if parameter.default is inspect.Parameter.empty or not _same(value, parameter.default):
+            arguments[name] = value
+    return arguments
+
+
+def build(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The layer on the meta device: shapes without memory.
+
+    Raises: ArtifactError for a kind or an argument that is not known.
+    """
+    if kind not in KINDS:
+        raise ArtifactError(f"the file names a layer kind {kind!r} that is not known; the kinds are {', '.join(sorted(KINDS))}.")
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    try:
+        with torch.device("meta"):
+            return KINDS[kind](**plain)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"the file's layer {kind}({plain}) cannot be built: {error}; the file is damaged.") from error
+
+
+def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    found: dict[str, inspect.Parameter] = {}
+    for base in kind.__mro__:  # LSTM(*args, **kwargs) names its arguments in the class above
+        if "__init__" not in base.__dict__:
+            continue
+        named = inspect.signature(base.__init__).parameters
+        found |= {n: p for n, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and n not in ("self", "mode")}
+        if not any(p.kind == p.VAR_KEYWORD for p in named.values()):
+            break
+    return found
+
+
+def _same(value: Any, default: Any) -> bool:
+    if isinstance(value, tuple) and isinstance(default, int):
+        return all(item == default for item in value)
+    return bool(value == default)

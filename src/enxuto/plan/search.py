@@ -1,0 +1,228 @@
+"""The search: whole recipes, from gentle to harsh, each run, saved, reloaded and judged on validation data.
+
+The recipes are plain lists of steps, so what the search found is what anybody can run again; runs that begin alike share
+their checkpoints. Weights are pruned level by level with training between (Han et al. 2015; Zhu, Gupta 2017, "To prune or
+not to prune"), and every level is finished into a file: fold, share, train the codebooks.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from enxuto.artifact.checkpoints import FolderCheckpoints
+from enxuto.artifact.save import load, save
+from enxuto.errors import Error, NothingChangedError, TargetError
+from enxuto.evaluate.quality import paired_change, quality
+from enxuto.recipe import line, run
+from enxuto.sizes import format_bytes
+from enxuto.steps.channels import PruneChannels
+from enxuto.steps.fold import NORMS, Fold
+from enxuto.steps.prune import Prune
+from enxuto.steps.recover import Recover
+from enxuto.steps.share import Share
+from enxuto.task import Evaluate, Record, Step, Target, Task
+
+logger = logging.getLogger(__name__)
+
+DENSER, LEVEL = 0.5, 0.6  # fraction of weights left after the first level, and what each further level leaves of it
+SPARSEST = 0.004
+CONFIDENCE = 0.84  # standard errors that a drop must stay below its limit: a one-sided 80 % bound
+EPOCHS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # of training at each level; the largest that the time allows
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe the search tried: what it cost and gave, and whether it became the best."""
+
+    seconds: float  # since the search began
+    recipe: str
+    file_bytes: int
+    quality: float  # on validation data
+    kept: bool
+    why: str
+
+
+@dataclass
+class Search:
+    """One search and its best so far. `best` is the index of a trial in `trials`; -1 before the first."""
+
+    task: Task
+    target: Target
+    seconds: float
+    folder: Path
+    evaluate: Evaluate
+    limit_bytes: float
+    trials: list[Trial] = field(default_factory=list)
+    recipes: list[tuple[Step, ...]] = field(default_factory=list)
+    drops: list[float] = field(default_factory=list)
+    best: int = -1
+    stopped: str = ""  # why the search ended
+    start: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.before = quality(self.evaluate, self.task.model)
+        self.base = self._base()
+        self.fold = (Fold(),) if any(isinstance(module, NORMS) for module in self.task.model.modules()) else ()
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of the budget that remain."""
+        return self.seconds - (time.monotonic() - self.start)
+
+    def run(self) -> None:
+        """Tries recipes until the goal is met and nothing better is to be had, or the time is over."""
+        try:
+            for recipe in self._recipes():
+                self.attempt(recipe)
+                if self.best >= 0 and self._enough(self.best):
+                    self.stopped = "the goal is met"
+                    return
+                if self.left_s <= 0:
+                    self.stopped = f"the time of {self.seconds:.0f} s was over"
+                    return
+            self.stopped = "nothing further was worth trying"
+        except KeyboardInterrupt:
+            self.stopped = "it was interrupted"
+            if self.best < 0:
+                raise
+
+    def attempt(self, recipe: tuple[Step, ...]) -> bool:
+        """Runs, saves, reloads and judges one recipe; True when it loses no more than the target allows."""
+        try:
+            model, _ = run(self.task, recipe, checkpoints=FolderCheckpoints(self.folder))
+        except NothingChangedError as error:
+            logger.info("not tried: %s", error)
+            return False
+        path = self.folder / "trial.nxt"
+        save(model, path, original=self.task.model)
+        size = path.stat().st_size
+        after = quality(self.evaluate, load(path, into=self.task.model))
+        change, _, _ = paired_change(self.before, after)
+        self.recipes.append(recipe)
+        self.drops.append(-change + margin(self.before, after, self.target.drop))
+        index = len(self.recipes) - 1
+        kept = self.best < 0 or self.rank(index, size) < self.rank(self.best, self.trials[self.best].file_bytes)
+        words = " + ".join(line(step) for step in recipe)
+        why = f"{format_bytes(size)}, quality {change:+.4f}"
+        self.trials.append(Trial(time.monotonic() - self.start, words, size, float(after.mean()), kept, why))
+        logger.info("%s %s: %s", "kept" if kept else "tried", why, words)
+        if kept:
+            self.best = index
+        return self.drops[index] <= self.target.drop
+
+    def rank(self, index: int, size: int) -> tuple[float, float]:
+        """Smaller is better: first how far from the goal, then bytes (or the drop, where bytes are bounded)."""
+        drop = self.drops[index]
+        over = max(0.0, math.log(size / self.limit_bytes)) if self.limit_bytes < math.inf else 0.0
+        if self.target.drop < math.inf:
+            over += max(0.0, drop - self.target.drop) / max(self.target.drop, 0.005)
+        return (over, drop if self.limit_bytes < math.inf else float(size))
+
+    def _enough(self, index: int) -> bool:
+        bounded = self.limit_bytes < math.inf
+        return bounded and self.target.drop < math.inf and self.rank(index, self.trials[index].file_bytes)[0] == 0
+
+    def _base(self) -> tuple[Step, ...]:
+        if self.target.macs is None:
+            return ()
+        return (PruneChannels(macs=self.target.macs), Recover(epochs=self._epochs(share=0.3)))
+
+    def _epochs(self, share: float) -> float:
+        """The longest training in EPOCHS that takes no more than this share of the time that is left."""
+        per_epoch = seconds_per_epoch(self.task)
+        fitting = [epochs for epochs in EPOCHS if epochs * per_epoch <= share * self.left_s]
+        return fitting[-1] if fitting else EPOCHS[0]
+
+    def _finish(self, bits: int, epochs: float) -> tuple[Step, ...]:
+        coded: tuple[Step, ...] = (*self.fold, Share(bits=bits, biases=8))
+        return (*coded, Recover(epochs=epochs, learning_rate=3e-4)) if epochs else coded
+
+    def _recipes(self) -> Iterator[tuple[Step, ...]]:
+        for bits in (8, 6, 5, 4):  # nothing trained: seconds, and something is in hand
+            yield self.base + self._finish(bits, 0)
+            if self.trials and self.drops[-1] > self.target.drop:
+                break
+        if self.limit_bytes == math.inf and self.target.drop == math.inf:
+            return  # MACs or latency alone: nothing asks for a smaller file
+        epochs = self._epochs(share=1 / 20)
+        tail = max(EPOCHS[0], epochs / 2)
+        yield self.base + self._finish(4, tail)
+        yield from self._ladder(epochs, tail)
+
+    def _ladder(self, epochs: float, tail: float) -> Iterator[tuple[Step, ...]]:
+        """Level by level fewer weights, each level trained from the one before, until the goal or too much is lost."""
+        good, passed, density = self.base, 1.0, DENSER
+        prefix = self.base
+        while density > SPARSEST:
+            prefix = (*prefix, Prune(round(1 - density, 4)), Recover(epochs=epochs))
+            if self._bytes_at(density) < 1.3 * self.limit_bytes:
+                yield prefix + self._finish(4, tail)
+                if self.drops[-1] > self.target.drop:
+                    break
+                good, passed = prefix, density
+                if self.trials[-1].file_bytes <= self.limit_bytes < math.inf:
+                    break  # it fits: sparser only loses more
+            density *= LEVEL
+        yield from self._between(good, passed, density, epochs, tail)
+
+    def _bytes_at(self, density: float) -> float:
+        """The file to expect at a density, from the last trial: bytes fall about as the weights that are left."""
+        steps = [step for step in self.recipes[-1] if isinstance(step, Prune)]
+        last = 1 - steps[-1].sparsity if steps else 1.0
+        return self.trials[-1].file_bytes * density / last
+
+    def _between(
+        self, good: tuple[Step, ...], passed: float, failed: float, epochs: float, tail: float
+    ) -> Iterator[tuple[Step, ...]]:
+        """From the last level that lost little enough towards the first that did not, with longer training."""
+        while passed / failed > 1.08 and self.limit_bytes == math.inf:
+            density = math.sqrt(passed * failed)
+            level = (*good, Prune(round(1 - density, 4)), Recover(epochs=2 * epochs))
+            yield level + self._finish(4, 2 * tail)
+            if self.drops[-1] <= self.target.drop:
+                good, passed = level, density
+            else:
+                failed = density
+        yield good + self._finish(3, 3 * tail)
+        yield good + self._finish(4, 4 * tail)
+
+
+def margin(before: Tensor, after: Tensor, allowed: float) -> float:
+    """What chance may add to a drop measured on few samples: CONFIDENCE standard errors, at most half of what is allowed."""
+    if before.ndim == 0 or before.numel() < 2 or allowed == math.inf:
+        return 0.0
+    error = float((after - before).double().std() / math.sqrt(before.numel()))
+    return min(CONFIDENCE * error, allowed / 2)
+
+
+def seconds_per_epoch(task: Task) -> float:
+    """How long one epoch of `Recover` takes, from a few batches of it."""
+    source = task.train if task.train is not None else task.calibration
+    length = len(source) if hasattr(source, "__len__") else sum(1 for _ in source)
+    Recover(epochs=2 / length)(task.model, task)  # the first batches are slow
+    _, record = Recover(epochs=6 / length)(task.model, task)
+    return record.seconds / record.figures["batches"] * length
+
+
+def smallest_bytes(task: Task, folder: Path) -> int:
+    """The size of a file of this network with next to nothing in it: no recipe of this search goes below."""
+    model: nn.Module = task.model
+    records: list[Record] = []
+    for step in (Fold(), Prune(sparsity=0.9999, scores="magnitude"), Share(bits=2, biases=1)):
+        try:
+            model, record = step(model, task)
+            records.append(record)
+        except NothingChangedError:
+            continue
+        except Error as error:
+            raise TargetError(f"the network cannot be compressed: {error}") from error
+    path = folder / "smallest.nxt"
+    save(model, path, original=task.model)
+    return path.stat().st_size

@@ -1,0 +1,79 @@
+"""What `compress` gives back: the model, its file, what was done to it and why, and the numbers; also as result.json."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from enxuto.artifact.save import Entry
+from enxuto.evaluate.measurement import Evaluation
+from enxuto.files import write_bytes
+from enxuto.plan.search import Trial
+from enxuto.recipe import to_data
+from enxuto.task import Record, Step, Target, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A compressed network and the proof. `artifact` is the .nxt file, `exports` the exported files by precision."""
+
+    task: Task
+    model: nn.Module
+    steps: tuple[Step, ...]
+    record: tuple[Record, ...]
+    ledger: tuple[Entry, ...]
+    before: tuple[Entry, ...]
+    evaluation: Evaluation
+    artifact: Path
+    exports: dict[str, Path] = field(default_factory=dict)
+    target: Target | None = None
+    met: bool = True
+    verdict: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    history: tuple[Trial, ...] = ()
+    name: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Everything but the model as JSON-able data: the content of result.json, and all that a report needs."""
+        evaluation = asdict(self.evaluation)
+        target = asdict(self.target) if self.target is not None else None
+        plain = {
+            "name": self.name or type(self.task.model).__name__,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "enxuto": version("enxuto"),
+            "seed": self.task.seed,
+            "target": target,
+            "met": self.met,
+            "verdict": self.verdict,
+            "advice": self.advice,
+            "recipe": to_data(self.steps),
+            **evaluation,
+            "compression": self.evaluation.compression,
+            "speedup": self.evaluation.speedup,
+            "records": [asdict(record) for record in self.record],
+            "ledger": [asdict(entry) for entry in self.ledger],
+            "before_ledger": [asdict(entry) for entry in self.before],
+            "history": [asdict(trial) for trial in self.history],
+        }
+        return _finite(plain)
+
+    def write(self, path: Path) -> None:
+        """Writes result.json, whole or not at all."""
+        write_bytes(path, (json.dumps(self.document(), indent=1, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    """The same data with null for what JSON cannot hold, and lists for tuples."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

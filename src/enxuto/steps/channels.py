@@ -1,0 +1,145 @@
+"""PruneChannels: whole channels come out, and every layer around them gets physically smaller."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from enxuto.cut import Group, cut_
+from enxuto.errors import NothingChangedError, RangeError, TargetError
+from enxuto.groups import Groups, find_groups
+from enxuto.groups.budget import MacModel, Order, cheapest, order
+from enxuto.groups.norms import refresh_norms_
+from enxuto.groups.scores import magnitude, taylor
+from enxuto.macs import total_macs
+from enxuto.select import Patterns, matches, select
+from enxuto.surgery import duplicate, to_float
+from enxuto.task import Change, Record, Task
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PruneChannels:
+    """Channels taken out together with everything that makes, follows or reads them; hidden units of LSTM and GRU too.
+
+    `macs` is the fraction of multiply-accumulates left, measured: the units that matter least for the MACs they cost go
+    first, over all layers. `sparsity` is the fraction of units that goes in every group instead. With neither, only units that
+    are zero for every input come out, and no output changes; they come first in any case.
+    What is left of each layer is a multiple of `multiple_of` where that can be.
+    `layers` must match every layer that writes a group, as coupled layers can only shrink together.
+    Raises: RangeError for numbers that make no sense.
+    Source: Fang et al. 2023, "DepGraph", for cutting coupled channels together; scores as in `enxuto.groups.scores`.
+    """
+
+    macs: float | None = None
+    sparsity: float | None = None
+    layers: Patterns = "*"
+    scores: Literal["taylor", "magnitude"] = "taylor"
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        if self.macs is not None and self.sparsity is not None:
+            raise RangeError(
+                f"macs={self.macs} and sparsity={self.sparsity} are two goals for one step; give one of them."
+            )
+        if self.macs is not None and not 0 < self.macs <= 1:
+            raise RangeError(f"macs={self.macs} is the fraction left and must be in (0, 1]; write 0.5 for half.")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise RangeError(
+                f"sparsity={self.sparsity} is the fraction that goes and must be in [0, 1); write for example 0.25."
+            )
+        if self.scores not in ("taylor", "magnitude"):
+            raise RangeError(f"scores={self.scores!r} is not known; use 'taylor' or 'magnitude'.")
+        if not isinstance(self.multiple_of, int) or self.multiple_of < 1:
+            raise RangeError(f"multiple_of={self.multiple_of} is not a whole number of at least 1; use 1 or 8.")
+
+    def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
+        """The smaller copy.
+
+        Raises: LayerError when `layers` matches nothing, NothingChangedError when no unit can or needs to go, TargetError when
+        the MACs cannot be brought down so far.
+        """
+        start = time.monotonic()
+        select(model, self.layers, lambda module: True)
+        found = find_groups(model, task.sample)
+        chosen = [
+            index
+            for index, group in enumerate(found.groups)
+            if all(matches(path, self.layers) for path in group.writers)
+        ]
+        if not chosen:
+            raise NothingChangedError(self._nothing("no channels can be cut", found))
+        groups = [found.groups[index] for index in chosen]
+        plain = to_float(model).eval()
+        costs = MacModel(plain, task.sample, groups)
+        orders = self._orders(plain, groups, [found.zeros[index] for index in chosen], task)
+        counts = self._counts(orders, costs)
+        if not any(counts):
+            raise NothingChangedError(self._nothing("no unit would go", found))
+        cuts = [(group, each.units[:count]) for group, each, count in zip(groups, orders, counts, strict=True) if count]
+        smaller = duplicate(model)
+        cut_(smaller, cuts)
+        if any(count > each.free for each, count in zip(orders, counts, strict=True)):
+            refresh_norms_(smaller, model, cuts, task.calibration)
+        changes = [
+            _change(group, each, count, self.scores)
+            for group, each, count in zip(groups, orders, counts, strict=True)
+            if count
+        ]
+        _log.info("%s: %d of %d groups got smaller", self, len(changes), len(found.groups))
+        figures = {
+            "macs_before": float(costs.before),
+            "macs_after": float(total_macs(to_float(smaller), task.sample)),
+            "parameters_before": float(sum(p.numel() for p in plain.parameters())),
+            "parameters_after": float(sum(p.numel() for p in to_float(smaller).parameters())),
+        }
+        return smaller, Record(str(self), tuple(changes), found.frozen, figures, time.monotonic() - start)
+
+    def _orders(
+        self, model: nn.Module, groups: Sequence[Group], zeros: Sequence[frozenset[int]], task: Task
+    ) -> list[Order]:
+        exact = self.macs is None and not self.sparsity
+        if exact or self.scores == "magnitude":
+            scores = magnitude(model, groups)
+        else:
+            scores = taylor(model, groups, task.calibration, task.seed)
+        return [
+            order(group, score, zero, self.multiple_of)
+            for group, score, zero in zip(groups, scores, zeros, strict=True)
+        ]
+
+    def _counts(self, orders: Sequence[Order], costs: MacModel) -> list[int]:
+        """How many units of each group go. Raises: TargetError when that is not enough."""
+        if self.macs is None:
+            return [max(each.free, each.fitting(round((self.sparsity or 0.0) * len(each.units)))) for each in orders]
+        counts = cheapest(orders, costs, self.macs * costs.before)
+        left = costs.after(counts) / costs.before
+        if left > self.macs:
+            raise TargetError(
+                f"macs={self.macs} cannot be reached in the layers {self.layers!r}: with one unit left in each of {len(orders)} "
+                f"groups {left:.3f} of the MACs remain; ask for more than that, or let more layers be cut."
+            )
+        return counts
+
+    def _nothing(self, what: str, found: Groups) -> str:
+        reasons = "; ".join(f"'{change.path}': {change.why}" for change in found.frozen[:5])
+        cut = ", ".join(f"'{group.writers[0]}'" for group in found.groups[:8])
+        return (
+            f"{self} would change nothing: {what} of {len(found.groups)} groups of channels ({cut or 'none'}). "
+            f"What stays whole: {reasons or 'nothing'}. Set macs= or sparsity=, or choose other layers."
+        )
+
+
+def _change(group: Group, units: Order, count: int, scores: str) -> Change:
+    path = (group.writers or group.paths)[0]
+    zero = min(units.free, count)
+    why = f"{zero} of them zero for every input" if zero else ""
+    if count > zero:
+        why += f"{'; ' if why else ''}the others matter least for the MACs they cost ({scores} scores)"
+    return Change(path, f"kept {group.size - count} of {group.size} channels: {', '.join(group.paths)}", why)

@@ -1,0 +1,17 @@
+"""The explicit table of steps: what a recipe file may name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from enxuto.steps.channels import PruneChannels
+from enxuto.steps.factorize import Factorize
+from enxuto.steps.fold import Fold
+from enxuto.steps.prune import Prune
+from enxuto.steps.quantize import Quantize
+from enxuto.steps.recover import Recover
+from enxuto.steps.share import Share
+
+STEPS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Fold, Prune, PruneChannels, Factorize, Quantize, Share, Recover)
+}

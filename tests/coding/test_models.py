@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enxuto.coding.models import PRECISIONS, best, fit, read_table, write_table
+from enxuto.errors import ArtifactError
+
+law = settings(deadline=None, derandomize=True)
+
+counts_of = st.lists(st.integers(0, 10**9), min_size=2, max_size=40).filter(lambda counts: sum(map(bool, counts)) > 1)
+
+
+@law
+@given(counts_of, st.sampled_from(PRECISIONS))
+def test_frequencies_sum_to_a_power_of_two_and_every_occurring_symbol_has_one(counts, precision):
+    counts = np.array(counts)
+    model = fit(counts, precision)
+    assert model.frequencies.sum() == 1 << precision
+    assert np.array_equal(model.frequencies > 0, counts > 0)
+
+
+@law
+@given(st.lists(st.integers(1, 1000), min_size=3, max_size=3))
+def test_rounding_is_as_good_as_trying_every_split(counts):
+    counts, total = np.array(counts), 256
+    first, second = np.meshgrid(np.arange(1, total), np.arange(1, total))
+    splits = np.stack([first, second, total - first - second])[:, first + second < total]
+    fewest = -(counts[:, None] * np.log2(splits / total)).sum(0).min()
+    assert fit(counts, 8).bits(counts) <= fewest * 1.0005 + 0.01
+
+
+@law
+@given(counts_of, st.sampled_from(PRECISIONS))
+def test_a_table_comes_back(counts, precision):
+    model = fit(np.array(counts), precision)
+    back = read_table(write_table(model), len(counts))
+    assert back.precision == precision
+    assert np.array_equal(back.frequencies, model.frequencies)
+
+
+def test_a_table_of_sixteen_symbols_of_a_sparse_layer_takes_at_most_twenty_bytes():
+    counts = np.random.default_rng(0).integers(600, 1000, 16)
+    counts[7] = 223_440
+    _, table = best(counts)
+    assert len(table) <= 20
+
+
+def test_a_table_of_three_symbols_among_65536_is_short():
+    counts = np.zeros(1 << 16, np.int64)
+    counts[[3, 40_000, 65_535]] = [10, 500, 3]
+    _, table = best(counts)
+    assert len(table) <= 16
+
+
+def test_more_symbols_than_any_precision_holds_have_no_model():
+    assert best(np.ones(1 << 16, np.int64)) is None
+
+
+@law
+@given(st.binary(max_size=40), st.integers(2, 300))
+def test_any_bytes_are_a_table_that_sums_up_or_are_refused(data, symbols):
+    try:
+        model = read_table(data, symbols)
+    except ArtifactError:
+        return
+    assert model.frequencies.sum() == 1 << model.precision
+    assert model.frequencies.min() >= 0
+    assert model.frequencies.size == symbols
+
+
+@pytest.mark.parametrize("kept", range(7))
+def test_a_table_cut_short_is_refused(kept):
+    table = write_table(fit(np.array([1000, 20, 30, 40, 0, 0, 0, 5]), 12))
+    assert len(table) == 7
+    with pytest.raises(ArtifactError):
+        read_table(table[:kept], 8)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from nets import image_nets
+from torch import Tensor, nn
+
+from enxuto.cut import Group, tensor_at
+from enxuto.groups import find_groups
+
+NETS = image_nets()
+IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def silence_(model: nn.Module, group: Group, units: list[int]) -> None:
+    """Zeros in all that makes the units: rows, biases, and the scale and shift of batch norms."""
+    with torch.no_grad():
+        for part in group.slices:
+            tensor = getattr(model.get_submodule(part.path), part.name)
+            if isinstance(tensor, nn.Parameter) and (part.writes or not part.reads):
+                tensor_at(model, part).index_fill_(part.dim, torch.tensor(part.indices(units)), 0.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["residual", "depthwise", "dense", "grouped", "shuffled", "permuted", "lstm", "gru", "rnn", "bidirectional lstm",
+     "bidirectional gru", "gates", "tokens", "padded"],
+)  # fmt: skip
+def test_exactly_the_silent_units_are_found(name: str) -> None:
+    model = copy.deepcopy(NETS[name])
+    groups = find_groups(model, IMAGES).groups
+    silent = [[unit for unit in (1, 3, 4) if unit < group.size - 1] for group in groups]
+    for group, units in zip(groups, silent, strict=True):
+        silence_(model, group, units)
+    found = find_groups(model, IMAGES)
+    assert [sorted(zeros) for zeros in found.zeros] == silent
+
+
+class Net(nn.Module):
+    """One hidden layer with a batch norm and a given activation."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.fc1, self.norm, self.act, self.fc2 = nn.Linear(4, 8), nn.BatchNorm1d(8), activation, nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.norm(self.fc1(x))))
+
+
+def zeros_of(model: nn.Module) -> list[int]:
+    return sorted(find_groups(model.eval(), torch.randn(2, 4)).zeros[0])
+
+
+def test_a_row_of_zeros_is_not_a_zero_channel_when_the_norm_shifts_it() -> None:
+    model = Net(nn.ReLU())
+    with torch.no_grad():
+        model.fc1.weight[:3] = 0
+        model.fc1.bias[:3] = 0
+        model.norm.bias[:3] = torch.tensor([0.5, 0.0, -0.5])
+    assert zeros_of(model) == [1, 2]  # a negative constant is zero behind the ReLU
+
+
+def test_half_is_not_zero_behind_a_sigmoid() -> None:
+    model = Net(nn.Sigmoid())
+    with torch.no_grad():
+        model.norm.weight[2], model.norm.bias[2] = 0, 0
+    assert zeros_of(model) == []
+
+
+def test_a_channel_that_only_zeros_read_can_go() -> None:
+    model = Net(nn.ReLU())
+    with torch.no_grad():
+        model.fc2.weight[:, 5] = 0
+    assert zeros_of(model) == [5]
+
+
+def test_a_hidden_unit_that_another_unit_wakes_is_not_zero() -> None:
+    model = copy.deepcopy(NETS["gru"])
+    group = find_groups(model, IMAGES).groups[0]
+    silence_(model, group, [1, 3])
+    with torch.no_grad():
+        model.rnn.weight_hh_l0[2 * 10 + 3, 0] = 0.1  # the content gate of unit 3 listens to unit 0
+    assert find_groups(model, IMAGES).zeros == (frozenset([1]),)
