@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from enxuto.layers.coded import code_, coded_names, weight_names
 from enxuto.layers.grids import Affine, Grid
 from enxuto.select import Patterns, matches
-from enxuto.surgery import Weight, twins
+from enxuto.surgery import Weight, leaves_, twins, weights
 from enxuto.task import Change
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -28,6 +28,15 @@ def code_weights_(model: nn.Module, chosen: Sequence[Weight], grid: Grid) -> lis
             twin.code_(tensor)
         changes.append(Change(weight.key, f"{grid.bits} bits, {tensor.symbols} values", _error(values, tensor())))
     return changes
+
+
+def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool) -> None:
+    """Lets the float leaves of the chosen weights be seen on the grid, fitted to them as they are; later, unless `now`."""
+    chosen = weights(model, layers)
+    for weight, leaf in zip(chosen, leaves_(model, chosen), strict=True):
+        values = leaf.leaf if leaf.keep is None else leaf.leaf * leaf.keep
+        if leaf.grid is None:
+            leaf.see_(grid.encode(values.detach(), weight.path), now=now)
 
 
 def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:

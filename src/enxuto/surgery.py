@@ -115,3 +115,16 @@ def left_in_float(model: nn.Module, layers: Patterns = "*") -> Iterator[Change]:
             key = f"{path}.{name}" if path else name
             why = f"a parameter that {type(module).__name__} holds itself; no layer kind covers it"
             yield Change(key, "left in float", why)
+
+
+def leaves_(model: nn.Module, chosen: list[Weight]) -> list[Rehearsal]:
+    """The rehearsals of the chosen weights, made where there is none yet, under every name a weight has."""
+    found = []
+    for weight in chosen:
+        leaf = weight.tensor
+        if not isinstance(leaf, Rehearsal):
+            leaf = Rehearsal.of(leaf)
+            for twin in twins(model, weight):
+                twin.code_(leaf)
+        found.append(leaf)
+    return found

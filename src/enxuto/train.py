@@ -1,17 +1,88 @@
-"""Training with what will be shipped in view: `rehearse` before, `settle` after, any loop between.
+"""Training with what will be shipped in view: `prepare` before, `convert` after, any loop between.
 
-`prepare`/`convert` are the same for a list of lossy steps in the user's own loop, with a `Schedule` that tightens them.
+The layers of a prepared model keep float leaves and see them through the projection they will be shipped with; a
+`Schedule` tightens that projection as training goes on. `Recover` uses the same two halves, `rehearse_` and `settle_`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
 from torch import Tensor, nn
 
-from enxuto.errors import LayerError
+from enxuto.errors import LayerError, RangeError, RecipeError
 from enxuto.layers.coded import Coded, code_, coded_names, decode_
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
-from enxuto.surgery import Weight, twins, weights
+from enxuto.surgery import Weight, duplicate, twins, weights
+from enxuto.task import Step, Task
+
+
+@runtime_checkable
+class Rehearsable(Protocol):
+    """A step that can be tightened while a user trains: from `strength` 0 (not yet) to 1 (as it will be shipped)."""
+
+    def rehearse_(self, model: nn.Module, strength: float) -> None: ...
+
+
+def prepare(task: Task, steps: Sequence[Step], *, gradual: bool = False) -> nn.Module:
+    """A copy of the task's model to train in a loop of one's own, in which every lossy step is already at work.
+
+    Prune, Quantize and Share project float leaves at every forward pass; PruneChannels, Factorize and Fold are done at
+    once, so that the smaller layers are what trains. With `gradual`, projections wait for a `Schedule`. Make the
+    optimizer after this call, from the parameters of the copy.
+    Raises: RecipeError for a step that trains by itself; the errors of the steps themselves.
+    """
+    model = duplicate(task.model)
+    for step in steps:
+        if hasattr(step, "epochs"):
+            raise RecipeError(f"{type(step).__name__} trains by itself; prepare is for your own loop: leave the step out.")
+        if isinstance(step, Rehearsable):
+            step.rehearse_(model, 0.0 if gradual else 1.0)
+        else:
+            model, _ = step(model, task)
+    return model.train()
+
+
+class Schedule:
+    """Tightens the steps of a prepared model: call `step` after each batch.
+
+    Nothing until `begin` (a fraction of all batches), everything from `end` on; between, the strength grows along the cubic
+    of Zhu, Gupta 2017, "To prune or not to prune", eq. 1, in `updates` updates.
+    Raises: RangeError when the fractions do not ascend in 0...1 or there is no batch.
+    """
+
+    def __init__(
+        self, model: nn.Module, steps: Sequence[Step], *, batches: int, begin: float = 0.0, end: float = 0.7, updates: int = 25
+    ) -> None:
+        if batches < 1 or updates < 1 or not 0 <= begin < end <= 1:
+            raise RangeError(
+                f"a schedule of {batches} batches from begin={begin} to end={end} makes no sense; use 0 <= begin < end <= 1."
+            )
+        self.model, self.steps = model, [step for step in steps if isinstance(step, Rehearsable)]
+        self.first, self.last = round(begin * batches), max(1, round(end * batches))
+        self.every = max(1, (self.last - self.first) // updates)
+        self.done = 0
+
+    @property
+    def strength(self) -> float:
+        """How tight the steps are now, 0...1."""
+        part = (self.done - self.first) / max(1, self.last - self.first)
+        return 1 - (1 - min(1.0, max(0.0, part))) ** 3
+
+    def step(self) -> None:
+        """One batch was trained; raises the strength when it is time."""
+        self.done += 1
+        due = self.first <= self.done < self.last and (self.done - self.first) % self.every == 0
+        if due or self.done == self.last:
+            for step in self.steps:
+                step.rehearse_(self.model, self.strength)
+
+
+def convert(model: nn.Module) -> nn.Module:
+    """The trained model as it ships: codes where there was a grid, exact zeros where weights were out, plain floats else."""
+    return settle_(duplicate(model)).eval()
 
 
 def rehearse_(model: nn.Module) -> nn.Module:
@@ -38,22 +109,16 @@ def settle_(model: nn.Module) -> nn.Module:
             leaf = module.coded[name]
             if isinstance(leaf, Rehearsal):
                 frozen = settled.setdefault(id(leaf), leaf.frozen())
-                module.coded[name] = frozen if isinstance(frozen, CodedTensor) else leaf
+                if isinstance(frozen, CodedTensor):
+                    code_(module, name, frozen)
         if not any(isinstance(tensor, CodedTensor) for tensor in module.coded.values()):
-            input_grid = module._modules.get("input_grid")
-            assert input_grid is None, "input grids come with coded weights"
             decode_(module)
         for name in coded_names(module):
             if isinstance(module.coded[name], Rehearsal):
-                _uncode_(module, name)
+                value = module.coded[name].frozen()
+                del module.coded[name]
+                module.register_parameter(name, nn.Parameter(value))
     return model
-
-
-def _uncode_(module: nn.Module, name: str) -> None:
-    """One of several coded names becomes a plain parameter again."""
-    value = module.coded[name]().detach().clone()
-    del module.coded[name]
-    module.register_parameter(name, nn.Parameter(value))
 
 
 def all_weights(model: nn.Module) -> list[Weight]:
@@ -62,4 +127,3 @@ def all_weights(model: nn.Module) -> list[Weight]:
         return weights(model)
     except LayerError:
         return []
-

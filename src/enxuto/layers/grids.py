@@ -224,7 +224,7 @@ class TableTensor(CodedTensor):
     def of(cls, grid: Table, weight: Tensor, codebook: Tensor) -> TableTensor:
         """The weight with the nearest entries of the given codebook [entries]."""
         made = cls(grid, weight.shape, weight.dtype).to(weight.device)
-        entries = codebook.detach().float().to(weight.device).sort().values
+        entries = codebook.detach().float().to(weight.device).unique()
         half = entries.half()
         if bool(((half.abs() >= 6.2e-5) | (entries == 0)).all() and torch.isfinite(half).all()):
             entries = half.float()  # values that two bytes hold well: the file then keeps two bytes

@@ -43,11 +43,20 @@ class Rehearsal(nn.Module):
             made.see_(tensor)
         return made
 
-    def see_(self, coded: CodedTensor) -> None:
-        """From now on the leaf is seen on the grid of `coded`."""
-        self.grid = coded.grid
-        self.base = (coded.scale if isinstance(coded, AffineTensor) else coded.codebook).detach().float().clone()
-        self.change = nn.Parameter(torch.zeros_like(self.base))
+    def see_(self, coded: CodedTensor, *, now: bool = True) -> None:
+        """The leaf is seen on the grid of `coded`: from now on, or from a later call with `now` on.
+
+        The parameter that lets the grid learn is made at the first call, so an optimizer made after it knows it.
+        """
+        assert isinstance(coded, (AffineTensor, TableTensor))
+        base = (coded.scale if isinstance(coded, AffineTensor) else coded.codebook).detach().float().clone()
+        if isinstance(coded, TableTensor):  # fewer values than codes: the last entry stands for the rest
+            base = torch.cat([base, base[-1:].expand(2**coded.grid.bits - base.numel())])
+        self.base = base
+        if self.change is None:
+            self.change = nn.Parameter(torch.zeros_like(base))
+        self.change.data.zero_()
+        self.grid = coded.grid if now else None
 
     def kept(self) -> Tensor:
         """The leaf with zeros where nothing stays."""
@@ -78,7 +87,7 @@ class Rehearsal(nn.Module):
     @torch.no_grad()
     def frozen(self) -> Tensor | CodedTensor:
         """What the layer keeps: a float tensor, or codes on the learned grid."""
-        weight = self.kept().detach()
+        weight = (self.leaf if self.keep is None else self.leaf * self.keep).detach()
         if self.grid is None:
             return weight
         kind = TableTensor if isinstance(self.grid, Table) else AffineTensor

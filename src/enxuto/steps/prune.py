@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from enxuto.errors import NothingChangedError, RangeError
 from enxuto.functional.keep import check_sparsity, keep_largest, keep_pattern
 from enxuto.functional.scores import lamp, magnitude
 from enxuto.select import Patterns
-from enxuto.surgery import Weight, duplicate, left_in_float, weights
+from enxuto.surgery import duplicate, leaves_, left_in_float, weights
 from enxuto.task import Change, Record, Task
 
 SCORES = {"magnitude": magnitude, "lamp": lamp}
@@ -48,7 +49,7 @@ class Prune:
         model = duplicate(model)
         chosen = weights(model, self.layers)
         changes, changed = [], False
-        for weight, keep in zip(chosen, self.keep(chosen), strict=True):
+        for weight, keep in zip(chosen, self.keep([weight.read() for weight in chosen], self.sparsity), strict=True):
             values = weight.read()
             changed |= bool((values[~keep] != 0).any())
             weight.write_(values * keep)
@@ -64,10 +65,17 @@ class Prune:
         skipped = tuple(left_in_float(model, self.layers))
         return model, Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
 
-    def keep(self, chosen: list[Weight], sparsity: float | None = None) -> list[Tensor]:
-        """Which weights stay, one bool tensor for each; `sparsity` replaces the step's own (a gradual schedule)."""
-        sparsity = self.sparsity if sparsity is None else sparsity
-        values = [weight.read() for weight in chosen]
+    def rehearse_(self, model: nn.Module, strength: float) -> None:
+        """Zeros the lowest scores of the float leaves, up to this strength; what is out still learns and may come back."""
+        leaves = leaves_(model, weights(model, self.layers))
+        values = [leaf.leaf.detach() for leaf in leaves]
+        if self.pattern is not None and strength < 1:
+            return
+        for leaf, keep in zip(leaves, self.keep(values, self.sparsity * strength), strict=True):
+            leaf.keep, leaf.grow = keep, True
+
+    def keep(self, values: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+        """Which weights stay, one bool tensor for each."""
         scored = [SCORES[self.scores](value) for value in values]
         if self.pattern is not None:
             return [keep_pattern(scores, self.pattern) for scores in scored]

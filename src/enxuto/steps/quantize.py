@@ -15,7 +15,7 @@ from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded
 from enxuto.layers.grids import Affine, Grid, Per
 from enxuto.select import Patterns
-from enxuto.encode import code_biases_, code_weights_
+from enxuto.encode import code_biases_, code_weights_, rehearse_on_
 from enxuto.surgery import duplicate, left_in_float, weights
 from enxuto.task import Change, Record, Task
 
@@ -67,3 +67,7 @@ class Quantize:
                 changes.append(Change(path, "input in 8 bits", f"inputs were seen from {low:.3g} to {high:.3g}"))
         skipped = tuple(left_in_float(model, self.layers))
         return model, Record(str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start)
+
+    def rehearse_(self, model: nn.Module, strength: float) -> None:
+        """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready."""
+        rehearse_on_(model, self.layers, self.grid(), now=strength >= 1)

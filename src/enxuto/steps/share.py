@@ -9,7 +9,7 @@ from torch import nn
 
 from enxuto.layers.grids import Affine, Grid, Table
 from enxuto.select import Patterns
-from enxuto.encode import code_biases_, code_weights_
+from enxuto.encode import code_biases_, code_weights_, rehearse_on_
 from enxuto.surgery import duplicate, left_in_float, weights
 from enxuto.task import Record, Task
 
@@ -45,3 +45,7 @@ class Share:
             changes += code_biases_(model, self.layers, self.biases)
         skipped = tuple(left_in_float(model, self.layers))
         return model, Record(str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start)
+
+    def rehearse_(self, model: nn.Module, strength: float) -> None:
+        """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready."""
+        rehearse_on_(model, self.layers, self.grid(), now=strength >= 1)

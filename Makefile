@@ -1,0 +1,45 @@
+# make demo   everything on a fresh machine: environment, a real network on real data, table, files, report in out/
+# make test   the test suite          make check  the same after ruff and mypy
+# make bench  every claim measured    make lock   the lock files made again from this environment
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench lock format clean
+
+demo: .venv/ready
+	$(BIN)/enxuto demo --out out
+
+test: .venv/dev
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+bench: .venv/dev
+	$(BIN)/python bench/all.py
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: .venv/dev
+	$(BIN)/python tools/lock.py
+
+# torch comes first, so that nothing pulls another one
+.venv/ready: requirements.lock constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv/dev: .venv/ready requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.lock
+	touch $@
+
+clean:
+	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache
