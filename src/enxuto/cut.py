@@ -1,7 +1,7 @@
 """How a layer shrinks: rows and columns come out of its tensors, and the layer prints as what it is.
 
-Here are the words for *what* comes out (`Slice`, `Group`) and the one way to take it out (`cut_`). Which channels belong
-together is found in `groups`; which are worth keeping is decided by the steps.
+Here are the words for *what* comes out (`Slice`, `Group`) and the one way to take it out (`cut_`). Which channels
+belong together is found in `groups`; which are worth keeping is decided by the steps.
 """
 
 from __future__ import annotations
@@ -180,7 +180,9 @@ def gates_of(module: nn.RNNBase) -> int:
 
 def _settle_convolution_(module: _ConvNd) -> None:
     depthwise = module.groups > 1 and module.groups == module.in_channels
-    first, second = module.weight.shape[:2]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    first, second = weight.shape[:2]
     if isinstance(module, _ConvTransposeNd):
         module.groups = first if depthwise else module.groups
         module.in_channels, module.out_channels = first, second * module.groups

@@ -1,9 +1,9 @@
-"""Multiply-accumulates of each layer for one sample, counted while the model runs; zeros among the weights count too."""
+"""Multiply-accumulates of each layer for one sample, counted while the model runs; weights that are zero count too."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ COUNTED = (
 
 
 def count_macs(model: nn.Module, batch: Batch) -> dict[str, int]:
-    """Multiply-accumulates for one sample, by layer path in the order of the network; a layer called twice counts twice.
+    """Multiply-accumulates for one sample, by path in the order of the network; a layer called twice counts twice.
 
     Convolutions, Linear, Bilinear, LSTM, GRU, RNN and their cells, and MultiheadAttention with its two matrix products
-    are counted; an Embedding costs none. Layers that do not run count 0. A sample is one index of the first dimension of the
-    batch's first tensor.
+    are counted; an Embedding costs none. Layers that do not run count 0. A sample is one index of the first dimension
+    of the batch's first tensor.
     """
     counts: dict[str, int] = {}
     hooks = []
@@ -57,7 +57,7 @@ def total_macs(model: nn.Module, batch: Batch) -> int:
     return sum(count_macs(model, batch).values())
 
 
-def _counter(counts: dict[str, int], path: str) -> object:
+def _counter(counts: dict[str, int], path: str) -> Callable[..., None]:
     def count(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], outputs: object) -> None:
         given = [*args, *kwargs.values()]
         first = next(each for each in given if isinstance(each, (Tensor, nn.utils.rnn.PackedSequence)))

@@ -32,6 +32,7 @@ MAX_HEADER_BYTES = 1 << 22  # some 40,000 tensors; bounds the time that a lying 
 FREE_BYTES = 1 << 26
 BYTES_PER_BYTE = 1024
 _CHECKSUM_BYTES = 4
+_END = b"\n"  # of the JSON in the header; JSON itself writes a line end as two letters
 _FOREIGN = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 _NATIVE = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
@@ -40,10 +41,16 @@ _NATIVE = (
 _DTYPES = {name: np.dtype(_FOREIGN.get(name, name)) for name in (*_NATIVE, *_FOREIGN)}
 # What headers usually say, so that the text coder has seen it before. A change of it is a new VERSION.
 _PRIMER = (
-    b'"complex64","float8_e4m3fn","int16","uint16",65536],"num_batches_tracked","int64",[],null],"running_mean","running_var",'
-    b'"in_features":,"out_features":,"kernel_size":,"stride":,"padding":,"bias":true,"bits":8,"group":64,"per":"channel",'
-    b'"args":{"kind":"CodedConv2d","path":"layers.0.conv1.coded.weight.zero_point","codebook","float16",[16],null],'
-    b'.weight.scale","float32",[1],null],[".bias","float32",[10],null],[".weight.codes","uint8",[300,784],16],["'
+    b'[["complex64","float8_e4m3fn","int16","uint16",65536],"args":{"in_features":64,"out_features":10,"bias":true},'
+    b'"kind":"Linear","sizes":{"in_channels":16,"out_channels":32,"groups":1,"num_features":32},"tensors":["weight","bias"'
+    b']},"input":8,"same":{"weight_hh_l0","weight_ih_l0","bias_hh_l0","in_proj_weight":["affine",8,"group",64]},"path":'
+    b'"blocks.0.conv1"},[{"edits":[{"coded":{"weight":["affine",8,"channel"]},"path":"features.0"},{"coded":{"weight":['
+    b'"table",4]},"path":"layers.1.conv2"},{"coded":{"weight":["table",4]},"path":"fc"}]},[["layers.0.norm1.weight",'
+    b'"float32",[16],null],["layers.0.norm1.bias","float32",[16],null],["layers.0.norm1.running_mean","float32",[16],null],'
+    b'["layers.0.norm1.running_var","float32",[16],null],["layers.0.norm1.num_batches_tracked","int64",[],null],'
+    b'["layers.0.conv1.bias","float16",[64],null],["layers.0.conv1.coded.weight.codes","uint8",[64,32,3,3],255],'
+    b'["layers.0.conv1.coded.weight.scale","bfloat16",[64],null],["fc.bias","float32",[10],null],'
+    b'["fc.coded.weight.codes","uint8",[10,64],16],["fc.coded.weight.codebook","float16",[16],null]]]\n'
 )
 
 
@@ -73,25 +80,19 @@ def write(path: str | os.PathLike[str], meta: Mapping[str, Any], sections: Seque
     try:
         plain = [dict(meta), [[s.name, s.dtype, list(s.shape), s.symbols] for s in sections]]
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"meta of '{path}' is not JSON: {error}; use text, finite numbers, lists and dicts."
         ) from error
-    if len(text) > MAX_HEADER_BYTES:
-        raise ArtifactError(f"the header of '{path}' takes {len(text)} bytes; keep it below {MAX_HEADER_BYTES}.")
     payloads = [encode_array(s.array) if s.symbols is None else encode_integers(s.array, s.symbols) for s in sections]
+    text += _END + b"".join(write_varint(len(payload)) for payload in payloads)
+    if len(text) > MAX_HEADER_BYTES:
+        raise ArtifactError(
+            f"the header of '{path}' takes {len(text)} bytes, more than {MAX_HEADER_BYTES}; shorten meta."
+        )
     header = encode_text(text, _PRIMER)
-    body = b"".join(
-        [
-            MAGIC,
-            bytes([VERSION]),
-            write_varint(len(text)),
-            write_varint(len(header)),
-            header,
-            *(write_varint(len(p)) for p in payloads),
-            *payloads,
-        ]
-    )
+    head = MAGIC + bytes([VERSION]) + write_varint(len(text)) + write_varint(len(header)) + header
+    body = b"".join([head, *payloads])
     needed = sum(_decoded_bytes(s.shape, s.array.dtype) for s in sections)
     missing = -(-(needed - FREE_BYTES) // BYTES_PER_BYTE) - len(body) - _CHECKSUM_BYTES
     body += bytes(max(0, missing))
@@ -116,7 +117,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Section]]:
                 codes = decode_integers(data[start:end], count, entry.symbols)
                 array = codes.astype(_DTYPES[entry.dtype], copy=False).reshape(entry.shape)
         except ArtifactError as error:
-            raise ArtifactError(f"tensor '{entry.name}' of '{path}' cannot be read: {error}") from error
+            reason = str(error).removesuffix("; the file is damaged.")
+            raise ArtifactError(f"tensor '{entry.name}' of '{path}': {reason}; copy or save it again.") from error
         sections.append(Section(entry.name, entry.dtype, entry.shape, entry.symbols, array))
     return meta, sections
 
@@ -177,23 +179,20 @@ def _parse(path: str | os.PathLike[str], data: bytes) -> tuple[dict[str, Any], l
     """The meta, and for each section its entry with the place where its stream starts and ends."""
     try:
         end = len(data) - _CHECKSUM_BYTES
-        letters, at = read_varint(data[:end], len(MAGIC) + 1)
-        length, at = read_varint(data[:end], at)
+        letters, at = read_varint(data, len(MAGIC) + 1)
+        length, at = read_varint(data, at)
         if length > end - at or letters > MAX_HEADER_BYTES:
             raise ArtifactError(f"a header of {letters} letters in {length} bytes does not fit into {end - at}")
-        meta, entries = _header(decode_text(data[at : at + length], letters, _PRIMER))
+        meta, entries, lengths = _header(decode_text(data[at : at + length], letters, _PRIMER))
         at += length
-        lengths = []
-        for _ in entries:
-            part, at = read_varint(data[:end], at)
-            lengths.append(part)
         if sum(lengths) > end - at or any(data[at + sum(lengths) : end]):
             raise ArtifactError(f"tensors of {sum(lengths)} bytes do not fill the {end - at} bytes behind the header")
         needed = sum(_decoded_bytes(entry.shape, _DTYPES[entry.dtype]) for entry in entries)
         if needed > memory_limit_bytes(len(data)):
             raise ArtifactError(f"tensors of {needed} bytes cannot come from a file of {len(data)}")
     except ArtifactError as error:
-        raise ArtifactError(f"'{path}' contradicts itself: {error}; save it again with enxuto.") from error
+        reason = str(error).removesuffix("; the file is damaged.")
+        raise ArtifactError(f"'{path}' contradicts itself: {reason}; copy or save it again.") from error
     table = []
     for entry, part in zip(entries, lengths, strict=True):
         table.append((entry, at, at + part))
@@ -201,9 +200,11 @@ def _parse(path: str | os.PathLike[str], data: bytes) -> tuple[dict[str, Any], l
     return meta, table
 
 
-def _header(text: bytes) -> tuple[dict[str, Any], list[_Entry]]:
+def _header(text: bytes) -> tuple[dict[str, Any], list[_Entry], list[int]]:
+    """The meta, the entries and the lengths of their streams."""
+    written, _, rest = text.partition(_END)
     try:
-        plain = json.loads(text.decode(), parse_constant=_no_constant)
+        plain = json.loads(written.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the header is not JSON ({error})") from error
     match plain:
@@ -213,7 +214,13 @@ def _header(text: bytes) -> tuple[dict[str, Any], list[_Entry]]:
             raise ArtifactError("the header is not a pair of meta and tensors")
     if len({entry.name for entry in entries}) < len(entries):
         raise ArtifactError("the header names a tensor twice")
-    return meta, entries
+    lengths, at = [], 0
+    for _ in entries:
+        length, at = read_varint(rest, at)
+        lengths.append(length)
+    if at != len(rest):
+        raise ArtifactError(f"the header has {len(rest) - at} bytes too many")
+    return meta, entries, lengths
 
 
 def _entry(row: object) -> _Entry:
@@ -231,11 +238,15 @@ def _check_entry(entry: _Entry) -> _Entry:
         )
     whole = all(type(size) is int and size >= 0 for size in entry.shape)
     if not whole or len(entry.shape) > 32:  # numpy 1.26 stops at 32 axes
-        raise ArtifactError(f"tensor '{entry.name}' has the impossible shape {str(entry.shape)[:60]}")
+        raise ArtifactError(
+            f"tensor '{entry.name}' has the shape {str(entry.shape)[:60]}; at most 32 axes from 0 up are kept"
+        )
     if entry.symbols is not None:
         wide = {"uint8": 256, "uint16": MAX_SYMBOLS}.get(entry.dtype, 0)
         if type(entry.symbols) is not int or not 1 <= entry.symbols <= wide:
-            raise ArtifactError(f"tensor '{entry.name}' of {entry.dtype} cannot hold symbols={entry.symbols}")
+            raise ArtifactError(
+                f"tensor '{entry.name}' of {entry.dtype} cannot hold symbols={entry.symbols}; uint8 holds 1 to 256"
+            )
     return entry
 
 

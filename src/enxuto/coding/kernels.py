@@ -8,18 +8,17 @@ Source: J. Duda, "Asymmetric numeral systems", 2013; F. Giesen, "Interleaved ent
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 import numpy as np
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 LANES = 4
 LOW = 1 << 16
 
 
-def hot(function: Function) -> Function:
-    """The function compiled at its first call, and kept on the disk for the next process where a disk can be written."""
+def hot(function: Callable[..., Any]) -> Any:
+    """The function compiled at its first call, and kept for the next process where a disk can be written."""
     try:
         return numba.njit(cache=True)(function)
     except RuntimeError:  # numba finds no folder it may write to: compile anew in each process

@@ -1,7 +1,7 @@
 """The original beside the compressed network, each number taken from the file that ships.
 
-The artifact is loaded and evaluated in a fresh process, every exported file is run there too, and all files are timed in one
-interleaved run. What should be said aloud (not faster, quality lost, not smaller) becomes a note.
+The artifact is loaded and evaluated in a fresh process, every exported file is run there too, and all files are timed
+in one interleaved run. What should be said aloud (not faster, quality lost, not smaller) becomes a note.
 """
 
 from __future__ import annotations
@@ -55,14 +55,20 @@ class _Found:
 
 
 def evaluate_pair(
-    task: Task, files: Files, load: Callable[[], nn.Module], *, max_drop: float = math.inf, rounds: int = 30, threads: int = 1
+    task: Task,
+    files: Files,
+    load: Callable[[], nn.Module],
+    *,
+    max_drop: float = math.inf,
+    rounds: int = 30,
+    threads: int = 1,
 ) -> Evaluation:
     """Everything that is said of a result: quality with its paired interval, sizes, MACs, latency and peak memory.
 
-    `load` builds the artifact anew; it runs in a fresh process with the task's functions, or here, with a note, when they
-    cannot be sent there. Quality is `task.test`, else `task.evaluate`, else agreement with the original on the calibration
-    batches. The compressed network's latency is that of its fastest export that loses at most `max_drop`, as judged by
-    `task.evaluate` where there is one, so that the test has no say in the choice.
+    `load` builds the artifact anew; it runs in a fresh process with the task's functions, or here, with a note, when
+    they cannot be sent there. Quality is `task.test`, else `task.evaluate`, else agreement with the original on the
+    calibration batches. The compressed network's latency is that of its fastest export that loses at most `max_drop`,
+    as judged by `task.evaluate` where there is one, so that the test has no say in the choice.
     Raises: TaskError when the task's functions fail; ExportError when a file does not run.
     """
     name = "test" if task.test else "evaluate" if task.evaluate else "agreement"
@@ -170,23 +176,27 @@ def _exported(
 def _choose(
     exports: tuple[Exported, ...], changes: dict[str, float], max_drop: float
 ) -> tuple[Exported | None, list[str]]:
-    """The fastest export that loses at most `max_drop` (the one that loses least if none does), and what must be said."""
+    """The fastest export that loses at most `max_drop`, else the one that loses least, and what must be said."""
     timed = [export for export in exports if export.latency_ms is not None]
     if not timed:
         return None, ["the network was not exported to a runtime, so there is no latency and no peak memory."]
     good = [export for export in timed if changes[export.precision] >= -max_drop]
     if not good:
-        words = f"no export keeps quality within max_drop={max_drop:g}; latency and memory are those of the one that loses least."
+        words = (
+            f"no export keeps quality within max_drop={max_drop:g}; latency and memory are of the one that loses least."
+        )
         return max(timed, key=lambda export: changes[export.precision]), [words]
     notes = [
-        f"the {export.precision} export changes quality by {changes[export.precision]:+.4f}, beyond max_drop={max_drop:g}; "
-        "it was not chosen for latency and memory."
+        f"the {export.precision} export changes quality by {changes[export.precision]:+.4f}, "
+        f"beyond max_drop={max_drop:g}; it was not chosen for latency and memory."
         for export in timed
         if export not in good
     ]
     clock = {export.precision: export.latency_ms or math.inf for export in timed}
     if clock.get("int8", 0.0) > clock.get("fp32", math.inf):
-        notes.append(f"int8 is slower than fp32 on this machine ({clock['int8']:.3g} ms against {clock['fp32']:.3g} ms).")
+        notes.append(
+            f"int8 is slower than fp32 on this machine ({clock['int8']:.3g} ms against {clock['fp32']:.3g} ms)."
+        )
     return min(good, key=lambda export: clock[export.precision]), notes
 
 
@@ -196,5 +206,7 @@ def _findings(original: Measurement, compressed: Measurement) -> list[str]:
     if compressed.file_bytes >= original.file_bytes:
         notes.append(f"the file did not get smaller: {compressed.file_bytes} bytes against {original.file_bytes}.")
     if compressed.latency_ms and original.latency_ms and compressed.latency_ms >= original.latency_ms:
-        notes.append(f"the network did not get faster: {compressed.latency_ms:.3g} ms against {original.latency_ms:.3g} ms.")
+        notes.append(
+            f"the network did not get faster: {compressed.latency_ms:.3g} ms against {original.latency_ms:.3g} ms."
+        )
     return notes

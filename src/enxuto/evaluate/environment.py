@@ -10,7 +10,11 @@ import numpy
 import onnxruntime
 import torch
 
-_DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "asimddp")  # without one of these int8 gains little, and u8 x s8 may saturate
+_DOT_PRODUCTS = (
+    "avx512_vnni",
+    "avx_vnni",
+    "asimddp",
+)  # without one of these int8 gains little, and u8 x s8 may saturate
 
 
 def environment() -> dict[str, str]:

@@ -57,7 +57,7 @@ def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
         kind, payload = pickle.loads(answer.read_bytes())
     if kind == "error":
         raise payload
-    return payload  # type: ignore[no-any-return]
+    return payload
 
 
 def _run(job: Path, answer: Path, printed: Path) -> int:

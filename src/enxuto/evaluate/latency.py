@@ -15,7 +15,9 @@ from enxuto.evaluate.fresh import in_fresh_process
 from enxuto.evaluate.onnxmodel import OnnxModel, batch_size, feeds, rows
 from enxuto.task import Batch
 
-SHORTEST_MS = 2.0  # a sample is the mean of so many calls that it lasts at least this long: clocks and schedulers are coarse
+SHORTEST_MS = (
+    2.0  # a sample is the mean of so many calls that it lasts at least this long: clocks and schedulers are coarse
+)
 WARM_UP_S = 0.2  # a file; the first calls allocate memory and raise the clock
 
 
@@ -24,8 +26,8 @@ def latencies(
 ) -> dict[str, list[float]]:
     """Milliseconds per call of each file, `rounds` samples a file, measured in a fresh process.
 
-    One row of the sample is used (batch 1; a file with a fixed batch size gets that). In every round each file is timed once,
-    in a shuffled order (the same in every run), so that none always follows the same neighbour.
+    One row of the sample is used (batch 1; a file with a fixed batch size gets that). In every round each file is
+    timed once, in a shuffled order (the same in every run), so that none always follows the same neighbour.
     Units: ms. Raises: RangeError for rounds or threads below 1; ExportError when a file does not run.
     """
     if rounds < 1 or threads < 1:

@@ -10,7 +10,7 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """One exported file of a network, as it behaved in its runtime; not timed when the original could not be exported."""
+    """One exported file of a network, as it behaved in its runtime; not timed if the original was not exported."""
 
     runtime: str  # "onnxruntime"
     precision: str  # "fp32" or "int8"
@@ -63,7 +63,7 @@ class Evaluation:
 
     @property
     def speedup(self) -> float | None:
-        """Median latency of the original over that of the compressed network, interleaved in one run; None if unknown."""
+        """Median latency of the original over that of the compressed one, interleaved in one run; None if unknown."""
         if self.original.latency_ms is None or self.compressed.latency_ms is None:
             return None
         return self.original.latency_ms / self.compressed.latency_ms

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 
 from enxuto.errors import ExportError
@@ -29,9 +28,9 @@ _RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs: sets the peak resident size 
 def peak_memory(path: str | os.PathLike[str], sample: Batch) -> int:
     """Bytes of resident memory that loading the file and running it on the sample adds at the peak, one thread.
 
-    Libraries, the runtime itself and the input are loaded before and do not count. On Linux the peak is the kernel's own
-    (VmHWM, reset before the file is opened); elsewhere it is the growth of `ru_maxrss`, which can only be too small.
-    Granularity is the page and the allocator's block: differences below about 0.2 MB mean nothing.
+    Libraries, the runtime itself and the input are loaded before and do not count. On Linux the peak is the kernel's
+    own (VmHWM, reset before the file is opened); elsewhere it is the growth of `ru_maxrss`, which can only be too
+    small. Granularity is the page and the allocator's block: differences below about 0.2 MB mean nothing.
     Raises: ExportError when the file does not run.
     """
     return in_fresh_process(_peak, os.fspath(path), sample)

@@ -47,7 +47,9 @@ class Named(dict[str, Any]):
             raise AttributeError(name) from None
 
 
-def open_session(path: str | os.PathLike[str], *, threads: int = 0, optimized: str = "") -> onnxruntime.InferenceSession:
+def open_session(
+    path: str | os.PathLike[str], *, threads: int = 0, optimized: str = ""
+) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU with all optimizations.
 
     `threads` = 0 leaves the number to the runtime; `optimized` names a file that receives the optimised graph.
@@ -143,7 +145,8 @@ def assemble(shape: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 class OnnxModel(nn.Module):
-    """An .onnx file run by ONNX Runtime as if it were the torch model: tensors in, the model's own output structure out.
+    """An .onnx file run by ONNX Runtime as if it were the torch model: tensors in, the model's own output structure
+    out.
 
     Shapes: as the model's; a file with a fixed batch size is fed in parts, the last one padded with its first row.
     Units: `threads` of the runtime, 0 leaves them to it. Results come back on the device of the first input.
@@ -179,10 +182,8 @@ class OnnxModel(nn.Module):
         given = (arguments, named)
         size = batch_size(given)
         device = next((tensor.device for tensor in leaves(given)), torch.device("cpu"))
-        if self.fixed_batch and size != self.fixed_batch:
-            outputs = self._in_parts(given, size)
-        else:
-            outputs = self._run(*given)
+        fits = size == self.fixed_batch or not self.fixed_batch
+        outputs = self._run(*given) if fits else self._in_parts(given, size)
         return assemble(self.shape, iter([torch.from_numpy(output).to(device) for output in outputs]))
 
     def _in_parts(self, given: tuple[Any, Any], size: int) -> list[Array]:

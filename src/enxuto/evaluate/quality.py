@@ -53,8 +53,8 @@ def agreement(original: nn.Module, batches: Iterable[Batch]) -> Evaluate:
 def agree(before: Tensor, after: Tensor) -> Tensor:
     """Agreement of each sample, 1 where outputs are equal.
 
-    Float outputs [samples, classes >= 2]: 1 where the largest class is the same, else 0. Integer outputs: the share of equal
-    entries. Any other float output: one minus the squared error over the squared original, not below 0.
+    Float outputs [samples, classes >= 2]: 1 where the largest class is the same, else 0. Integer outputs: the share
+    of equal entries. Any other float output: one minus the squared error over the squared original, not below 0.
     Shapes: [samples, ...] twice -> float64 [samples]; an output without axes is one sample.
     Raises: TaskError when the shapes differ.
     """
@@ -65,7 +65,9 @@ def agree(before: Tensor, after: Tensor) -> Tensor:
         )
     if before.is_floating_point() and before.dim() == 2 and before.shape[1] >= 2:
         return (before.argmax(1) == after.argmax(1)).double()
-    one, other = (tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1) for tensor in (before, after))
+    one, other = (
+        tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1) for tensor in (before, after)
+    )
     if not (before.is_floating_point() or before.is_complex()):
         return (one == other).double().mean(1)
     kind = torch.complex128 if before.is_complex() else torch.float64
@@ -78,8 +80,8 @@ def agree(before: Tensor, after: Tensor) -> Tensor:
 def quality(evaluate: Evaluate, model: nn.Module) -> Tensor:
     """What `evaluate` says of a model, checked: one number (0-d) or one value per sample [samples], float64.
 
-    The model is in eval mode and without gradients. Raises: TaskError when evaluate fails, or returns nothing, more than one
-    axis, or values that are not finite.
+    The model is in eval mode and without gradients. Raises: TaskError when evaluate fails, or returns nothing, more
+    than one axis, or values that are not finite.
     """
     try:
         with evaluating(model):
@@ -88,29 +90,35 @@ def quality(evaluate: Evaluate, model: nn.Module) -> Tensor:
         raise
     except Exception as error:
         raise TaskError(
-            f"evaluate failed on {type(model).__name__} ({type(error).__name__}: {error}); it is called with a model only and "
-            "must use nothing of it but calling it: exported files are evaluated with it too."
+            f"evaluate failed on {type(model).__name__} ({type(error).__name__}: {error}); it is called with a model only "
+            "and must use nothing of it but calling it: exported files are evaluated with it too."
         ) from error
     if not isinstance(value, (Tensor, Real)) and not hasattr(value, "__array__"):
-        raise TaskError(f"evaluate returned {type(value).__name__}; return one number, or a tensor with one value per sample.")
+        raise TaskError(
+            f"evaluate returned {type(value).__name__}; return one number, or a tensor with one value per sample."
+        )
     values = torch.as_tensor(value).detach().cpu().double()
     if values.dim() > 1 or values.numel() == 0:
-        raise TaskError(f"evaluate returned shape {tuple(values.shape)}; return one number, or one value per sample [samples].")
+        raise TaskError(
+            f"evaluate returned shape {tuple(values.shape)}; return one number, or one value per sample [samples]."
+        )
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
-        raise TaskError(f"evaluate returned {bad} NaN or infinite values of {values.numel()}; check the model's outputs.")
+        raise TaskError(
+            f"evaluate returned {bad} NaN or infinite values of {values.numel()}; check the model's outputs."
+        )
     return values
 
 
 def paired_change(before: Tensor, after: Tensor) -> tuple[float, Interval, int]:
     """Mean of after - before, its 95 % interval, and the number of samples it rests on.
 
-    0/1 values: the adjusted Wald interval for paired proportions, which does not shrink to nothing when no sample changed.
-    Other values: Student's t on the differences. A single number has no spread: the interval is None and the count 0; it is
-    None for fewer than two samples too.
+    0/1 values: the adjusted Wald interval for paired proportions, which does not shrink to nothing when no sample
+    changed. Other values: Student's t on the differences. A single number has no spread: the interval is None and the
+    count 0; it is None for fewer than two samples too.
     Shapes: [samples] or [] twice. Raises: TaskError when the two differ in shape.
-    Source: D. G. Bonett, R. M. Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on
-    paired data", J. Educ. Behav. Stat. 37 (2012), eq. 3.
+    Source: D. G. Bonett, R. M. Price, "Adjusted Wald confidence interval for a difference of binomial proportions
+    based on paired data", J. Educ. Behav. Stat. 37 (2012), eq. 3.
     """
     if before.shape != after.shape:
         raise TaskError(

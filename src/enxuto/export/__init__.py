@@ -39,9 +39,10 @@ def export(
 ) -> OnnxFile:
     """Writes a network, coded or plain, as one .onnx file.
 
-    fp32: coded weights are decoded. int8: weights keep the grids they have (8 bits or fewer, one scale per tensor or channel),
-    layers whose inputs were calibrated keep those grids, everything else is calibrated on the batches.
-    Raises: ExportError when the model cannot be exported or precision is unknown; OutputError when the file cannot be written.
+    fp32: coded weights are decoded. int8: weights keep the grids they have (8 bits or fewer, one scale per tensor or
+    channel), layers whose inputs were calibrated keep those grids, everything else is calibrated on the batches.
+    Raises: ExportError when the model cannot be exported or precision is unknown; OutputError when the file cannot be
+    written.
     """
     from enxuto.export.int8 import quantize_onnx
     from enxuto.export.onnx import to_onnx
@@ -88,5 +89,7 @@ def input_grids(model: nn.Module) -> Mapping[str, tuple[float, int]]:
 
     grids = {path: getattr(module, "input_grid", None) for path, module in model.named_modules(remove_duplicate=False)}
     return {
-        path: (float(grid.scale), int(grid.zero_point)) for path, grid in grids.items() if isinstance(grid, ActivationGrid)
+        path: (float(grid.scale), int(grid.zero_point))
+        for path, grid in grids.items()
+        if isinstance(grid, ActivationGrid)
     }

@@ -1,6 +1,8 @@
-"""A torch model as an .onnx file in float32: the dynamo exporter, a tidy graph, and a run against torch before it counts.
+"""A torch model as an .onnx file in float32: the dynamo exporter, a tidy graph, and a run against torch before it
+counts.
 
-Nothing is quantized here (int8.py does that). Nodes carry the path of their layer as their name and initializers the name of their parameter.
+Nothing is quantized here (int8.py does that). Nodes carry the path of their layer as their name and initializers the
+name of their parameter.
 """
 
 from __future__ import annotations
@@ -58,25 +60,23 @@ def to_onnx(model: nn.Module, sample: Batch, path: str | os.PathLike[str], *, dy
                 return Exported(True, max(_difference(model, part, temporary) for part in _sizes(model, sample)))
             except ExportError as error:
                 reason = str(error).split("; ")[0]
-                notes.append(
-                    f"the first axis (the batch) of the .onnx file is fixed at {batch_size(sample)}; a free one failed: {reason}"
-                )
+                fixed = f"the first axis (the batch) of the .onnx file is fixed at {batch_size(sample)}"
+                notes.append(f"{fixed}; a free one failed: {reason}")
         _write(model, sample, outputs, temporary, dynamic=False)
         return Exported(False, _difference(model, sample, temporary), tuple(notes))
 
 
 def _write(model: nn.Module, sample: Batch, outputs: Any, path: os.PathLike[str], *, dynamic: bool) -> None:
     arguments, named = _call_arguments(_twice(sample) if dynamic and batch_size(sample) == 1 else sample)
-    shapes = torch.export.ShapesCollection()
+    shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     axis = torch.export.Dim("batch")
     for tensor in leaves((arguments, named)):
         if dynamic and tensor.dim() and len(tensor) == batch_size((arguments, named)):
             shapes[tensor] = {0: axis}
     try:
         with _quiet(), evaluating(model):
-            program = torch.export.export(
-                model, arguments, named, dynamic_shapes=shapes.dynamic_shapes(model, arguments, named)
-            )
+            free = shapes.dynamic_shapes(model, arguments, named)  # type: ignore[no-untyped-call]
+            program = torch.export.export(model, arguments, named, dynamic_shapes=free)
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         first = " ".join(str(error).split())[:300]
@@ -88,7 +88,9 @@ def _write(model: nn.Module, sample: Batch, outputs: Any, path: os.PathLike[str]
     proto = _tidy(exported.model_proto)
     helper.set_model_props(proto, {STRUCTURE: json.dumps(structure(outputs))})
     if proto.ByteSize() > LARGEST_FILE_BYTES:
-        raise ExportError(f"{type(model).__name__} is over 2 GB as .onnx, more than one file can hold; compress it first.")
+        raise ExportError(
+            f"{type(model).__name__} is over 2 GB as .onnx, more than one file can hold; compress it first."
+        )
     onnx.save_model(proto, path)
 
 
@@ -119,14 +121,16 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.filterwarnings("ignore", message="The tensor attributes? .*assigned during export", category=UserWarning)
+            warnings.filterwarnings(
+                "ignore", message="The tensor attributes? .*assigned during export", category=UserWarning
+            )
             yield
     finally:
         logger.setLevel(level)
 
 
 def _tidy(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with layer paths as node names, plain pooling, and without the exporter's notes (they hold file paths)."""
+    """The graph with layer paths as node names, plain pooling, without the exporter's notes, which hold file paths."""
     taken: Counter[str] = Counter()
     for node in proto.graph.node:
         name = f"{_layer(node)}/{node.op_type}".lstrip("/")
@@ -144,7 +148,7 @@ def _tidy(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _layer(node: onnx.NodeProto) -> str:
-    """The path of the layer a node belongs to: of its weight if that kept its name, else where torch says it was called."""
+    """The path of the layer a node belongs to: that of its weight, else where torch says it was called."""
     weight = node.input[1] if node.op_type.startswith(("Conv", "Gemm")) else ""
     if weight.endswith(".weight"):
         return weight.removesuffix(".weight")
@@ -215,7 +219,7 @@ def _difference(model: nn.Module, batch: Batch, path: os.PathLike[str]) -> float
         worst = max(worst, float(np.abs(a - b).max(initial=0.0) / max(np.abs(a).max(initial=0.0), 1e-12)))
     if not worst <= TOLERANCE:
         raise ExportError(
-            f"the exported model differs from torch by {worst:.2g} of its largest output (at most {TOLERANCE:g} is taken); "
+            f"the exported model differs from torch by {worst:.2g} of its largest output, more than {TOLERANCE:g}; "
             "look for an operator whose ONNX meaning differs, or random numbers in forward."
         )
     return worst

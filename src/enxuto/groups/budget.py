@@ -83,9 +83,9 @@ def order(group: Group, scores: FloatArray, zeros: frozenset[int], multiple_of: 
 
 
 def cheapest(orders: Sequence[Order], model: MacModel, goal: float) -> list[int]:
-    """How many units of each group go until at most `goal` multiply-accumulates are left; all that may go if that is not enough.
+    """How many units of each group go until at most `goal` multiply-accumulates are left.
 
-    Units go in the order of score for each multiply-accumulate they save.
+    Units go in the order of score for each multiply-accumulate they save; if the goal is out of reach, all go that may.
     """
     counts = [each.free for each in orders]
     full = [0] * len(orders)

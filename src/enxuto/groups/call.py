@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from enxuto.groups.ledger import FIXED, Ledger, Value, Weight, squash
@@ -14,7 +15,7 @@ from enxuto.groups.ledger import FIXED, Ledger, Value, Weight, squash
 
 @dataclass(frozen=True)
 class Call:
-    """What a rule sees: the operator, its arguments by name (labels in place of tensors) and the shapes of its outputs."""
+    """What a rule sees: the operator, its arguments by name (labels in place of tensors), the shapes of its outputs."""
 
     op: OpOverload
     arguments: Mapping[str, object]
@@ -94,6 +95,11 @@ class Call:
         if isinstance(value, list | tuple):
             return [self._plain(item) for item in value]
         return value
+
+
+def substituted(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
+    """An argument of a graph node with what stands for each node in its place."""
+    return fx.node.map_arg(argument, lambda node: values[node])
 
 
 def fixed(shape: Sequence[int]) -> Tensor:

@@ -40,7 +40,7 @@ class Groups:
 def find_groups(model: nn.Module, batch: Batch) -> Groups:
     """The groups of a model, in the order of the network, seen from one batch of its inputs; the model is left alone.
 
-    Every group was cut once on a copy, and the outputs compared with those of the model whose readers ignore the channels.
+    Every group was cut once on a copy, and the outputs compared with those of the model that no longer reads them.
     """
     plain = to_float(model).eval()
     batch = small_batch(plain, batch)
@@ -112,7 +112,7 @@ def _group(
 
 
 def _settle_raw(ledger: Ledger) -> None:
-    """Parameters used element by element: the dimension along which their elements are different channels becomes an axis."""
+    """Parameters used element by element: the dimension along which their channels differ becomes an axis."""
     channel, _ = ledger.components()
     for key, labels in ledger.raw.items():
         units = channel[labels.numpy()]

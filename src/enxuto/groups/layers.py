@@ -17,7 +17,7 @@ MEETS = "it reads what cannot be cut"
 
 
 def convolution(call: Call) -> Value:
-    """conv1d, conv2d, conv3d: rows write, columns read; depthwise rows follow; the groups of a grouped one are coupled."""
+    """conv1d, conv2d, conv3d: rows write, columns read; depthwise rows follow; groups are coupled."""
     weight, labels = call.arguments["weight"], call.labels("input")
     if not isinstance(weight, Weight):
         return call.freeze_all(COMPUTED)
@@ -148,7 +148,7 @@ def embedding(call: Call) -> Value:
 
 
 def recurrent(call: Call) -> Value:
-    """lstm, gru, rnn: a hidden unit is a row of every gate and a column of the recurrent weights, in all layers and directions."""
+    """lstm, gru, rnn: a hidden unit is a row of every gate and a recurrent column, in all layers and directions."""
     given = call.arguments["params"]
     assert isinstance(given, Sequence)
     params = [each for each in given if isinstance(each, Weight)]
@@ -195,7 +195,7 @@ def _cell(
 ) -> Tensor:
     """The labels of the hidden units of one direction of one layer, made the same as `hidden`. Shapes: -> [hidden].
 
-    `before` names the values of the layer below, "" where the cell reads the input of the call; `name` those of the cell.
+    `before` names the values of the layer below, "" where the cell reads the input of the call; `name` its own values.
     """
     w_ih, w_hh, *rest = params
     projection = rest[-1] if rest and len(rest[-1].shape) == 2 else None

@@ -42,7 +42,7 @@ class Axis:
 
 @dataclass
 class Read:
-    """A weight sums over the channels of the activation `source` along its dimension `dim`; `labels` has the activation's shape."""
+    """A weight sums over the channels of the activation `source` along its dimension `dim`; `labels` are its labels."""
 
     source: str
     labels: Tensor
@@ -77,7 +77,7 @@ class Ledger:
         return self.axes[key].labels
 
     def elements(self, weight: Weight, where: str) -> Tensor:
-        """Labels for a parameter that is used as an activation, of its shape: one for each element, unless it is a vector."""
+        """Labels for a parameter that is used as an activation: one for each element, unless it is a vector."""
         long = [dim for dim, size in enumerate(weight.shape) if size > 1]
         if len(long) <= 1:
             dim = long[0] if long else 0
@@ -94,8 +94,9 @@ class Ledger:
         return self.raw[weight.key].permute(weight.axes)
 
     def unify(self, first: Tensor, second: Tensor, why: str, where: str) -> None:
-        """Says that labels of the same shape (after broadcasting) are pairwise the same channel; one that meets FIXED freezes."""
-        first, second = compact(*torch.broadcast_tensors(first, second))
+        """Says that labels are pairwise, after broadcasting, the same channel; one that meets FIXED is frozen."""
+        shape = np.broadcast_shapes(first.shape, second.shape)
+        first, second = compact(first.expand(shape), second.expand(shape))
         first, second = first.flatten(), second.flatten()
         both = (first > 0) & (second > 0) & (first != second)
         if bool(both.any()):

@@ -20,10 +20,10 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 def refresh_norms_(
     smaller: nn.Module, original: nn.Module, cuts: Sequence[tuple[Group, Collection[int]]], batches: Iterable[Batch]
 ) -> None:
-    """Moves the running statistics of every batch norm by what the cut did to them on the calibration batches, in place.
+    """Moves the running statistics of every batch norm by what the cut did to them on the batches, in place.
 
-    Both models run with the statistics of the batches; only their difference counts, so few batches are enough, and a cut
-    that changed nothing moves nothing.
+    Both models run with the statistics of the batches; only their difference counts, so few batches are enough, and a
+    cut that changed nothing moves nothing.
     Shapes: as the running statistics of the smaller model.
     """
     wide, narrow = _statistics(original, batches), _statistics(smaller, batches)

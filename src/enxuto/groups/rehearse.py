@@ -34,7 +34,7 @@ def masked_(model: nn.Module, cuts: Cuts) -> None:
 
 
 def rehearse(model: nn.Module, groups: Sequence[Group], batch: Batch) -> list[tuple[Group, str]]:
-    """The groups whose cut fails or changes the outputs, each with the reason; all are tried at once, then by halves."""
+    """The groups whose cut fails or changes the outputs, with the reason; all are tried at once, then by halves."""
     if not groups:
         return []
     stage = _Stage(model, batch)
@@ -69,7 +69,7 @@ class _Stage:
         wide, wide_batch = copy.deepcopy(model).double(), _double(batch)
         try:
             self._outputs(wide, wide_batch)
-        except Exception as error:  # noqa: BLE001  # whatever it raises means the same: this model has its own precision
+        except Exception as error:  # whatever it raises means the same: this model has its own precision
             _log.debug("the rehearsal runs in the model's own precision: %s", error)
         else:
             self.model, self.batch = wide, wide_batch
@@ -84,7 +84,7 @@ class _Stage:
         try:
             cut_(small, cuts)
             got = self._outputs(small, self.batch)
-        except Exception as error:  # noqa: BLE001  # whatever a stranger's forward raises means the same: this cut cannot be
+        except Exception as error:  # whatever a stranger's forward raises means the same: this cut cannot be
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             return f"forward writes a size as a literal: {first[:160]}"
         for expected, found in zip(wanted, got, strict=True):

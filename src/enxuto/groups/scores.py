@@ -20,8 +20,8 @@ PASSES = 32  # backward passes of `taylor`; half as many give the same order of 
 def magnitude(model: nn.Module, groups: Sequence[Group]) -> list[FloatArray]:
     """The Euclidean norm of all weights a unit owns, over the mean of its group. Shapes: one [units] for each group.
 
-    Source: Li et al. 2017, "Pruning filters for efficient convnets", section 3, with the L2 norm; over coupled slices as in
-    Fang et al. 2023, "DepGraph", eq. 8.
+    Source: Li et al. 2017, "Pruning filters for efficient convnets", section 3, with the L2 norm; over coupled slices
+    as in Fang et al. 2023, "DepGraph", eq. 8.
     """
     found = []
     for group in groups:
@@ -37,10 +37,10 @@ def magnitude(model: nn.Module, groups: Sequence[Group]) -> list[FloatArray]:
 def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], seed: int) -> list[FloatArray]:
     """The squared change of the outputs when a unit is no longer read, to first order, summed over the samples.
 
-    Without labels: with random signs r the gradient of r·f(x) has, squared, the expectation |∂f/∂u|², so that each backward
-    pass estimates the sum over its batch. Needs float parameters. Shapes: one [units] for each group.
+    Without labels: with random signs r the gradient of r·f(x) has, squared, the expectation |∂f/∂u|², so that each
+    backward pass estimates the sum over its batch. Needs float parameters. Shapes: one [units] for each group.
     Source: Molchanov et al. 2019, "Importance estimation for neural network pruning", eq. 8; the random signs from
-    Hutchinson 1990. Deviation: the change is taken at the weights that read a unit, and of the outputs instead of a loss.
+    Hutchinson 1990. Deviation: taken at the weights that read a unit, and of the outputs instead of a loss.
     """
     generator = torch.Generator().manual_seed(seed)
     parts = [(index, part) for index, group in enumerate(groups) for part in group.slices if part.reads]

@@ -1,7 +1,7 @@
 """Rules for operators without weights: what happens to the labels when an activation is reshaped, added, pooled, mixed.
 
-A rule takes a `Call` and returns the labels of its outputs. What only moves elements is run on the labels themselves, so a
-permute and a flatten are exact. After each rule the channels of an activation lie along one dimension at most.
+A rule takes a `Call` and returns the labels of its outputs. What only moves elements is run on the labels themselves,
+so a permute and a flatten are exact. After each rule the channels of an activation lie along one dimension at most.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +47,7 @@ def turned(call: Call) -> Value:
 
 
 def moved(call: Call) -> Value:
-    """Elements change places only: the operator runs on the labels; channels split over two dimensions become coupled."""
+    """Elements change places only: the operator runs on the labels; channels split over two dimensions are coupled."""
     before = [len(varying(labels)) for labels in call.tensors()]
     if call.name in ("view", "_unsafe_view"):
         out: Value = squash(call.labels("self").reshape(call.shape))
@@ -136,7 +137,7 @@ def indexed(call: Call) -> Value:
 
 
 def joined(call: Call) -> Value:
-    """cat, stack: joined along the channels they stay apart; joined along another dimension they are the same channels."""
+    """cat, stack: joined along the channels they stay apart, joined along another dimension they are the same."""
     parts = [labels for labels in call.tensors() if labels.numel() or labels.ndim > 1]
     if call.name == "stack":
         parts = [labels.unsqueeze(call.integer("dim")) for labels in parts]
@@ -159,7 +160,7 @@ def joined(call: Call) -> Value:
 def pointwise(call: Call) -> Value:
     """Operands that meet element by element hold the same channels; a single channel that is spread over many stays."""
     parts = call.tensors()
-    shape = torch.broadcast_shapes(*(labels.shape for labels in parts), call.shape)
+    shape = np.broadcast_shapes(*(labels.shape for labels in parts), call.shape)
     views = [labels.expand(shape) for labels in parts]
     carriers = {dim for view in views if len(varying(view)) == 1 for dim in varying(view)}
     if len(carriers) > 1:

@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from enxuto.groups.call import Call, fixed
+from enxuto.groups.call import Call, fixed, substituted
 from enxuto.groups.layers import LAYERS
 from enxuto.groups.ledger import Ledger, Value, Weight
 from enxuto.groups.shapes import rule_for
@@ -53,8 +53,8 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
         elif node.op == "call_function":
             values[node] = _follow(node, values, ledger)
         elif node.op == "output":
-            for source in node.all_input_nodes:
-                for labels in _labels(values[source], ledger):
+            for given in node.all_input_nodes:
+                for labels in _labels(values[given], ledger):
                     ledger.freeze(labels, "it is an output of the model", "")
     return Trace(program, ledger, names)
 
@@ -65,13 +65,13 @@ def export(model: nn.Module, batch: Batch) -> ExportedProgram:
     Raises: Untraceable, with torch's own first line.
     """
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    double = copy.deepcopy(model, shared).eval()  # type: ignore[arg-type]  # another structure around the same tensors
+    double = copy.deepcopy(model, shared).eval()  # another structure around the same tensors
     args, kwargs = _arguments(batch)
     try:
         with warnings.catch_warnings(), slow_attention():
             warnings.simplefilter("ignore")  # export speaks of what it does to its own copy
             return torch.export.export(double, args, kwargs, strict=False)
-    except Exception as error:  # noqa: BLE001  # whatever a stranger's forward raises means the same: it cannot be followed
+    except Exception as error:  # whatever a stranger's forward raises means the same: it cannot be followed
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Untraceable(f"torch.export cannot follow this model: {first[:200]}") from error
 
@@ -95,7 +95,7 @@ def small_batch(model: nn.Module, batch: Batch) -> Batch:
     try:
         with evaluating(model):
             call(model, few)
-    except Exception:  # noqa: BLE001  # whatever a stranger's forward raises, the whole batch is known to work
+    except Exception:  # whatever a stranger's forward raises, the whole batch is known to work
         return batch
     return few
 
@@ -144,8 +144,8 @@ def _follow(node: fx.Node, values: Mapping[fx.Node, Value], ledger: Ledger) -> V
     shapes = _shapes(node.meta.get("val"))
     if not isinstance(node.target, OpOverload):
         name = getattr(node.target, "__name__", str(node.target))
-        for source in node.all_input_nodes:
-            for labels in _labels(values[source], ledger):
+        for given in node.all_input_nodes:
+            for labels in _labels(values[given], ledger):
                 ledger.freeze(labels, f"{name} cannot be followed", module_path(node))
         return (
             tuple(map(fixed, shapes))
@@ -169,7 +169,7 @@ def _bind(node: fx.Node, values: Mapping[fx.Node, Value], ledger: Ledger, shapes
     sources: dict[str, str] = {}
     for index, argument in enumerate(node.target._schema.arguments):
         given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
-        arguments[argument.name] = fx.node.map_arg(given, lambda source: values[source])
+        arguments[argument.name] = substituted(given, values)
         if isinstance(given, fx.Node):
             sources[argument.name] = given.name
     return Call(node.target, arguments, shapes, node.name, module_path(node), ledger, sources)

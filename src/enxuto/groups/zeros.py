@@ -1,7 +1,8 @@
 """Which channels are zero for every input: the graph computed with "not known" (NaN) in place of the model's inputs.
 
-A product of an unknown number and an exact zero is zero; everything else that meets an unknown number is unknown. A channel
-is *live* when some weight that is not zero reads a value of it that is not zero; the others can go and no output changes.
+A product of an unknown number and an exact zero is zero; everything else that meets an unknown number is unknown. A
+channel is *live* when some weight that is not zero reads a value of it that is not zero; the others can go and no
+output changes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +19,14 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from enxuto.groups import shapes
+from enxuto.groups.call import substituted
 from enxuto.groups.ledger import Read, compact
 from enxuto.groups.trace import Trace
 
 IntArray = npt.NDArray[np.int64]
 UNKNOWN = float("nan")
-BILINEAR = frozenset(
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm bmm".split()
-)
+CONVOLUTIONS = [f"{kind}{dims}d" for kind in ("conv", "conv_transpose") for dims in (1, 2, 3)]
+BILINEAR = frozenset([*CONVOLUTIONS, "linear", "matmul", "mm", "bmm"])
 GATE = {
     "lstm": (4, 2),
     "gru": (3, 2),
@@ -72,7 +74,7 @@ def _live(read: Read, value: object, traced: Trace, tensors: Mapping[str, object
     columns = traced.ledger.axes[read.weight.key, dim].labels
     if isinstance(weight, Tensor):
         columns = columns[(weight != 0).movedim(dim, 0).flatten(1).any(1).cpu()]
-    return set(channel[labels.unique().numpy()].tolist()) & set(channel[columns.numpy()].tolist())
+    return set(channel[np.unique(labels.numpy())].tolist()) & set(channel[columns.numpy()].tolist())
 
 
 def _value(
@@ -94,14 +96,14 @@ def _value(
         return _unknown(node)
     if not all(_known(values[source]) for source in node.all_input_nodes):
         return _embedded(node, values) if "embedding" in str(node.target) else _unknown(node)
-    args = [fx.node.map_arg(arg, lambda source: values[source]) for arg in node.args]
-    kwargs = {key: fx.node.map_arg(arg, lambda source: values[source]) for key, arg in node.kwargs.items()}
+    args = [substituted(arg, values) for arg in node.args]
+    kwargs = {key: substituted(arg, values) for key, arg in node.kwargs.items()}
     out = _computed(node, node.target, args, kwargs, inside)
     return _unknown(node) if out is None else out
 
 
 def _computed(
-    node: fx.Node, op: OpOverload, args: list[object], kwargs: dict[str, object], inside: dict[str, Tensor]
+    node: fx.Node, op: OpOverload, args: list[Any], kwargs: dict[str, Any], inside: dict[str, Tensor]
 ) -> object:
     """The outputs of one call with unknown numbers among its inputs; None when nothing can be said."""
     name = op._schema.name.split("::")[-1]
@@ -110,7 +112,7 @@ def _computed(
         return _bilinear(op, args)
     if name in GATE:
         return _recurrent(node, name, args, inside)
-    if name == "batch_norm":
+    if name in ("batch_norm", "instance_norm"):
         return _norm(op, args)
     if name in ("mul", "mul_"):
         return _times(args)
@@ -122,13 +124,18 @@ def _computed(
             return None
         unknown = op(first.isnan().to(first.dtype), *args[1:], **kwargs)
         out = op(first.nan_to_num(0.0), *args[1:], **kwargs)
-        return out.masked_fill(unknown != 0, UNKNOWN) if isinstance(out, Tensor) else None
-    if rule is shapes.pointwise or torch.Tag.pointwise in op.tags:
+        if isinstance(out, tuple):  # a pool that returns its indices too
+            return (out[0].masked_fill(unknown[0] != 0, UNKNOWN), *(None for _ in out[1:]))
+        return out.masked_fill(unknown != 0, UNKNOWN)
+    if rule is shapes.gated:
+        first, second = torch.chunk(args[0], 2, int(args[1]) if len(args) > 1 else -1)
+        return _times([first, second.sigmoid()])
+    if name == "prelu" or rule is shapes.pointwise or torch.Tag.pointwise in op.tags:
         return _pointwise(op, args, kwargs)
     return None
 
 
-def _pointwise(op: OpOverload, args: list[object], kwargs: dict[str, object]) -> Tensor | None:
+def _pointwise(op: OpOverload, args: list[Any], kwargs: dict[str, Any]) -> Tensor | None:
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     filled = [arg.nan_to_num(1.0) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args]
     out = op(*filled, **kwargs)  # in place operators work on `filled`, which are copies
@@ -136,11 +143,11 @@ def _pointwise(op: OpOverload, args: list[object], kwargs: dict[str, object]) ->
         return None
     unknown = torch.zeros((), dtype=torch.bool)
     for each in tensors:
-        unknown = unknown | each.isnan()
+        unknown = unknown | each.isnan() if bool(each.isnan().any()) else unknown
     return out.masked_fill(unknown, UNKNOWN)
 
 
-def _times(args: list[object]) -> Tensor | None:
+def _times(args: list[Any]) -> Tensor | None:
     first, second = (torch.as_tensor(arg) for arg in args[:2])
     if not first.is_floating_point():
         return None
@@ -148,7 +155,7 @@ def _times(args: list[object]) -> Tensor | None:
     return (first.nan_to_num(0.0) * second.nan_to_num(0.0)).masked_fill(unknown, UNKNOWN)
 
 
-def _bilinear(op: OpOverload, args: list[object]) -> Tensor | None:
+def _bilinear(op: OpOverload, args: list[Any]) -> Tensor | None:
     """Convolutions and products: an output is known when every unknown input meets a zero weight."""
     first, second = args[0], args[1]
     assert isinstance(first, Tensor)
@@ -163,25 +170,27 @@ def _bilinear(op: OpOverload, args: list[object]) -> Tensor | None:
     return out.masked_fill(unknown != 0, UNKNOWN)
 
 
-def _norm(op: OpOverload, args: list[object]) -> Tensor | None:
+def _norm(op: OpOverload, args: list[Any]) -> Tensor | None:
     first, scale = args[0], args[1]
     assert isinstance(first, Tensor)
-    if args[5]:
-        return None
-    out = op(first.nan_to_num(0.0), *args[1:])
     unknown = first.isnan()
+    if args[5]:  # with the statistics of the inputs themselves
+        if op._schema.name != "aten::instance_norm":
+            return None
+        unknown = unknown.flatten(2).any(2).view(*first.shape[:2], *[1] * (first.ndim - 2))
+    out = op(first.nan_to_num(0.0), *args[1:])
     if isinstance(scale, Tensor):
         unknown = unknown & (scale != 0).view(-1, *[1] * (first.ndim - 2))
     return out.masked_fill(unknown, UNKNOWN)
 
 
-def _recurrent(node: fx.Node, name: str, args: list[object], inside: dict[str, Tensor]) -> object:
+def _recurrent(node: fx.Node, name: str, args: list[Any], inside: dict[str, Tensor]) -> object:
     """A hidden unit is zero for ever when it starts at zero and nothing but zeros makes its new content."""
     gates, content = GATE[name]
     first, states, params = args[0], args[1], args[2]
     assert isinstance(first, Tensor)
     assert isinstance(params, Sequence)
-    has_biases, layers, bidirectional = bool(args[3]), int(args[4]), bool(args[7])  # type: ignore[call-overload]
+    has_biases, layers, bidirectional = bool(args[3]), int(args[4]), bool(args[7])
     directions, per_cell = (2 if bidirectional else 1), (4 if has_biases else 2)
     starts = states if isinstance(states, Sequence) else [states]
     if len(params) != layers * directions * per_cell or not all(bool((start == 0).all()) for start in starts):

@@ -29,8 +29,8 @@ class PruneChannels:
     """Channels taken out together with everything that makes, follows or reads them; hidden units of LSTM and GRU too.
 
     `macs` is the fraction of multiply-accumulates left, measured: the units that matter least for the MACs they cost go
-    first, over all layers. `sparsity` is the fraction of units that goes in every group instead. With neither, only units that
-    are zero for every input come out, and no output changes; they come first in any case.
+    first, over all layers. `sparsity` is the fraction of units that goes in every group instead. With neither, only
+    units that are zero for every input come out, and no output changes; they come first in any case.
     What is left of each layer is a multiple of `multiple_of` where that can be.
     `layers` must match every layer that writes a group, as coupled layers can only shrink together.
     Raises: RangeError for numbers that make no sense.
@@ -62,8 +62,8 @@ class PruneChannels:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The smaller copy.
 
-        Raises: LayerError when `layers` matches nothing, NothingChangedError when no unit can or needs to go, TargetError when
-        the MACs cannot be brought down so far.
+        Raises: LayerError when `layers` matches nothing, NothingChangedError when no unit can or needs to go,
+        TargetError when the MACs cannot be brought down so far.
         """
         start = time.monotonic()
         select(model, self.layers, lambda module: True)
@@ -122,8 +122,8 @@ class PruneChannels:
         left = costs.after(counts) / costs.before
         if left > self.macs:
             raise TargetError(
-                f"macs={self.macs} cannot be reached in the layers {self.layers!r}: with one unit left in each of {len(orders)} "
-                f"groups {left:.3f} of the MACs remain; ask for more than that, or let more layers be cut."
+                f"macs={self.macs} cannot be reached in the layers {self.layers!r}: with as little as can be left in "
+                f"{len(orders)} groups, {left:.3f} of the MACs remain; ask for more, or let more layers be cut."
             )
         return counts
 

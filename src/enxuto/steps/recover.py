@@ -51,14 +51,16 @@ class Recover:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The trained copy."""
         start = time.monotonic()
-        student = rehearse_(duplicate(model))
+        images = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        layout = torch.channels_last if images else torch.contiguous_format  # convolutions train faster so
+        student = rehearse_(duplicate(model)).to(memory_format=layout)
         batches, total = self.batches(task)
         losses = self._train(student, task, batches, total)
         if not all(map(math.isfinite, losses)):
             raise TaskError(
                 f"training diverged: the loss became {losses[-1]} after {len(losses)} batches; use a lower learning_rate than {self.learning_rate}."
             )
-        settle_(student).train(model.training)
+        settle_(student.to(memory_format=torch.contiguous_format)).train(model.training)
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
         change = Change("", f"trained for {total} batches", f"loss {losses[0]:.3g} to {figures['loss_last']:.3g}")
@@ -74,9 +76,10 @@ class Recover:
         total = max(1, round(self.epochs * length))
 
         def stream() -> Iterator[tuple[Batch, Any]]:
-            done = 0
+            done = epoch = 0
             while done < total:
-                for item in source:
+                # batches that can say which epoch is meant give the same order whatever was iterated before
+                for item in source.epoch(epoch) if hasattr(source, "epoch") else source:
                     if done == total:
                         return
                     if task.train is None:
@@ -86,6 +89,7 @@ class Recover:
                     else:
                         yield item[0], item[1] if labelled else None
                     done += 1
+                epoch += 1
 
         return stream(), total
 

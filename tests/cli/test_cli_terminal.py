@@ -1,0 +1,108 @@
+"""Bars, errors and exit codes: how every command talks."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+import typer
+from rich.console import Console
+
+from enxuto.cli.bars import MOST_ROWS, Bars
+from enxuto.cli.terminal import session
+from enxuto.errors import RangeError
+
+
+def rows(bars: Bars) -> list[tuple[str, float, float | None]]:
+    return [(task.description, task.completed, task.total) for task in bars.progress.tasks]
+
+
+@pytest.fixture
+def bars() -> Bars:
+    return Bars(Console(file=io.StringIO(), force_terminal=True))
+
+
+def test_a_bar_moves_and_ends_with_its_job(bars: Bars) -> None:
+    bars("training", 0, 10)
+    bars("training", 4, 10)
+    assert rows(bars) == [("training", 4, 10)]
+    bars("training", 10, 10)
+    assert rows(bars) == []
+
+
+def test_a_job_inside_another_has_a_row_of_its_own(bars: Bars) -> None:
+    bars("Prune(0.5)", 0, 2)
+    bars("recovering", 3, 100)
+    assert rows(bars) == [("Prune(0.5)", 0, 2), ("recovering", 3, 100)]
+
+
+def test_the_next_step_of_a_recipe_takes_over_the_row_of_the_last(bars: Bars) -> None:
+    bars("Prune(0.5)", 0, 2)
+    bars("recovering", 100, 100)
+    bars("Recover()", 1, 2)
+    assert rows(bars) == [("Recover()", 1, 2)]
+
+
+def test_a_job_of_unknown_length_gives_way_to_the_next(bars: Bars) -> None:
+    bars("exporting", 0, 0)
+    bars("measuring", 0, 0)
+    assert rows(bars) == [("measuring", 0, None)]
+
+
+def test_rows_of_jobs_that_never_ended_do_not_pile_up(bars: Bars) -> None:
+    for number in range(10):
+        bars(f"job {number}", 0, 100 + number)
+    assert len(rows(bars)) == MOST_ROWS
+    assert rows(bars)[-1][0] == "job 9"
+
+
+def code_of(error: BaseException, *, debug: bool = False) -> int:
+    with pytest.raises(typer.Exit) as caught, session(json=False, quiet=False, debug=debug):
+        raise error
+    return caught.value.exit_code
+
+
+def test_an_error_of_enxuto_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(RangeError("bits=9 is\nout of range")) == 2
+    assert capsys.readouterr() == ("", "error: bits=9 is out of range\n")
+
+
+def test_an_error_nobody_expected_is_exit_code_1_and_names_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(KeyError("x")) == 1
+    words = capsys.readouterr().err
+    assert "unexpected KeyError" in words
+    assert "--debug" in words
+    assert "Traceback" not in words
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(RangeError("no"), debug=True) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_exit_code_130_and_says_what_was_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "interrupted: nothing was kept.\n"
+
+
+def test_with_json_only_the_answer_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    with session(json=True, quiet=False, debug=False) as run:
+        print("a word from the task file")
+        run.show("a table")
+        run.remark("a remark")
+        run.answer({"bytes": 3})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"bytes": 3}
+    assert err == "a word from the task file\n"
+
+
+def test_the_log_is_as_before_after_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("enxuto")
+    before = (logger.level, list(logger.handlers))
+    with session(json=False, quiet=False, debug=False):
+        logger.warning("said aloud")
+        logger.info("not said")
+    assert (logger.level, logger.handlers) == before
+    assert capsys.readouterr().err == "WARNING said aloud\n"
