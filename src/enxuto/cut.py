@@ -74,9 +74,7 @@ class Group:
 
 def tensor_at(model: nn.Module, part: Slice) -> Tensor:
     """The parameter or buffer a slice is about."""
-    found = getattr(model.get_submodule(part.path), part.name)
-    assert isinstance(found, Tensor)
-    return found
+    return _matrix(model.get_submodule(part.path), part.name)
 
 
 def cut_(model: nn.Module, removed: Iterable[tuple[Group, Collection[int]]]) -> None:
@@ -165,9 +163,9 @@ def settle_(module: nn.Module) -> None:
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
     elif isinstance(module, nn.RNNBase):
-        module.input_size = module.weight_ih_l0.shape[1]
-        module.hidden_size = module.weight_ih_l0.shape[0] // gates_of(module)
-        module.proj_size = module.weight_hr_l0.shape[0] if module.proj_size else 0
+        rows, columns = _matrix(module, "weight_ih_l0").shape
+        module.input_size, module.hidden_size = columns, rows // gates_of(module)
+        module.proj_size = len(_matrix(module, "weight_hr_l0")) if module.proj_size else 0
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
     elif isinstance(module, nn.RNNCellBase):
         module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
@@ -178,11 +176,15 @@ def gates_of(module: nn.RNNBase) -> int:
     return {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
 
 
+def _matrix(module: nn.Module, name: str) -> Tensor:
+    found = getattr(module, name)
+    assert isinstance(found, Tensor)
+    return found
+
+
 def _settle_convolution_(module: _ConvNd) -> None:
     depthwise = module.groups > 1 and module.groups == module.in_channels
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    first, second = weight.shape[:2]
+    first, second = _matrix(module, "weight").shape[:2]
     if isinstance(module, _ConvTransposeNd):
         module.groups = first if depthwise else module.groups
         module.in_channels, module.out_channels = first, second * module.groups

@@ -44,8 +44,9 @@ def test_an_error_that_cannot_travel_keeps_its_name_and_words():
 
 
 def test_what_cannot_be_sent_is_refused_before_a_process_starts():
+    items = (x for x in [1])
     with pytest.raises(UnpicklableError, match="generator"):
-        in_fresh_process(lambda: next(items), *()) if (items := iter(x for x in [1])) else None
+        in_fresh_process(lambda: next(items))
 
 
 def test_a_result_that_cannot_be_sent_back_is_said():
@@ -90,7 +91,9 @@ def test_ctrl_c_ends_the_child(tmp_path):
         in_fresh_process(waits)
         """)
     )
-    parent = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": "src"})
+    parent = subprocess.Popen(
+        [sys.executable, script], stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": "src"}
+    )
     try:
         deadline = time.monotonic() + 30
         while not (tmp_path / "pid").exists():

@@ -115,8 +115,12 @@ def test_the_interval_holds_the_change_and_turns_with_its_sign(pairs):
     assert (back, other_low, other_high) == pytest.approx((-change, -high, -low))
 
 
-@pytest.mark.parametrize(("samples", "lost", "gained"), [(100, 0.02, 0.01), (500, 0.01, 0.005), (1000, 0.05, 0.02)])
-def test_the_interval_of_right_and_wrong_covers_the_truth(samples, lost, gained):
+@pytest.mark.parametrize(
+    ("samples", "lost", "gained", "most"),
+    [(100, 0.02, 0.01, 1.0), (500, 0.01, 0.005, 0.985), (1000, 0.05, 0.02, 0.97)],
+    ids=["three changes: cautious", "eight changes", "seventy changes: exact"],
+)
+def test_the_interval_of_right_and_wrong_covers_the_truth(samples, lost, gained, most):
     generator = torch.Generator().manual_seed(samples)
     draws = torch.rand(1000, samples, generator=generator, dtype=torch.float64)
     hits = 0
@@ -125,7 +129,7 @@ def test_the_interval_of_right_and_wrong_covers_the_truth(samples, lost, gained)
         after = torch.where(row < lost, 0.0, torch.where(row > 1 - gained, 1.0, before))
         _, (low, high), _ = paired_change(before, after)
         hits += low <= gained - lost <= high
-    assert 0.93 <= hits / 1000 <= 0.995
+    assert 0.935 <= hits / 1000 <= most
 
 
 def test_the_interval_of_real_values_covers_the_truth():
@@ -136,7 +140,7 @@ def test_the_interval_of_real_values_covers_the_truth():
         after = before - 0.1 * torch.rand(200, generator=generator, dtype=torch.float64).square()
         _, (low, high), _ = paired_change(before, after)
         hits += low <= -0.1 / 3 <= high
-    assert 0.93 <= hits / 1000 <= 0.97
+    assert 0.935 <= hits / 1000 <= 0.97
 
 
 def test_pairing_narrows_the_interval():

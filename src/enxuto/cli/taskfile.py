@@ -16,6 +16,7 @@ import cloudpickle
 import torch
 
 from enxuto.errors import Error, TaskError
+from enxuto.progress import say
 from enxuto.task import Task
 
 _ADVICE = "add a function `task()` that returns enxuto.Task(model, calibration=...); `enxuto init` writes an example"
@@ -28,7 +29,9 @@ def load_task(path: Path, seed: int | None = None) -> Task:
     classes and functions travel to fresh processes by value, so that the file does not run again there.
     Raises: TaskError, naming file and line, when the file is missing, does not run, or defines no Task.
     """
-    module = _run(path, _compile(path), seed)
+    code = _compile(path)
+    say(f"running {path.name}")
+    module = _run(path, code, seed)
     found = getattr(module, "task", None)
     if found is None:
         raise TaskError(f"'{path}' defines no `task`; {_ADVICE}.")

@@ -90,7 +90,7 @@ def quality(evaluate: Evaluate, model: nn.Module) -> Tensor:
         raise
     except Exception as error:
         raise TaskError(
-            f"evaluate failed on {type(model).__name__} ({type(error).__name__}: {error}); it is called with a model only "
+            f"evaluate failed on {type(model).__name__} ({type(error).__name__}: {error}); it gets a model only "
             "and must use nothing of it but calling it: exported files are evaluated with it too."
         ) from error
     if not isinstance(value, (Tensor, Real)) and not hasattr(value, "__array__"):

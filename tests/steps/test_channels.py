@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "groups"))
+from nets import Literal, image_nets
+
+from enxuto.errors import LayerError, NothingChangedError, RangeError, TargetError
+from enxuto.groups import find_groups
+from enxuto.macs import total_macs
+from enxuto.steps.channels import PruneChannels
+from enxuto.task import Task
+
+NETS = image_nets()
+IMAGES = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def task_for(model: nn.Module) -> Task:
+    return Task(model, calibration=[IMAGES[:12], IMAGES[12:]])
+
+
+def outputs(model: nn.Module, x: Tensor = IMAGES) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+def silenced(name: str) -> tuple[nn.Module, int]:
+    """A copy in which units chosen by chance have zero weights, biases and norms, and how many they are."""
+    model, chance, count = copy.deepcopy(NETS[name]), np.random.default_rng(3), 0
+    for group in find_groups(model, IMAGES).groups:
+        units = chance.choice(group.size, group.size // 2, replace=False)
+        count += len(units)
+        for part in group.slices:
+            tensor = getattr(model.get_submodule(part.path), part.name)
+            if isinstance(tensor, nn.Parameter) and (part.writes or not part.reads):
+                tensor.data.index_fill_(part.dim, torch.tensor(part.indices(units)), 0.0)
+    return model, count
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["residual", "depthwise", "dense", "grouped", "shuffled", "permuted", "lstm", "gru", "bidirectional lstm",
+     "bidirectional gru", "padded", "tokens"],
+)  # fmt: skip
+def test_channels_that_are_zero_come_out_and_no_output_changes(name: str) -> None:
+    model, count = silenced(name)
+    smaller, record = PruneChannels()(model, task_for(model))
+    scale = float(outputs(model).abs().max())
+    torch.testing.assert_close(outputs(smaller), outputs(model), rtol=0, atol=2e-6 * max(scale, 1.0))
+    assert record.figures["parameters_after"] < record.figures["parameters_before"]
+    assert all("zero for every input" in change.why for change in record.changes)
+    left = sum(group.size for group in find_groups(smaller, IMAGES).groups)
+    assert left + count == sum(group.size for group in find_groups(model, IMAGES).groups)
+
+
+def test_nothing_to_do_is_an_error_that_names_what_stays_and_why() -> None:
+    model = NETS["tokens"]
+    with pytest.raises(NothingChangedError, match=r"attention mixes the channels.*macs="):
+        PruneChannels()(model, task_for(model))
+
+
+@pytest.mark.parametrize("scores", ["taylor", "magnitude"])
+@pytest.mark.parametrize("name", ["residual", "depthwise", "dense", "grouped", "permuted", "lstm", "bidirectional gru", "gates"])
+def test_the_measured_macs_are_at_or_just_below_the_goal(name: str, scores: str) -> None:
+    model = NETS[name]
+    smaller, record = PruneChannels(macs=0.6, scores=scores)(model, task_for(model))  # type: ignore[arg-type]
+    before, after = total_macs(model, IMAGES), total_macs(smaller, IMAGES)
+    assert (record.figures["macs_before"], record.figures["macs_after"]) == (before, after)
+    assert 0.35 * before < after <= 0.6 * before
+    assert bool(torch.isfinite(outputs(smaller)).all())
+
+
+def test_the_input_model_is_never_edited() -> None:
+    model = copy.deepcopy(NETS["residual"]).train()
+    before = copy.deepcopy(model.state_dict())
+    smaller, _ = PruneChannels(sparsity=0.5)(model, task_for(model))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training
+    assert smaller.training
+    assert smaller.conv1.out_channels == 6
+
+
+def test_sparsity_takes_the_same_part_of_every_group() -> None:
+    model = NETS["dense"]
+    smaller, record = PruneChannels(sparsity=0.5)(model, task_for(model))
+    assert [group.size for group in find_groups(smaller, IMAGES).groups] == [3, 2, 2, 2]
+    assert record.changes[0].what.startswith("kept 3 of 6 channels: stem, convs.0")
+
+
+def test_what_is_left_is_a_multiple() -> None:
+    model = NETS["residual"]
+    smaller, _ = PruneChannels(sparsity=0.6, multiple_of=4)(model, task_for(model))
+    assert (smaller.stem[0].out_channels, smaller.conv1.out_channels, smaller.short.out_channels) == (4, 8, 8)
+
+
+def test_layers_restricts_to_groups_whose_writers_all_match() -> None:
+    model = NETS["residual"]
+    smaller, record = PruneChannels(sparsity=0.5, layers=["conv1", "conv2"])(model, task_for(model))
+    assert [change.path for change in record.changes] == ["conv1"]
+    assert (smaller.conv1.out_channels, smaller.conv2.out_channels) == (6, 8)
+    with pytest.raises(LayerError, match="matches nothing"):
+        PruneChannels(sparsity=0.5, layers="nowhere")(model, task_for(model))
+    with pytest.raises(NothingChangedError, match="no channels can be cut"):
+        PruneChannels(sparsity=0.5, layers="fc")(model, task_for(model))
+
+
+def test_zero_channels_go_first_even_when_magnitude_would_keep_them() -> None:
+    model = copy.deepcopy(NETS["permuted"])
+    with torch.no_grad():
+        model.fc1.weight[4], model.fc1.bias[4] = 0, 0
+        model.fc2.weight[:, 4] = 1e3  # a zero that is read loudly
+    smaller, _ = PruneChannels(sparsity=0.12, scores="magnitude", layers="fc1")(model, task_for(model))
+    assert smaller.fc2.in_features == 8
+    assert float(smaller.fc2.weight.detach().max()) < 1e3
+    torch.testing.assert_close(outputs(smaller), outputs(model), rtol=1e-5, atol=1e-5)
+
+
+def test_a_goal_out_of_reach_says_what_is_possible() -> None:
+    model = NETS["literal"]
+    with pytest.raises(TargetError, match=r"macs=0.1 cannot be reached.*of the MACs remain"):
+        PruneChannels(macs=0.1)(model, task_for(model))
+
+
+def test_a_literal_in_forward_is_named_in_the_record() -> None:
+    model = Literal().eval()
+    smaller, record = PruneChannels(sparsity=0.4)(model, task_for(model))
+    assert smaller.fc1.out_features == 5
+    assert {change.path: change.why for change in record.skipped}["conv"].startswith("forward writes a size as a literal")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"macs": 0.0}, {"macs": 1.5}, {"sparsity": 1.0}, {"sparsity": -0.1}, {"macs": 0.5, "sparsity": 0.5},
+     {"scores": "luck"}, {"multiple_of": 0}],
+)  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(RangeError):
+        PruneChannels(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_same_seed_cuts_the_same_channels() -> None:
+    model = NETS["residual"]
+    first, _ = PruneChannels(macs=0.5)(model, task_for(model))
+    second, _ = PruneChannels(macs=0.5)(model, task_for(model))
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Tensor, Tensor]:
+    """A small batch-normed network that has learnt which of four noisy patterns an image holds."""
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randn(4, 1, 8, 8, generator=generator)
+
+    def data(count: int) -> tuple[Tensor, Tensor]:
+        y = torch.randint(0, 4, (count,), generator=generator)
+        return patterns[y] + 1.5 * torch.randn(count, 1, 8, 8, generator=generator), y
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 24, 3, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 16, 4),
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for _ in range(60):
+            x, y = data(64)
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model.eval(), *data(1000)
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    return float((outputs(model, x).argmax(1) == y).float().mean())
+
+
+def test_half_of_the_macs_can_go_from_a_trained_network(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = trained
+    task = Task(model, calibration=list(x[:256].split(32)))
+    smaller, _ = PruneChannels(macs=0.5)(model, task)
+    assert accuracy(model, x[256:], y[256:]) > 0.9
+    assert accuracy(smaller, x[256:], y[256:]) > accuracy(model, x[256:], y[256:]) - 0.1
+
+
+def test_taylor_scores_keep_more_than_cutting_what_matters_most(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = trained
+    task = Task(model, calibration=list(x[:256].split(32)))
+    smaller, _ = PruneChannels(macs=0.4)(model, task)
+    chance = [PruneChannels(macs=0.4, scores="magnitude")(model, task)[0]]
+    assert accuracy(smaller, x, y) >= accuracy(chance[0], x, y)
+
+
+def test_batch_norm_is_estimated_again_after_a_lossy_cut(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, _ = trained
+    smaller, _ = PruneChannels(sparsity=0.5)(model, Task(model, calibration=list(x[:256].split(32))))
+    with torch.no_grad():
+        seen = smaller[:4](x)
+    norm = smaller[4]
+    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)), rtol=0.2, atol=0.1)
