@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from enxuto.layers.coded import code_, coded_names, weight_names
-from enxuto.layers.grids import Affine, Grid
+from enxuto.layers.grids import Affine, CodedTensor, Grid
 from enxuto.select import Patterns, matches
 from enxuto.surgery import Weight, leaves_, twins, weights
 from enxuto.task import Change
@@ -40,19 +41,22 @@ def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool) -
 
 
 def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:
-    """Codes the one-dimensional parameters of coded layers and norms, one scale each."""
+    """Codes the one-dimensional parameters of weighted layers and norms, one scale each."""
     grid = Affine(bits, "tensor")
-    changes = []
+    changes, shared = [], {}  # type: list[Change], dict[Tensor, CodedTensor]
     for path, module in model.named_modules():
         if not matches(path, layers) or not (weight_names(module) or isinstance(module, NORMS)):
             continue
         for name, parameter in list(module._parameters.items()):
-            if parameter is None or parameter.ndim != 1 or name in coded_names(module):
+            if parameter is None or parameter.ndim != 1 or not parameter.numel() or name in coded_names(module):
                 continue
-            values = parameter.detach()
-            tensor = grid.encode(values, f"{path}.{name}")
+            values, key = parameter.detach(), f"{path}.{name}" if path else name
+            if parameter not in shared:  # one bit has no code for zero, which biases often are: they get two
+                fits = replace(grid, bits=2) if bits == 1 and bool((values == 0).any()) else grid
+                shared[parameter] = fits.encode(values, key)
+            tensor = shared[parameter]
             code_(module, name, tensor)
-            changes.append(Change(f"{path}.{name}", f"{bits} bits", _error(values, tensor())))
+            changes.append(Change(key, f"{tensor.grid.bits} bits", _error(values, tensor())))
     return changes
 
 

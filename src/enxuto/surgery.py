@@ -33,9 +33,9 @@ def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def to_float(model: nn.Module) -> nn.Module:
     """A copy in which every coded layer is the plain torch layer with decoded weights; input grids are gone."""
-    plain = duplicate(model)
+    plain, shared = duplicate(model), {}  # type: nn.Module, dict[nn.Module, nn.Parameter]
     for module in list(plain.modules()):
-        decode_(module)
+        decode_(module, shared)
     return plain
 
 
@@ -69,7 +69,7 @@ class Weight:
         """Puts other values of the same shape in; a coded weight keeps its grid."""
         tensor = self.tensor
         if isinstance(tensor, CodedTensor):
-            code_(self.module, self.name, tensor.recode(values))
+            tensor.become_(tensor.recode(values))
         elif isinstance(tensor, Rehearsal):
             tensor.leaf.data.copy_(values)
         else:

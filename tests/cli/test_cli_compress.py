@@ -110,7 +110,13 @@ def test_a_recipe_reaches_the_run_as_its_steps(compression: Compression, task_fi
 
 def test_the_summary_the_verdict_and_the_files_are_shown(compression: Compression, task_file: str) -> None:
     result = run("compress", task_file, "--size", "9B", "--out", "here")
-    for words in ("100 B became 5 B", "20.0× smaller", "at most 9 B: met", "note: something must be said", "here/small.nxt"):
+    for words in (
+        "100 B became 5 B",
+        "20.0× smaller",
+        "at most 9 B: met",
+        "note: something must be said",
+        "here/small.nxt",
+    ):
         assert words in result.stdout
     assert Path("here/report.html").is_file()
 

@@ -111,10 +111,14 @@ def test_arithmetic_on_shapes_is_not_counted_as_float(tmp_path):
         nodes,
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])]
-        + [helper.make_tensor_value_info("longer", TensorProto.INT64, [2])],
-        [numpy_helper.from_array(torch.ones(2, dtype=torch.int64).numpy(), "one")]
-        + [numpy_helper.from_array(torch.ones(4, 4).numpy(), "w")],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4]),
+            helper.make_tensor_value_info("longer", TensorProto.INT64, [2]),
+        ],
+        [
+            numpy_helper.from_array(torch.ones(2, dtype=torch.int64).numpy(), "one"),
+            numpy_helper.from_array(torch.ones(4, 4).numpy(), "w"),
+        ],
     )
     path = tmp_path / "shapes.onnx"
     onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from enxuto.task import Task
 
 NETWORK = "resnet-8"
-EPOCHS = 6  # of the largest data set; smaller ones get as many batches, up to MOST_EPOCHS
+EPOCHS = 3  # of the largest data set; smaller ones get as many batches, up to MOST_EPOCHS
 LARGEST_SAMPLES, MOST_EPOCHS = 55_000, 30
-SIZE, MAX_DROP, TIME = "20kB", "1%", "2m"
+SIZE, MAX_DROP, TIME = "20kB", "1%", "90s"
 
 
 def demo(  # noqa: PLR0913, PLR0917  each argument is an option of the command

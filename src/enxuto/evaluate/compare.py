@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from enxuto.evaluate.environment import environment
 from enxuto.evaluate.fresh import UnpicklableError, in_fresh_process
-from enxuto.evaluate.latency import first_row, latencies
+from enxuto.evaluate.latency import latencies
 from enxuto.evaluate.measurement import Evaluation, Exported, Measurement
 from enxuto.evaluate.memory import peak_memory
-from enxuto.evaluate.onnxmodel import OnnxModel
+from enxuto.evaluate.onnxmodel import OnnxModel, batch_size, rows
 from enxuto.evaluate.operators import integer_operators
 from enxuto.evaluate.quality import agreement, paired_change, quality
 from enxuto.macs import count_macs
@@ -74,7 +74,7 @@ def evaluate_pair(
     name = "test" if task.test else "evaluate" if task.evaluate else "agreement"
     judge = task.test or task.evaluate or agreement(task.model, task.calibration)
     chooser = task.evaluate if task.test and task.evaluate and len(files.exports) > 1 else None
-    sample = first_row(task.sample)
+    sample: Batch = rows(task.sample, batch_size(task.sample), 0, 1)
     notes: list[str] = []
     paths = {kind: os.fspath(path) for kind, path in files.exports.items()}
     try:

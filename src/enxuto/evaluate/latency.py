@@ -8,12 +8,14 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from enxuto.errors import RangeError
 from enxuto.evaluate.fresh import in_fresh_process
-from enxuto.evaluate.onnxmodel import OnnxModel, batch_size, feeds, rows
-from enxuto.task import Batch
+from enxuto.evaluate.session import Array, open_session
+
+if TYPE_CHECKING:
+    from enxuto.task import Batch
 
 SHORTEST_MS = (
     2.0  # a sample is the mean of so many calls that it lasts at least this long: clocks and schedulers are coarse
@@ -32,30 +34,14 @@ def latencies(
     """
     if rounds < 1 or threads < 1:
         raise RangeError(f"rounds={rounds} and threads={threads} must both be at least 1; write rounds=30, threads=1.")
-    files = {name: os.fspath(path) for name, path in paths.items()}
-    return in_fresh_process(_measure, files, first_row(sample), rounds, threads)
+    from enxuto.evaluate.onnxmodel import first_row_arrays  # brings torch, which the fresh process does without
+
+    jobs = {name: (os.fspath(path), first_row_arrays(path, sample)) for name, path in paths.items()}
+    return in_fresh_process(_measure, jobs, rounds, threads)
 
 
-def first_row(batch: Batch) -> Batch:
-    """The batch cut to one row."""
-    cut: Batch = rows(batch, batch_size(batch), 0, 1)
-    return cut
-
-
-def bound_call(model: OnnxModel, batch: Batch) -> Callable[[], Any]:
-    """A call of the bare session on arrays made beforehand, so that nothing but the runtime is timed."""
-    arguments, named = ((), batch) if isinstance(batch, Mapping) else ((batch,), {})
-    arrays = feeds(model.names, arguments, named)
-    if model.fixed_batch:
-        arrays = {
-            name: array.repeat(model.fixed_batch, axis=0) if array.ndim and len(array) == 1 else array
-            for name, array in arrays.items()
-        }
-    return lambda: model.session.run(None, arrays)
-
-
-def _measure(paths: dict[str, str], sample: Batch, rounds: int, threads: int) -> dict[str, list[float]]:
-    calls = {name: bound_call(OnnxModel(path, threads=threads), sample) for name, path in paths.items()}
+def _measure(jobs: dict[str, tuple[str, dict[str, Array]]], rounds: int, threads: int) -> dict[str, list[float]]:
+    calls = {name: _call(path, arrays, threads) for name, (path, arrays) in jobs.items()}
     repeats: dict[str, int] = {}
     for name, call in calls.items():
         end = time.perf_counter() + WARM_UP_S
@@ -69,6 +55,11 @@ def _measure(paths: dict[str, str], sample: Batch, rounds: int, threads: int) ->
         for name in order.sample(names, len(names)):
             samples[name].append(_milliseconds(calls[name], repeats[name]))
     return samples
+
+
+def _call(path: str, arrays: dict[str, Array], threads: int) -> Callable[[], Any]:
+    session = open_session(path, threads=threads)
+    return lambda: session.run(None, arrays)
 
 
 def _milliseconds(call: Callable[[], Any], repeats: int) -> float:

@@ -10,42 +10,43 @@ import resource
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from enxuto.errors import ExportError
 from enxuto.evaluate.fresh import in_fresh_process
-from enxuto.evaluate.latency import bound_call
-from enxuto.evaluate.onnxmodel import OnnxModel
-from enxuto.task import Batch
+from enxuto.evaluate.session import Array, open_session
+
+if TYPE_CHECKING:
+    from enxuto.task import Batch
 
 _RUNS = 3  # the runtime plans its arena in the first run and settles in the second
 _RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs: sets the peak resident size to the present one
 
 
 def peak_memory(path: str | os.PathLike[str], sample: Batch) -> int:
-    """Bytes of resident memory that loading the file and running it on the sample adds at the peak, one thread.
+    """Bytes of resident memory that loading the file and running one row of the sample adds at the peak, one thread.
 
     Libraries, the runtime itself and the input are loaded before and do not count. On Linux the peak is the kernel's
     own (VmHWM, reset before the file is opened); elsewhere it is the growth of `ru_maxrss`, which can only be too
-    small. Granularity is the page and the allocator's block: differences below about 0.2 MB mean nothing.
+    small. Every file has a floor of about 0.8 MB: what the runtime keeps for a session of any size.
     Raises: ExportError when the file does not run.
     """
-    return in_fresh_process(_peak, os.fspath(path), sample)
+    from enxuto.evaluate.onnxmodel import first_row_arrays  # brings torch, which the fresh process does without
+
+    return in_fresh_process(_peak, os.fspath(path), first_row_arrays(path, sample))
 
 
-def _peak(path: str, sample: Batch) -> int:
+def _peak(path: str, arrays: dict[str, Array]) -> int:
     _warm_up()
-    if not Path(path).is_file():
-        raise ExportError(f"'{path}' is not a file; export the model first.")
     _give_back_free_memory()
     _reset_peak()
     before = _peak_bytes()
-    call = bound_call(OnnxModel(path, threads=1), sample)
+    session = open_session(path, threads=1)
     for _ in range(_RUNS):
-        call()
+        session.run(None, arrays)
     return max(0, _peak_bytes() - before)
 
 
@@ -87,4 +88,4 @@ def _warm_up() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "warm.onnx")
         onnx.save_model(model, path)
-        OnnxModel(path, threads=1).session.run(None, {"x": np.ones(shape, dtype=np.float32)})
+        open_session(path, threads=1).run(None, {"x": np.ones(shape, dtype=np.float32)})

@@ -13,28 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime
 import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from torch import Tensor, nn
 
 from enxuto.errors import ExportError
+from enxuto.evaluate.session import RUNTIME_ERRORS, Array, open_session
 
 STRUCTURE = "enxuto.outputs"  # metadata key in the .onnx file: what the model returned, as JSON
-RUNTIME_ERRORS = (
-    _state.Fail,
-    _state.InvalidArgument,
-    _state.InvalidGraph,
-    _state.InvalidProtobuf,
-    _state.NoModel,
-    _state.NoSuchFile,
-    _state.NotImplemented,
-    _state.RuntimeException,
-)
-"""What ONNX Runtime raises; they share no parent but Exception."""
-
-Array = npt.NDArray[Any]
 
 
 class Named(dict[str, Any]):
@@ -45,30 +30,6 @@ class Named(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
-
-
-def open_session(
-    path: str | os.PathLike[str], *, threads: int = 0, optimized: str = ""
-) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with all optimizations.
-
-    `threads` = 0 leaves the number to the runtime; `optimized` names a file that receives the optimised graph.
-    Raises: ExportError when the file is missing or the runtime does not take it.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only: warnings about constant folding say nothing a user could act on
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    if optimized:
-        options.optimized_model_filepath = optimized
-    try:
-        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    except RUNTIME_ERRORS as error:
-        raise ExportError(
-            f"ONNX Runtime {onnxruntime.__version__} does not open '{Path(path).name}': {error}; "
-            "export the model again, or change the layer the message names."
-        ) from error
 
 
 def leaves(value: Any) -> Iterator[Tensor]:
@@ -144,6 +105,17 @@ def assemble(shape: Any, tensors: Iterator[Tensor]) -> Any:
     return inner if kind == "list" else tuple(inner)
 
 
+def first_row_arrays(path: str | os.PathLike[str], batch: Any) -> dict[str, Array]:
+    """What a session of the file is fed to run the first row of a batch: batch 1, or the file's fixed batch size.
+
+    Raises: ExportError when the runtime does not take the file or the tensors do not fill its inputs.
+    """
+    model = OnnxModel(path, threads=1)
+    size = batch_size(batch)
+    row = _padded(rows(batch, size, 0, 1), model.fixed_batch - 1 if model.fixed_batch else 0)
+    return feeds(model.names, (), row) if isinstance(row, Mapping) else feeds(model.names, (row,), {})
+
+
 class OnnxModel(nn.Module):
     """An .onnx file run by ONNX Runtime as if it were the torch model: tensors in, the model's own output structure
     out.
@@ -210,7 +182,7 @@ class OnnxModel(nn.Module):
 
 def _padded(value: Any, missing: int) -> Any:
     """Every tensor with `missing` copies of its first row behind it."""
-    if not missing:
+    if missing <= 0:
         return value
     if isinstance(value, Tensor):
         return torch.cat([value, value[:1].expand(missing, *value.shape[1:])]) if value.dim() else value

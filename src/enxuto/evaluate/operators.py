@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from enxuto.evaluate.onnxmodel import open_session
+from enxuto.evaluate.session import open_session
 
 INTEGER = frozenset(
     {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
@@ -50,10 +50,10 @@ def integer_operators(path: str | os.PathLike[str]) -> Operators:
     for node in graph.node:  # in topological order: what is computed from shapes is a shape
         if any(node.input) and all(name in shapes for name in node.input if name):
             shapes.update(node.output)
-    kinds = Counter(node.op_type for node in graph.node if not all(name in shapes for name in node.output))
+    kinds = [node.op_type for node in graph.node if not all(name in shapes for name in node.output)]
     return Operators(
-        integer=Counter({kind: count for kind, count in kinds.items() if kind in INTEGER}),
-        floating=Counter({_plain(kind): count for kind, count in kinds.items() if kind in FLOATING}),
+        integer=Counter(kind for kind in kinds if kind in INTEGER),
+        floating=Counter(_plain(kind) for kind in kinds if kind in FLOATING),
     )
 
 

@@ -22,7 +22,8 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from torch import Tensor
 
 from enxuto.errors import ExportError
-from enxuto.evaluate.onnxmodel import RUNTIME_ERRORS, feeds
+from enxuto.evaluate.onnxmodel import feeds
+from enxuto.evaluate.session import RUNTIME_ERRORS
 from enxuto.files import whole_file
 from enxuto.task import Batch
 

@@ -26,8 +26,9 @@ def absmax_scale(rows: Tensor, bits: int) -> Tensor:
 
     Shapes: rows [rows, in] -> [rows].
     """
-    largest = rows.abs().amax(dim=1) / largest_code(bits)
-    return torch.where(largest > 0, largest, torch.ones_like(largest))
+    largest = rows.abs().amax(dim=1)
+    scale = (largest / largest_code(bits)).clamp_min(torch.finfo(rows.dtype).tiny)
+    return torch.where(largest > 0, scale, torch.ones_like(scale))
 
 
 def fit_scale(rows: Tensor, bits: int) -> Tensor:
@@ -39,15 +40,23 @@ def fit_scale(rows: Tensor, bits: int) -> Tensor:
     One bit has the closed form mean |x| (Rastegari et al. 2016, "XNOR-Net", eq. 6).
     """
     if bits == 1:
-        mean = rows.abs().mean(dim=1)
+        mean = rows.abs().mean(dim=1, dtype=torch.float64).to(rows.dtype)
         return torch.where(mean > 0, mean, torch.ones_like(mean))
-    widest = absmax_scale(rows, bits)
-    best, least = widest, torch.full_like(widest, torch.inf)
+    widest, limit = absmax_scale(rows, bits), largest_code(bits)
+    steps = rows / widest[:, None]  # in steps of the widest grid: no square is too small or too large for a float
+    best, least = torch.ones_like(widest), torch.full_like(widest, torch.inf)
     for ratio in torch.linspace(1.0, CLIP_LOWEST, CLIP_STEPS).tolist():
-        scale = widest * ratio
-        error = (to_codes(rows, scale, bits) * scale[:, None] - rows).square().sum(dim=1)
-        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-    return best
+        error = ((steps / ratio).round().clamp(-limit, limit) * ratio - steps).square().sum(dim=1)
+        best, least = torch.where(error < least, ratio, best), torch.minimum(error, least)
+    return (widest * best).clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+def short(scale: Tensor) -> Tensor:
+    """The scale with 16 significant bits: its product with every code is then exact, and the file keeps fewer bytes.
+
+    Shapes: scale float32 [any] -> [any]. A grid fitted to values that are on it is therefore the same grid again.
+    """
+    return (scale.contiguous().view(torch.int32) & ~0xFF).view(torch.float32)
 
 
 def to_codes(rows: Tensor, scale: Tensor, bits: int) -> Tensor:

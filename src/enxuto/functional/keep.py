@@ -34,10 +34,7 @@ def keep_pattern(scores: Tensor, pattern: str) -> Tensor:
     Raises: RangeError if the pattern is not "n:m" with 0 < n < m; ShapeError if m does not divide the rows.
     Source: Mishra et al. 2021, "Accelerating sparse deep neural networks".
     """
-    match = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if not match or not 0 < int(match[1]) < int(match[2]):
-        raise RangeError(f"pattern={pattern!r} is not understood; write '2:4' to keep 2 of every 4 weights.")
-    stay, size = int(match[1]), int(match[2])
+    stay, size = parse_pattern(pattern)
     rows = scores.reshape(scores.shape[0], -1)
     if rows.shape[1] % size:
         raise ShapeError(f"pattern={pattern!r} needs rows of a multiple of {size}; these have {rows.shape[1]} weights.")
@@ -45,6 +42,18 @@ def keep_pattern(scores: Tensor, pattern: str) -> Tensor:
     keep = torch.zeros_like(blocks, dtype=torch.bool)
     keep.scatter_(1, blocks.argsort(dim=1, descending=True, stable=True)[:, :stay], True)
     return keep.view_as(scores)
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """The n and m of a pattern "n:m". Raises: RangeError unless 0 < n < m.
+
+    >>> parse_pattern("2:4")
+    (2, 4)
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if not match or not 0 < int(match[1]) < int(match[2]):
+        raise RangeError(f"pattern={pattern!r} is not understood; write '2:4' to keep 2 of every 4 weights.")
+    return int(match[1]), int(match[2])
 
 
 def check_sparsity(sparsity: float) -> None:

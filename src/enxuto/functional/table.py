@@ -43,8 +43,8 @@ def nearest_entries(values: Tensor, codebook: Tensor) -> Tensor:
 
     Shapes: values [any], codebook [entries] -> int64 [any].
     """
-    edges = (codebook[1:] + codebook[:-1]) / 2
-    return torch.bucketize(values.contiguous(), edges)
+    edges = (codebook[1:].double() + codebook[:-1].double()) / 2  # the sum of two large entries is no infinity
+    return torch.bucketize(values.contiguous(), edges.to(codebook.dtype))
 
 
 def one_dimensional_kmeans(values: Floats, clusters: int) -> Floats:
@@ -60,7 +60,8 @@ def one_dimensional_kmeans(values: Floats, clusters: int) -> Floats:
     points, counts = _bins(ordered)
     if points.size <= clusters:
         return points
-    starts = _solver()(points, counts.astype(np.float64), clusters)
+    centred = points - points.mean()  # squares of a spread far below the values would drown in rounding
+    starts = _solver()(centred / np.abs(centred).max(), counts.astype(np.float64), clusters)
     sums = np.add.reduceat(points * counts, starts)
     return _refine(ordered, sums / np.add.reduceat(counts, starts), fixed_zero=False)
 
@@ -69,10 +70,12 @@ def _bins(ordered: Floats) -> tuple[Floats, NDArray[np.int64]]:
     points, counts = np.unique(ordered, return_counts=True)
     if points.size <= BINS:
         return points, counts
-    edges = np.linspace(ordered[0], ordered[-1], BINS + 1)
-    index = np.clip(np.searchsorted(edges, ordered, side="right") - 1, 0, BINS - 1)
-    counts = np.bincount(index, minlength=BINS)
-    sums = np.bincount(index, weights=ordered, minlength=BINS)
+    # half of the bins equally wide, half equally full: an outlier then does not leave the rest in one bin
+    even = np.linspace(ordered[0], ordered[-1], BINS // 2 + 1)
+    edges = np.union1d(even, ordered[np.linspace(0, ordered.size - 1, BINS // 2, dtype=np.int64)])
+    index = np.searchsorted(edges, ordered, side="right") - 1
+    counts = np.bincount(index)
+    sums = np.bincount(index, weights=ordered)
     return sums[counts > 0] / counts[counts > 0], counts[counts > 0]
 
 

@@ -33,7 +33,7 @@ class Coded(nn.Module):
     coded: nn.ModuleDict
 
     def __getattr__(self, name: str) -> Any:
-        coded = self.__dict__["_modules"].get("coded")
+        coded = self.__dict__.get("_modules", {}).get("coded")
         if coded is not None and name in coded:
             return coded[name]()
         return super().__getattr__(name)
@@ -41,8 +41,13 @@ class Coded(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         coded = self.__dict__.get("_modules", {}).get("coded")
         if coded is not None and name in coded:
-            raise AttributeError(f"'{name}' is coded and read-only; use enxuto.surgery.write_weight_ to change it.")
+            raise AttributeError(f"'{name}' is coded and read-only; make the layer plain with enxuto.layers.decode_ to change it.")
         super().__setattr__(name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles name the plain class, which is found by its name, in place of the one made here."""
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        return _bare, (plain_class(type(self)),), state
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         grid = self._modules.get("input_grid")
@@ -65,12 +70,20 @@ class CodedRecurrent(Coded):
     def flatten_parameters(self) -> None:
         """Nothing to flatten: the weights are decoded at each call."""
 
+    def _weights_have_changed(self) -> bool:
+        return False  # asked by torch at each call, and answered there by decoding every weight
+
 
 @functools.cache
 def coded_class(kind: type[nn.Module]) -> type[nn.Module]:
     """The coded variant of a layer class."""
     mixin = CodedRecurrent if issubclass(kind, nn.RNNBase) else Coded
     return type(f"Coded{kind.__name__}", (mixin, kind), {"__doc__": f"{kind.__name__} with coded weights.", "plain": kind})
+
+
+def _bare(kind: type[nn.Module]) -> nn.Module:
+    made = coded_class(kind)
+    return made.__new__(made)
 
 
 def plain_class(kind: type[nn.Module]) -> type[nn.Module]:
@@ -86,9 +99,9 @@ def weight_names(module: nn.Module) -> tuple[str, ...]:
     """
     for kind, patterns in WEIGHTS:
         if isinstance(module, kind):
-            names = [*module._parameters, *coded_names(module)]
-            found = [n for n in names if any(n == p or (p.endswith("_") and n.startswith(p)) for p in patterns)]
-            return tuple(n for n in found if getattr(module, n) is not None)
+            plain = [name for name, parameter in module._parameters.items() if parameter is not None and parameter.numel()]
+            names = [*plain, *coded_names(module)]
+            return tuple(n for n in names if any(n == p or (p.endswith("_") and n.startswith(p)) for p in patterns))
     return ()
 
 
@@ -107,19 +120,26 @@ def code_(module: nn.Module, name: str, tensor: nn.Module) -> None:
     module.coded[name] = tensor
 
 
-def decode_(module: nn.Module) -> None:
-    """Makes a coded layer plain again: decoded float parameters, its old class, no input grid."""
+def decode_(module: nn.Module, shared: dict[nn.Module, nn.Parameter] | None = None) -> None:
+    """Makes a coded layer plain again: decoded float parameters, its old class, no input grid.
+
+    Layers that are decoded with the same `shared` and had the same tensor module get the same parameter.
+    """
     if not isinstance(module, Coded):
         return
-    values = {name: tensor().detach() for name, tensor in module.coded.items()}
+    shared = {} if shared is None else shared
+    tensors = dict(module.coded.items())
+    for tensor in tensors.values():
+        if tensor not in shared:
+            shared[tensor] = nn.Parameter(tensor().detach().clone())
     order = list(getattr(module, "_flat_weights_names", ()))
     del module._modules["coded"]
     module._modules.pop("input_grid", None)
     module.__class__ = plain_class(type(module))
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value.clone(), requires_grad=value.is_floating_point()))
+    for name, tensor in tensors.items():
+        module.register_parameter(name, shared[tensor])
     if isinstance(module, nn.RNNBase):
-        module._parameters = {name: module._parameters[name] for name in order}
+        module._parameters = {name: module._parameters[name] for name in order} | module._parameters
         module._init_flat_weights()
 
 

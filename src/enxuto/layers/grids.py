@@ -7,6 +7,7 @@ Codes are packed: 1, 2, 4 or 8 bits each in memory. The entropy coder, which mak
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.errors import RangeError, ShapeError
-from enxuto.functional.affine import absmax_scale, fit_scale, largest_code, to_codes
+from enxuto.functional.affine import absmax_scale, fit_scale, largest_code, short, to_codes
 from enxuto.functional.table import fit_codebook, nearest_entries
 
 Per = Literal["tensor", "channel", "group"]
@@ -36,8 +37,10 @@ class Affine:
         check_bits(self.bits)
         if self.per not in ("tensor", "channel", "group"):
             raise RangeError(f"per={self.per!r} is not known; use 'tensor', 'channel' or 'group'.")
-        if self.group < 1:
+        if not isinstance(self.group, int) or self.group < 1:
             raise RangeError(f"group={self.group} is not a positive number of weights; use for example 64.")
+        if self.fit not in ("mse", "absmax"):
+            raise RangeError(f"fit={self.fit!r} is not known; use 'mse' or 'absmax'.")
 
     def rows(self, weight: Tensor, path: str = "") -> Tensor:
         """The weight with one row for each scale.
@@ -70,7 +73,7 @@ class Affine:
 
     def encode(self, weight: Tensor, path: str = "") -> AffineTensor:
         """The weight on this grid."""
-        rows = self.rows(weight.detach().float(), path)
+        rows = self.rows(_finite(weight, path), path)
         return AffineTensor.of(self, weight, self.scales(rows))
 
 
@@ -88,7 +91,7 @@ class Table:
 
     def encode(self, weight: Tensor, path: str = "") -> TableTensor:
         """The weight on a codebook fitted to it."""
-        values = weight.detach().float()
+        values = _finite(weight, path)
         zero = self.bits > 1 or bool((values == 0).any())
         return TableTensor.of(self, weight, fit_codebook(values, 2**self.bits, zero=zero))
 
@@ -98,8 +101,15 @@ Grid = Affine | Table
 
 def check_bits(bits: int) -> None:
     """Raises RangeError if bits is no whole number from 1 to 8."""
-    if not isinstance(bits, int) or not 1 <= bits <= 8:
+    if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
         raise RangeError(f"bits={bits} is outside 1..8; use for example 4 or 8.")
+
+
+def _finite(weight: Tensor, path: str) -> Tensor:
+    values = weight.detach().float()
+    if not bool(torch.isfinite(values).all()):
+        raise RangeError(f"'{path}' holds values that are not finite in 32 bits, which no grid covers; train or scale it again.")
+    return values
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -148,6 +158,22 @@ class CodedTensor(nn.Module):
         """The codes, one each: int32, in the shape of the weight."""
         return unpack(self.codes, self.grid.bits, math.prod(self.shape)).view(self.shape)
 
+    def become_(self, other: CodedTensor) -> None:
+        """Takes over the codes and the grid of another tensor of the same kind, for every layer that shares this one."""
+        self.grid, self.shape, self.dtype = other.grid, other.shape, other.dtype
+        self._buffers.update(other._buffers)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follows a model to another device or dtype: decoded weights get the dtype, the grid keeps its precision."""
+        kept = dict(self._buffers)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            now = self._buffers[name]
+            if before is not None and now is not None and now.dtype != before.dtype:
+                self._buffers[name] = before.to(now.device)
+        return self
+
     def recode(self, weight: Tensor) -> Self:
         """Another weight of the same shape on the very same grid: values on it come back exactly."""
         raise NotImplementedError
@@ -169,6 +195,8 @@ class AffineTensor(CodedTensor):
     def __init__(self, grid: Affine, shape: torch.Size | tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
         super().__init__(grid, shape, dtype)
         rows = {"tensor": 1, "channel": self.shape[0] if self.shape else 1}.get(grid.per, 0)
+        if not rows and math.prod(self.shape) % grid.group:
+            raise ShapeError(f"group={grid.group} does not divide the {math.prod(self.shape)} weights; use one that does.")
         rows = rows or math.prod(self.shape) // grid.group
         self.register_buffer("scale", torch.empty(rows, dtype=torch.bfloat16 if grid.per == "group" else torch.float32))
 
@@ -176,7 +204,8 @@ class AffineTensor(CodedTensor):
     def of(cls, grid: Affine, weight: Tensor, scale: Tensor) -> AffineTensor:
         """The weight with the given scales [scales]."""
         made = cls(grid, weight.shape, weight.dtype).to(weight.device)
-        made.scale = scale.detach().to(made.scale.dtype)
+        scale = scale.detach().to(made.scale.dtype)
+        made.scale = scale if grid.per == "group" else short(scale)
         signed = to_codes(weight.detach().float().reshape(made.scale.numel(), -1), made.scale.float(), grid.bits)
         codes = (signed + 1) / 2 if grid.bits == 1 else signed + largest_code(grid.bits)
         made.codes = pack(codes.flatten(), grid.bits)
@@ -196,6 +225,7 @@ class AffineTensor(CodedTensor):
         return rows.view(self.shape).to(self.dtype)
 
     def recode(self, weight: Tensor) -> AffineTensor:
+        self.grid.rows(weight)  # refuses a zero where one bit has no code for it
         return AffineTensor.of(self.grid, weight, self.scale)
 
     def take(self, dim: int, keep: Tensor, path: str = "") -> CodedTensor:
@@ -225,9 +255,8 @@ class TableTensor(CodedTensor):
         """The weight with the nearest entries of the given codebook [entries]."""
         made = cls(grid, weight.shape, weight.dtype).to(weight.device)
         entries = codebook.detach().float().to(weight.device).unique()
-        half = entries.half()
-        if bool(((half.abs() >= 6.2e-5) | (entries == 0)).all() and torch.isfinite(half).all()):
-            entries = half.float()  # values that two bytes hold well: the file then keeps two bytes
+        if _fit_in_half(entries):
+            entries = entries.half().float()  # the file then keeps two bytes for each
         made.codebook = entries
         made.codes = pack(nearest_entries(weight.detach().float().flatten(), entries), grid.bits)
         return made
@@ -246,3 +275,12 @@ class TableTensor(CodedTensor):
 
     def take(self, dim: int, keep: Tensor, path: str = "") -> CodedTensor:
         return TableTensor.of(self.grid, self().index_select(dim, keep), self.codebook)
+
+
+def _fit_in_half(entries: Tensor) -> bool:
+    """True when two bytes hold every entry with an error far below the distance to its neighbours."""
+    half = entries.half()
+    normal = ((half.abs() >= 6.2e-5) | (entries == 0)) & torch.isfinite(half)
+    gaps = torch.nn.functional.pad(entries.diff(), (1, 1), value=torch.inf)
+    near = (half.float() - entries).abs() <= torch.minimum(gaps[1:], gaps[:-1]) / 8
+    return bool((normal & near).all())

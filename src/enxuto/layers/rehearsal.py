@@ -62,7 +62,7 @@ class Rehearsal(nn.Module):
         """The leaf with zeros where nothing stays."""
         if self.keep is None:
             return self.leaf
-        projected = self.leaf * self.keep
+        projected = torch.where(self.keep, self.leaf, 0.0)  # a product would leave zeros of either sign
         return self.leaf + (projected - self.leaf).detach() if self.grow else projected
 
     def learned(self) -> Tensor:
@@ -87,7 +87,7 @@ class Rehearsal(nn.Module):
     @torch.no_grad()
     def frozen(self) -> Tensor | CodedTensor:
         """What the layer keeps: a float tensor, or codes on the learned grid."""
-        weight = (self.leaf if self.keep is None else self.leaf * self.keep).detach()
+        weight = (self.leaf if self.keep is None else torch.where(self.keep, self.leaf, 0.0)).detach()
         if self.grid is None:
             return weight
         kind = TableTensor if isinstance(self.grid, Table) else AffineTensor

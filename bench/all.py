@@ -1,0 +1,25 @@
+"""Runs every bench, one after the other, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = (
+    ("startup.py",),
+    ("speed_mobilenet.py",),
+    ("file_size.py", "lenet-300-100"),
+    ("file_size.py", "resnet-20"),
+    ("speed_resnet.py",),
+)
+
+
+def main() -> None:
+    """Stops at the first that fails."""
+    for script, *arguments in SCRIPTS:
+        subprocess.run([sys.executable, Path(__file__).parent / script, *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main()

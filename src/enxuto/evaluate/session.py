@@ -1,0 +1,51 @@
+"""A bare ONNX Runtime session on arrays. No torch here: a fresh process that only runs files starts at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from enxuto.errors import ExportError
+
+RUNTIME_ERRORS = (
+    _state.Fail,
+    _state.InvalidArgument,
+    _state.InvalidGraph,
+    _state.InvalidProtobuf,
+    _state.NoModel,
+    _state.NoSuchFile,
+    _state.NotImplemented,
+    _state.RuntimeException,
+)
+"""What ONNX Runtime raises; they share no parent but Exception."""
+
+Array = npt.NDArray[Any]
+
+
+def open_session(
+    path: str | os.PathLike[str], *, threads: int = 0, optimized: str = ""
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU with all optimizations.
+
+    `threads` = 0 leaves the number to the runtime; `optimized` names a file that receives the optimised graph.
+    Raises: ExportError when the file is missing or the runtime does not take it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: warnings about constant folding say nothing a user could act on
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    if optimized:
+        options.optimized_model_filepath = optimized
+    try:
+        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except RUNTIME_ERRORS as error:
+        raise ExportError(
+            f"ONNX Runtime {onnxruntime.__version__} does not open '{Path(path).name}': {error}; "
+            "export the model again, or change the layer the message names."
+        ) from error
