@@ -1,4 +1,4 @@
-"""What is shipped, and how it is opened: a .nxt file in torch, an .onnx file in ONNX Runtime. Half a minute, offline."""
+"""What is shipped, and how it is opened: a .nxt file in torch, an .onnx file in ONNX Runtime. Offline, in seconds."""
 
 from pathlib import Path
 

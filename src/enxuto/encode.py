@@ -35,15 +35,15 @@ def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool) -
     """Lets the float leaves of the chosen weights be seen on the grid, fitted to them as they are; later, unless `now`."""
     chosen = weights(model, layers)
     for weight, leaf in zip(chosen, leaves_(model, chosen), strict=True):
-        values = leaf.leaf if leaf.keep is None else leaf.leaf * leaf.keep
         if leaf.grid is None:
-            leaf.see_(grid.encode(values.detach(), weight.path), now=now)
+            leaf.see_(grid.encode(leaf.kept().detach(), weight.path), now=now)
 
 
 def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:
     """Codes the one-dimensional parameters of weighted layers and norms, one scale each."""
     grid = Affine(bits, "tensor")
-    changes, shared = [], {}  # type: list[Change], dict[Tensor, CodedTensor]
+    changes = []
+    shared: dict[Tensor, CodedTensor] = {}
     for path, module in model.named_modules():
         if not matches(path, layers) or not (weight_names(module) or isinstance(module, NORMS)):
             continue

@@ -85,7 +85,7 @@ def from_data(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
         raise RecipeError(f"a recipe is a list of steps, not {type(data).__name__}; write '- step: Prune' lines.")
     steps = []
     for place, item in enumerate(data, 1):
-        if not isinstance(item, Mapping) or item.get("step") not in STEPS:
+        if not isinstance(item, Mapping) or not isinstance(item.get("step"), str) or item["step"] not in STEPS:
             name = item.get("step") if isinstance(item, Mapping) else item
             raise RecipeError(f"step {place} of the recipe is {name!r}, which is not known; use one of {', '.join(STEPS)}.")
         kind = STEPS[item["step"]]
@@ -94,7 +94,10 @@ def from_data(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
         unknown = [key for key in arguments if key not in known]
         if unknown:
             raise RecipeError(f"step {place}, {item['step']}, has no argument {unknown[0]!r}; its arguments are {', '.join(known)}.")
-        steps.append(kind(**arguments))
+        try:
+            steps.append(kind(**arguments))
+        except TypeError as error:
+            raise RecipeError(f"step {place}, {item['step']}, has an argument of the wrong type: {error}; see its page.") from error
     return tuple(steps)
 
 

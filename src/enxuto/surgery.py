@@ -33,7 +33,8 @@ def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def to_float(model: nn.Module) -> nn.Module:
     """A copy in which every coded layer is the plain torch layer with decoded weights; input grids are gone."""
-    plain, shared = duplicate(model), {}  # type: nn.Module, dict[nn.Module, nn.Parameter]
+    plain = duplicate(model)
+    shared: dict[nn.Module, nn.Parameter] = {}  # tied layers stay tied
     for module in list(plain.modules()):
         decode_(module, shared)
     return plain

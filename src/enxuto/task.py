@@ -106,6 +106,14 @@ class Task:
         raise TaskError("calibration holds no batch; give at least one batch of sample inputs.")
 
 
+def count(batches: Iterable[Any]) -> int | None:
+    """How many batches there are, if they say so themselves."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader over a stream has __len__, and raises in it
+        return None
+
+
 def check_finite(model: nn.Module) -> None:
     """Raises TaskError, with the path, when a parameter or buffer holds NaN or an infinity."""
     for path, tensor in [*model.named_parameters(), *model.named_buffers()]:

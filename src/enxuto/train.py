@@ -32,14 +32,22 @@ def prepare(task: Task, steps: Sequence[Step], *, gradual: bool = False) -> nn.M
     Prune, Quantize and Share project float leaves at every forward pass; PruneChannels, Factorize and Fold are done at
     once, so that the smaller layers are what trains. With `gradual`, projections wait for a `Schedule`. Make the
     optimizer after this call, from the parameters of the copy.
-    Raises: RecipeError for a step that trains by itself; the errors of the steps themselves.
+    Raises: RecipeError for a step that trains by itself, or that changes layers after others made them train; the errors of
+    the steps themselves.
     """
     model = duplicate(task.model)
+    projected = ""
     for step in steps:
         if hasattr(step, "epochs"):
             raise RecipeError(f"{type(step).__name__} trains by itself; prepare is for your own loop: leave the step out.")
         if isinstance(step, Rehearsable):
             step.rehearse_(model, 0.0 if gradual else 1.0)
+            projected = projected or type(step).__name__
+        elif projected:
+            raise RecipeError(
+                f"{type(step).__name__} makes new layers, but {projected} before it already trains the old ones; "
+                f"put {type(step).__name__} first."
+            )
         else:
             model, _ = step(model, task)
     return model.train()
@@ -101,23 +109,23 @@ def rehearse_(model: nn.Module) -> nn.Module:
 
 def settle_(model: nn.Module) -> nn.Module:
     """Ends every rehearsal: codes where there was a grid, plain floats where there was none."""
-    settled: dict[int, Tensor | CodedTensor] = {}
+    settled: dict[nn.Module, nn.Parameter | CodedTensor] = {}  # tied layers stay tied
     for module in list(model.modules()):
-        if not isinstance(module, Coded):
-            continue
         for name in coded_names(module):
-            leaf = module.coded[name]
-            if isinstance(leaf, Rehearsal):
-                frozen = settled.setdefault(id(leaf), leaf.frozen())
-                if isinstance(frozen, CodedTensor):
-                    code_(module, name, frozen)
-        if not any(isinstance(tensor, CodedTensor) for tensor in module.coded.values()):
+            leaf = module.coded[name]  # type: ignore[index]
+            if not isinstance(leaf, Rehearsal):
+                continue
+            if leaf not in settled:
+                frozen = leaf.frozen()
+                settled[leaf] = nn.Parameter(frozen) if isinstance(frozen, Tensor) else frozen
+            now = settled[leaf]
+            if isinstance(now, CodedTensor):
+                code_(module, name, now)
+            else:
+                del module.coded[name]  # type: ignore[operator]
+                module.register_parameter(name, now)
+        if isinstance(module, Coded) and not module.coded:
             decode_(module)
-        for name in coded_names(module):
-            if isinstance(module.coded[name], Rehearsal):
-                value = module.coded[name].frozen()
-                del module.coded[name]
-                module.register_parameter(name, nn.Parameter(value))
     return model
 
 

@@ -63,7 +63,7 @@ def compressed(task_file: Path) -> dict[str, Any]:
     recipe.write_text("- step: Quantize\n  bits: 4\n")
     out = task_file.with_name("out")
     command = [sys.executable, "-m", "enxuto.cli", "compress", task_file, "--recipe", recipe, "--out", out, "--json"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 

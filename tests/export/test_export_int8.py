@@ -161,7 +161,7 @@ def test_a_grid_of_eight_bits_is_kept_only_when_eight_bits_are_asked_for(tmp_pat
     to_onnx(model, x, tmp_path / "float.onnx")
     seven = quantize_onnx(tmp_path / "float.onnx", tmp_path / "a.onnx", [x], weight_scales={"0.weight": scale})
     assert seven.kept == ()
-    assert "more than 7 bits" in seven.notes[0]
+    assert "1 weights use all 8 bits and were rounded to 7" in seven.notes[0]
     eight = quantize_onnx(
         tmp_path / "float.onnx", tmp_path / "b.onnx", [x], weight_scales={"0.weight": scale}, weight_bits=8
     )

@@ -1,19 +1,35 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from nets import Literal, Residual, Strange, Tied, image_nets
+from channel_nets import Literal, Residual, Tied, image_nets
 from torch import Tensor, nn
 
 from enxuto.cut import Group, cut_, tensor_at
-from enxuto.groups import find_groups, masked_
+from enxuto.groups import Groups, find_groups, masked_
 from enxuto.zoo import NAMES, build
 
 NETS = image_nets()
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """More threads than cores make small models slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@functools.cache
+def found(name: str) -> Groups:
+    return find_groups(NETS[name], IMAGES)
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
@@ -27,9 +43,8 @@ def some(groups: tuple[Group, ...], seed: int) -> list[tuple[Group, list[int]]]:
     return [(g, sorted(chance.choice(g.size, n, replace=False).tolist())) for g, n in zip(groups, sizes, strict=True)]
 
 
-def assert_cuts_are_exact(model: nn.Module, x: Tensor) -> None:
+def assert_cuts_are_exact(model: nn.Module, x: Tensor, groups: tuple[Group, ...]) -> None:
     """Any units may go from any groups at once, and the rest computes what it did with those units unread."""
-    groups = find_groups(model, x).groups
     assert groups
     for seed in range(3):
         cuts = some(groups, seed)
@@ -41,20 +56,21 @@ def assert_cuts_are_exact(model: nn.Module, x: Tensor) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_cutting_any_units_equals_not_reading_them(name: str) -> None:
-    assert_cuts_are_exact(NETS[name], IMAGES)
+    assert_cuts_are_exact(NETS[name], IMAGES, found(name).groups)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_of_the_zoo_can_be_cut(name: str) -> None:
     torch.manual_seed(0)
-    assert_cuts_are_exact(build(name).eval(), torch.randn(2, 1, 28, 28))
+    model, x = build(name, image_size=16).eval(), torch.randn(2, 1, 16, 16)
+    assert_cuts_are_exact(model, x, find_groups(model, x).groups)
 
 
 def test_a_tied_table_stays_tied_and_exact() -> None:
     torch.manual_seed(0)
     model, words = Tied().eval(), torch.randint(0, 11, (3, 6))
-    assert_cuts_are_exact(model, words)
-    group = find_groups(model, words).groups[0]
+    group, *rest = find_groups(model, words).groups
+    assert_cuts_are_exact(model, words, (group, *rest))
     cut_(model, [(group, [1, 4])])
     assert model.head.weight is model.table.weight
     assert model.head.weight.shape == (11, 10)
@@ -82,11 +98,11 @@ def test_a_tied_table_stays_tied_and_exact() -> None:
     ],
 )
 def test_the_groups_are_those_a_person_would_find(name: str, sizes: list[int]) -> None:
-    assert [group.size for group in find_groups(NETS[name], IMAGES).groups] == sizes
+    assert [group.size for group in found(name).groups] == sizes
 
 
 def test_a_residual_sum_couples_what_it_adds() -> None:
-    first = find_groups(NETS["residual"], IMAGES).groups[0]
+    first = found("residual").groups[0]
     assert first.writers == ("stem.0", "conv2")
     assert first.readers == ("conv1", "conv3", "short")
     assert set(first.paths) == {"stem.0", "stem.1", "conv1", "conv2", "bn2", "conv3", "short"}
@@ -96,13 +112,13 @@ def test_a_residual_sum_couples_what_it_adds() -> None:
 
 
 def test_columns_behind_a_permute_are_those_of_the_channel() -> None:
-    group = find_groups(NETS["permuted"], IMAGES).groups[0]
+    group = found("permuted").groups[0]
     columns = next(part for part in group.slices if part.address == "fc1.weight" and part.dim == 1)
     assert columns.indices([2]).tolist() == list(range(2, 7 * 36, 7))
 
 
 def test_a_hidden_unit_owns_a_row_of_every_gate_in_both_directions() -> None:
-    group = find_groups(NETS["bidirectional lstm"], IMAGES).groups[0]
+    group = found("bidirectional lstm").groups[0]
     owned = {(part.name, part.dim): part.indices([3]).tolist() for part in group.slices}
     assert owned["weight_ih_l0_reverse", 0] == [3, 13, 23, 33]
     assert owned["weight_hh_l1", 1] == [3]
@@ -111,16 +127,15 @@ def test_a_hidden_unit_owns_a_row_of_every_gate_in_both_directions() -> None:
 
 
 def test_a_literal_size_in_forward_freezes_only_what_it_touches() -> None:
-    found = find_groups(Literal().eval(), IMAGES)
-    assert [group.writers for group in found.groups] == [("fc1",)]
-    reasons = {change.path: change.why for change in found.frozen}
+    literal = find_groups(Literal().eval(), IMAGES)
+    assert [group.writers for group in literal.groups] == [("fc1",)]
+    reasons = {change.path: change.why for change in literal.frozen}
     assert "literal" in reasons["conv"]
     assert "144" in reasons["conv"]
 
 
 def test_an_unknown_operator_is_named_with_its_place() -> None:
-    found = find_groups(Strange().eval(), IMAGES)
-    reasons = {change.path: change.why for change in found.frozen}
+    reasons = {change.path: change.why for change in found("strange").frozen}
     assert reasons["conv1"].startswith("aten.fft_fft cannot be followed")
 
 
@@ -132,7 +147,7 @@ def test_what_no_sample_reaches_is_named() -> None:
 
 
 def test_a_transformer_says_what_attention_and_norms_keep() -> None:
-    reasons = {change.path: change.why for change in find_groups(NETS["tokens"], IMAGES).frozen}
+    reasons = {change.path: change.why for change in found("tokens").frozen}
     assert reasons["encoder.self_attn"] == "attention mixes the channels (at 'encoder.self_attn')"
     assert reasons["mix"] == "layer norm mixes the channels (at 'encoder.norm1')"
 
@@ -147,10 +162,10 @@ def test_a_model_that_cannot_be_exported_is_named_whole() -> None:
             x = self.fc1(x)
             return self.fc2(x) if float(x.sum()) > 0 else self.fc2(-x)
 
-    found = find_groups(Choosing().eval(), torch.randn(2, 4))
-    assert not found.groups
-    assert {change.path for change in found.frozen} == {"fc1", "fc2"}
-    assert all(change.why.startswith("torch.export cannot follow this model") for change in found.frozen)
+    untraced = find_groups(Choosing().eval(), torch.randn(2, 4))
+    assert not untraced.groups
+    assert {change.path for change in untraced.frozen} == {"fc1", "fc2"}
+    assert all(change.why.startswith("torch.export cannot follow this model") for change in untraced.frozen)
 
 
 def test_a_forward_that_scales_by_the_number_of_channels_is_found_out() -> None:
@@ -163,9 +178,9 @@ def test_a_forward_that_scales_by_the_number_of_channels_is_found_out() -> None:
             x = torch.relu(self.fc1(x))
             return self.fc3(torch.relu(self.fc2(x / x.shape[1])))
 
-    found = find_groups(Scaled().eval(), torch.randn(2, 4))
-    assert [group.writers for group in found.groups] == [("fc2",)]
-    assert "depends on their number" in {change.path: change.why for change in found.frozen}["fc1"]
+    scaled = find_groups(Scaled().eval(), torch.randn(2, 4))
+    assert [group.writers for group in scaled.groups] == [("fc2",)]
+    assert "depends on their number" in {change.path: change.why for change in scaled.frozen}["fc1"]
 
 
 def test_the_trace_leaves_the_model_alone() -> None:
@@ -191,8 +206,8 @@ def test_inputs_may_be_several_or_named() -> None:
 
     a, b = torch.randn(5, 4), torch.randn(5, 3)
     for batch in ((a, b), {"b": b, "a": a}):
-        found = find_groups(Two().eval(), batch)
-        assert [group.writers for group in found.groups] == [("left", "right")]
+        groups = find_groups(Two().eval(), batch).groups
+        assert [group.writers for group in groups] == [("left", "right")]
 
 
 def test_cut_modules_print_as_what_they_are() -> None:
@@ -211,7 +226,7 @@ def test_cut_modules_print_as_what_they_are() -> None:
 def test_cut_parameters_keep_dtype_and_requires_grad() -> None:
     model = copy.deepcopy(NETS["residual"]).bfloat16()
     model.conv1.weight.requires_grad_(False)
-    group = find_groups(NETS["residual"], IMAGES).groups[1]
+    group = found("residual").groups[1]
     cut_(model, [(group, [0])])
     assert model.conv1.weight.dtype == torch.bfloat16
     assert not model.conv1.weight.requires_grad

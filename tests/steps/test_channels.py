@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "groups"))
-from nets import Literal, image_nets
+from channel_nets import Literal, image_nets
 
+from enxuto.cut import Group
 from enxuto.errors import LayerError, NothingChangedError, RangeError, TargetError
 from enxuto.groups import find_groups
 from enxuto.macs import total_macs
@@ -21,6 +24,20 @@ from enxuto.task import Task
 
 NETS = image_nets()
 IMAGES = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """More threads than cores make small models slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@functools.cache
+def groups_of(name: str) -> tuple[Group, ...]:
+    return find_groups(NETS[name], IMAGES).groups
 
 
 def task_for(model: nn.Module) -> Task:
@@ -35,7 +52,7 @@ def outputs(model: nn.Module, x: Tensor = IMAGES) -> Tensor:
 def silenced(name: str) -> tuple[nn.Module, int]:
     """A copy in which units chosen by chance have zero weights, biases and norms, and how many they are."""
     model, chance, count = copy.deepcopy(NETS[name]), np.random.default_rng(3), 0
-    for group in find_groups(model, IMAGES).groups:
+    for group in groups_of(name):
         units = chance.choice(group.size, group.size // 2, replace=False)
         count += len(units)
         for part in group.slices:
@@ -58,7 +75,7 @@ def test_channels_that_are_zero_come_out_and_no_output_changes(name: str) -> Non
     assert record.figures["parameters_after"] < record.figures["parameters_before"]
     assert all("zero for every input" in change.why for change in record.changes)
     left = sum(group.size for group in find_groups(smaller, IMAGES).groups)
-    assert left + count == sum(group.size for group in find_groups(model, IMAGES).groups)
+    assert left + count == sum(group.size for group in groups_of(name))
 
 
 def test_nothing_to_do_is_an_error_that_names_what_stays_and_why() -> None:
@@ -68,7 +85,9 @@ def test_nothing_to_do_is_an_error_that_names_what_stays_and_why() -> None:
 
 
 @pytest.mark.parametrize("scores", ["taylor", "magnitude"])
-@pytest.mark.parametrize("name", ["residual", "depthwise", "dense", "grouped", "permuted", "lstm", "bidirectional gru", "gates"])
+@pytest.mark.parametrize(
+    "name", ["residual", "depthwise", "dense", "grouped", "permuted", "lstm", "bidirectional gru", "gates"]
+)
 def test_the_measured_macs_are_at_or_just_below_the_goal(name: str, scores: str) -> None:
     model = NETS[name]
     smaller, record = PruneChannels(macs=0.6, scores=scores)(model, task_for(model))  # type: ignore[arg-type]
@@ -134,7 +153,9 @@ def test_a_literal_in_forward_is_named_in_the_record() -> None:
     model = Literal().eval()
     smaller, record = PruneChannels(sparsity=0.4)(model, task_for(model))
     assert smaller.fc1.out_features == 5
-    assert {change.path: change.why for change in record.skipped}["conv"].startswith("forward writes a size as a literal")
+    assert {change.path: change.why for change in record.skipped}["conv"].startswith(
+        "forward writes a size as a literal"
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +172,9 @@ def test_the_same_seed_cuts_the_same_channels() -> None:
     model = NETS["residual"]
     first, _ = PruneChannels(macs=0.5)(model, task_for(model))
     second, _ = PruneChannels(macs=0.5)(model, task_for(model))
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from enxuto.artifact.save import load, save
 from enxuto.errors import ArtifactError
 from enxuto.files import write_bytes
 from enxuto.recipe import to_data
-from enxuto.task import Change, Record, Step, Task
+from enxuto.task import Change, Record, Step, Task, count
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class FolderCheckpoints:
 
 def fingerprint(task: Task, steps: Sequence[Step]) -> str:
     """A name for what these steps make of this task: same weights, amount of data, seed and steps, same name."""
-    sized = [len(data) if hasattr(data, "__len__") else None for data in (task.calibration, task.train)]
+    sized = [count(data) if data is not None else None for data in (task.calibration, task.train)]
     digest = hashlib.sha256(json.dumps([to_data(steps), task.seed, sized], sort_keys=True).encode())
     for name, tensor in task.model.state_dict().items():
         digest.update(name.encode())

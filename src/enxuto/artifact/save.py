@@ -49,7 +49,8 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     Raises: ArtifactError when the file is missing, damaged or foreign, or was made from another network.
     """
     meta, sections = read(path)
-    if not isinstance(meta.get("edits"), list) or not isinstance(meta.get("same", {}), dict):
+    same = meta.get("same", {})
+    if not isinstance(meta.get("edits"), list) or not isinstance(same, dict) or not all(type(n) is str for n in same.values()):
         raise ArtifactError(f"'{path}' holds no enxuto model; pack and unpack are for plain tensors.")
     shapes = {section.name: section.shape for section in sections}
     try:
@@ -57,14 +58,18 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     except ArtifactError as error:
         raise ArtifactError(f"'{path}': {error}") from error
     tensors = {section.name: _to_torch(section) for section in sections}
-    for name, first in meta.get("same", {}).items():
+    for name, first in same.items():
         if first not in tensors:
             raise ArtifactError(f"'{path}': '{name}' is said to equal '{first}', which the file lacks; it is damaged.")
         tensors[name] = tensors[first]
     _check_names(model, tensors, os.fspath(path))
     for name, tensor in tensors.items():
         _assign_(model, name, tensor, os.fspath(path))
-    return model.eval()
+    _tie_(model, same)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase) and not isinstance(module, Coded):
+            module._flat_weights = [module._parameters.get(name) for name in module._flat_weights_names]
+    return model.to(next((tensor.device for tensor in into.parameters()), None)).eval()
 
 
 def ledger(path: str | os.PathLike[str]) -> list[Entry]:
@@ -157,11 +162,21 @@ def _assign_(model: nn.Module, name: str, tensor: Tensor, path: str) -> None:
             f"{old.dtype} {list(old.shape)} here; load it into a network made with the same arguments."
         )
     if table is owner._parameters:
-        table[leaf] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        table[leaf] = nn.Parameter(tensor, requires_grad=old.requires_grad)
     else:
         table[leaf] = tensor
-    if isinstance(owner, nn.RNNBase) and not isinstance(owner, Coded):
-        owner._flat_weights = [owner._parameters.get(n) for n in owner._flat_weights_names]
+
+
+def _tie_(model: nn.Module, same: dict[str, str]) -> None:
+    """Gives layers that were tied the very same parameter, or the very same coded tensor, again."""
+    for name, first in same.items():
+        (path, _, leaf), (other_path, _, other_leaf) = name.rpartition("."), first.rpartition(".")
+        owner, other = model.get_submodule(path), model.get_submodule(other_path)
+        if isinstance(owner, CodedTensor) and isinstance(other, CodedTensor):
+            if all(same.get(f"{path}.{part}") == f"{other_path}.{part}" for part in owner._buffers):
+                model.set_submodule(path, other)
+        elif leaf in owner._parameters and other_leaf in other._parameters:
+            owner._parameters[leaf] = other._parameters[other_leaf]
 
 
 def _assign_coded_(owner: CodedTensor, name: str, leaf: str, tensor: Tensor, path: str) -> None:

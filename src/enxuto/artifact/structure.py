@@ -18,6 +18,9 @@ from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import code_, coded_names, plain_class
 from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Table, TableTensor
 from enxuto.layers.kinds import SIZES, build, describe
+from enxuto.surgery import replace_
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 Edit = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -45,6 +48,9 @@ def edits(model: nn.Module, original: nn.Module | None) -> list[Edit]:
             edit |= _resized(module, before)
         if coded_names(module):
             edit["coded"] = {name: _grid(module.coded[name], path) for name in coded_names(module)}
+            dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in module.coded.items() if t.dtype != torch.float32}
+            if dtypes:
+                edit["dtypes"] = dtypes
         if "input_grid" in module._modules and isinstance(module.input_grid, ActivationGrid):
             edit["input"] = 8
         if edit:
@@ -58,8 +64,12 @@ def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:
     Raises: ArtifactError when the model is not the network the edits were made for.
     """
     model = copy.deepcopy(model)
+    seen: set[str] = set()
     for edit in found:
         try:
+            if edit["path"] in seen:
+                raise ArtifactError(f"the file describes the layer '{edit['path']}' twice; it is damaged.")
+            seen.add(edit["path"])
             _apply_one(model, edit, shapes)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             if isinstance(error, ArtifactError):
@@ -77,23 +87,37 @@ def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes) -> None:
     except AttributeError:
         module = None
     if "kind" in edit:
-        module = build(edit["kind"], edit["args"])
+        _check_layers(path, edit["args"], shapes)
+        made = build(edit["kind"], edit["args"])
         if not path:
             raise ArtifactError("the file replaces the whole network; load it into a module that holds it as a part.")
-        model.set_submodule(path, module)
+        if module is None:
+            model.set_submodule(path, made)
+        else:
+            replace_(model, path, made)
+        module = made
     if module is None:
         raise ArtifactError(f"the file holds a layer '{path}' that this network lacks; load it into the network it was made from.")
     for name, value in edit.get("sizes", {}).items():
-        if name not in SIZES or not hasattr(module, name):
+        whole = [value] if isinstance(value, int) else value
+        fits = isinstance(whole, list) and all(type(size) is int and 0 < size < 2**31 for size in whole)
+        if name not in SIZES or not hasattr(module, name) or not (fits or value == getattr(module, name) or value == 0):
             raise ArtifactError(f"the file sets {name!r} of '{path}', which is no size of {type(module).__name__}.")
         setattr(module, name, tuple(value) if isinstance(value, list) else value)
     if "tensors" in edit:
         _retensor_(module, path, edit["tensors"], shapes)
     for name, (kind, *arguments) in edit.get("coded", {}).items():
         shape = shapes[f"{path}.coded.{name}.codes" if path else f"coded.{name}.codes"]
-        code_(module, name, _tensor(kind, arguments, shape))
+        code_(module, name, _tensor(kind, arguments, shape, edit.get("dtypes", {}).get(name, "float32")))
     if "input" in edit:
         module.input_grid = ActivationGrid()
+
+
+def _check_layers(path: str, arguments: Mapping[str, Any], shapes: Shapes) -> None:
+    """Raises ArtifactError when a recurrent layer says that it has more layers than the file has tensors for it."""
+    layers = arguments.get("num_layers", 1)
+    if not isinstance(layers, int) or layers > sum(name.startswith(f"{path}.") for name in shapes):
+        raise ArtifactError(f"the file says that '{path}' has {layers} layers, but does not hold them; it is damaged.")
 
 
 def _retensor_(module: nn.Module, path: str, names: Sequence[str], shapes: Shapes) -> None:
@@ -169,18 +193,21 @@ def _plain_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _grid(tensor: nn.Module, path: str) -> list[Any]:
     if isinstance(tensor, AffineTensor):
-        plain: list[Any] = ["affine", tensor.grid.bits, tensor.grid.per]
-        return [*plain, tensor.grid.group] if tensor.grid.per == "group" else plain
+        grid, plain = tensor.grid, Affine()
+        told = ["affine", grid.bits, grid.per, grid.group, grid.fit]
+        return told if grid.fit != plain.fit else told[: 4 if grid.per == "group" else 3]
     if isinstance(tensor, TableTensor):
         return ["table", tensor.grid.bits]
     raise ArtifactError(f"'{path}' is still in training ({type(tensor).__name__}); call enxuto.convert before saving.")
 
 
-def _tensor(kind: str, arguments: Sequence[Any], shape: tuple[int, ...]) -> CodedTensor:
+def _tensor(kind: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: str) -> CodedTensor:
+    if dtype not in DTYPES:
+        raise ArtifactError(f"the file names a dtype {dtype!r} of a weight that is not known; use one of {', '.join(DTYPES)}.")
     with torch.device("meta"):
         if kind == "affine":
-            return AffineTensor(Affine(*arguments), shape)
+            return AffineTensor(Affine(*arguments), shape, DTYPES[dtype])
         if kind == "table":
-            return TableTensor(Table(*arguments), shape)
+            return TableTensor(Table(*arguments), shape, DTYPES[dtype])
     raise ArtifactError(f"the file names a grid {kind!r} that is not known; the grids are 'affine' and 'table'.")
 

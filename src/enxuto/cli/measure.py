@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from enxuto.artifact.save import load
 from enxuto.errors import ArtifactError, ExportError
+from enxuto.evaluate.compare import count_parameters
 from enxuto.evaluate.fresh import UnpicklableError, in_fresh_process
-from enxuto.evaluate.latency import first_row, latencies
+from enxuto.evaluate.latency import latencies
 from enxuto.evaluate.measurement import Interval
 from enxuto.evaluate.memory import peak_memory
-from enxuto.evaluate.onnxmodel import OnnxModel
+from enxuto.evaluate.onnxmodel import OnnxModel, batch_size, rows
 from enxuto.evaluate.quality import agreement, paired_change, quality
 from enxuto.export import export
 from enxuto.macs import count_macs
@@ -121,7 +122,7 @@ def measure(task: Task, subjects: Sequence[Subject]) -> Measures:
     """
     name = "test" if task.test else "evaluate" if task.evaluate else "agreement"
     judge = task.test or task.evaluate or agreement(task.model, task.calibration)
-    sample = first_row(task.sample)
+    sample: Batch = rows(task.sample, batch_size(task.sample), 0, 1)
     notes: list[str] = []
     found = []
     for number, one in enumerate(subjects):
@@ -176,8 +177,7 @@ def _judge(opened: Callable[[], nn.Module], judge: Evaluate, sample: Batch) -> _
     if isinstance(model, OnnxModel):
         return _Judged(values, None, None)  # its graph is not counted layer by layer
     plain = to_float(model)
-    parameters = sum(parameter.numel() for parameter in plain.parameters())
-    return _Judged(values, parameters, sum(count_macs(plain, sample).values()))
+    return _Judged(values, count_parameters(plain), sum(count_macs(plain, sample).values()))
 
 
 def _runnable(task: Task, one: Subject, path: Path, notes: list[str]) -> Path | None:

@@ -164,6 +164,7 @@ def _follow(
     paths = {_path(node): node for node in proto.graph.node if node.op_type in WEIGHTED}
     found: dict[str, Grid] = {}
     notes: list[str] = []
+    rounded: list[str] = []
     for name, given in weight_scales.items():
         node = paths.get(name.removesuffix(".weight") if name != "weight" else "")
         if node is None or node.input[1] not in constants:
@@ -185,9 +186,14 @@ def _follow(
             notes.append(f"the scales of '{name}' are not in the int8 file: the exporter changed the weight")
             continue
         if np.abs(codes).max(initial=0) > largest:
-            notes.append(f"'{name}' has more than 7 bits and was rounded to 7, which no processor overflows on")
+            rounded.append(name)
             continue
         found[node.input[1]] = (scale.astype(np.float32), axis)
+    if rounded:
+        some = ", ".join(f"'{name}'" for name in rounded[:3]) + (", ..." if len(rounded) > 3 else "")
+        notes.append(
+            f"{len(rounded)} weights use all 8 bits and were rounded to 7, which no processor overflows on: {some}"
+        )
     return found, notes
 
 

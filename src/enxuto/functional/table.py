@@ -60,7 +60,7 @@ def one_dimensional_kmeans(values: Floats, clusters: int) -> Floats:
     points, counts = _bins(ordered)
     if points.size <= clusters:
         return points
-    centred = points - points.mean()  # squares of a spread far below the values would drown in rounding
+    centred = points - np.median(points)  # squares of a spread far below the values would drown in rounding
     starts = _solver()(centred / np.abs(centred).max(), counts.astype(np.float64), clusters)
     sums = np.add.reduceat(points * counts, starts)
     return _refine(ordered, sums / np.add.reduceat(counts, starts), fixed_zero=False)

@@ -70,7 +70,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         conv |= {"stride": module.down.stride, "padding": module.down.padding, "dilation": module.down.dilation}
         given = conv | {"out_channels": module.up.out_channels, "rank": module.down.out_channels}
         return given | ({} if module.up.bias is not None else {"bias": False})
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"nonlinearity": "relu"} if getattr(module, "nonlinearity", "tanh") == "relu" else {}
     for name, parameter in _parameters(kind).items():
         if name in ("device", "dtype") or name.startswith("_"):
             continue
@@ -93,7 +93,7 @@ def build(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.device("meta"):
             return KINDS[kind](**plain)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
         raise ArtifactError(f"the file's layer {kind}({plain}) cannot be built: {error}; the file is damaged.") from error
 
 
@@ -103,7 +103,8 @@ def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
         if "__init__" not in base.__dict__:
             continue
         named = inspect.signature(base.__init__).parameters
-        found |= {n: p for n, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and n not in ("self", "mode")}
+        hidden = ("self", "mode") if base is nn.RNNBase else ("self",)  # LSTM, GRU and RNN set their mode themselves
+        found |= {n: p for n, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and n not in hidden}
         if not any(p.kind == p.VAR_KEYWORD for p in named.values()):
             break
     return found

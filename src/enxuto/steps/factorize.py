@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from enxuto.errors import NothingChangedError, RangeError
 from enxuto.functional.lowrank import rank_for_energy
-from enxuto.layers.coded import Coded, decode_
+from enxuto.layers.coded import Coded, decode_, plain_class
+from enxuto.layers.grids import Affine
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear
 from enxuto.select import Patterns, select
-from enxuto.surgery import Weight, duplicate, replace_
+from enxuto.surgery import Weight, duplicate, replace_, twins
 from enxuto.task import Change, Record, Task
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -61,12 +63,17 @@ class Factorize:
 
 
 def _refusal(model: nn.Module, path: str, layer: nn.Module, matrix: Tensor, rank: int) -> str:
-    if type(layer) not in (nn.Linear, *CONVOLUTIONS) and not isinstance(layer, Coded):
+    if plain_class(type(layer)) not in (nn.Linear, *CONVOLUTIONS):
         return f"{type(layer).__name__} is a layer with a forward of its own"
     if getattr(layer, "groups", 1) != 1:
         return "a grouped convolution is no single matrix"
     if rank * sum(matrix.shape) >= matrix.numel():
         return f"rank {rank} would take {rank * sum(matrix.shape):,} weights in place of {matrix.numel():,}"
+    if not path:
+        return "it is the whole model; wrap it, as in nn.Sequential(layer)"
+    tied = [twin.path for twin in twins(model, Weight(path, "weight", layer)) if twin.module is not layer]
+    if tied:
+        return f"its weight is also that of '{tied[0]}', which keeps it"
     owner = path.rpartition(".")[0]
     if isinstance(model.get_submodule(owner), (LowRankLinear, LowRankConv)):
         return "it is one half of a factorized layer"
@@ -77,13 +84,19 @@ def _refusal(model: nn.Module, path: str, layer: nn.Module, matrix: Tensor, rank
 
 def _thin(layer: nn.Module, rank: int, path: str) -> nn.Module:
     grids = {name: tensor.grid for name, tensor in layer.coded.items()} if isinstance(layer, Coded) else {}
+    input_grid = layer._modules.get("input_grid")
     decode_(layer)
     thin: LowRankLinear | LowRankConv
     thin = LowRankLinear.of(layer, rank) if isinstance(layer, nn.Linear) else LowRankConv.of(layer, rank)  # type: ignore[arg-type]
     if "weight" in grids:
         for name in ("down", "up"):
             weight = Weight(f"{path}.{name}", "weight", thin.get_submodule(name))
-            weight.code_(grids["weight"].encode(weight.read(), weight.path))
+            grid = grids["weight"]
+            if isinstance(grid, Affine) and grid.per == "group" and weight.read()[0].numel() % grid.group:
+                grid = replace(grid, per="channel")  # the groups of the old layer do not divide the thin one
+            weight.code_(grid.encode(weight.read(), weight.path))
+        if input_grid is not None:
+            thin.down.input_grid = input_grid
     if "bias" in grids:
         bias = Weight(f"{path}.up", "bias", thin.up)
         bias.code_(grids["bias"].encode(bias.read(), bias.path))
@@ -91,5 +104,5 @@ def _thin(layer: nn.Module, rank: int, path: str) -> nn.Module:
 
 
 def _lost(matrix: Tensor, rank: int) -> float:
-    squares = matrix.double().svd().S.square() if matrix.ndim == 2 else matrix.new_zeros(1)
+    squares = torch.linalg.svdvals(matrix.double()).square()
     return float(squares[rank:].sum() / squares.sum()) if float(squares.sum()) else 0.0

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.errors import NothingChangedError
-from enxuto.layers.coded import Coded, code_, decode_
-from enxuto.layers.grids import AffineTensor, CodedTensor
+from enxuto.layers.coded import Coded, code_, decode_, plain_class
+from enxuto.layers.grids import AffineTensor
 from enxuto.select import Patterns, matches
 from enxuto.surgery import duplicate, replace_
 from enxuto.task import Batch, Change, Record, Task, call, evaluating
@@ -25,7 +25,9 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 class Fold:
     """Every batch norm that directly follows a Linear or convolution is merged into it; outputs stay the same.
 
-    A norm after anything else, or after a layer whose output is also read elsewhere, is left alone and named.
+    A norm after anything else, or after a layer whose output is also read elsewhere, is left alone and named. So is one after
+    a coded layer whose codes could not stay: each scale must belong to one output channel (grouped scales keep 8 bits of
+    precision). A coded bias becomes a float one.
     Source: Jacob et al. 2018, section 3.2.
     """
 
@@ -39,6 +41,10 @@ class Fold:
         changes = []
         for layer_path, norm_path in pairs:
             layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
+            reason = _refusal(layer, norm)
+            if reason:
+                skipped.append(Change(norm_path, "not folded", reason))
+                continue
             _fold_(layer, norm)
             replace_(model, norm_path, nn.Identity())
             changes.append(Change(norm_path, f"folded into {layer_path}", "it scales and shifts that layer's outputs"))
@@ -51,10 +57,11 @@ class Fold:
 def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[list[tuple[str, str]], list[Change]]:
     """(layer, norm) paths where the norm reads the layer's output and nothing else does; and the norms left, with reasons.
 
-    Runs the sample once: a norm follows a layer when it reads the very tensor the layer gave. Another reader of that
-    tensor is found by asking the autograd graph how often it is used.
+    Runs the sample once: a norm follows a layer when it reads the very tensor the layer gave, unchanged in place. Another
+    reader of that tensor is found by asking the autograd graph how often it is used.
     """
     given: dict[int, tuple[str, Tensor]] = {}
+    versions: dict[int, int] = {}
     reads: dict[str, str] = {}
     calls: dict[str, int] = {}
 
@@ -63,20 +70,23 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
             calls[path] = calls.get(path, 0) + 1
             if isinstance(output, Tensor):
                 given[id(output)] = (path, output)  # the tensor is kept, so its id stays its own
+                versions[id(output)] = output._version
 
         return hook
 
     def read(path: str) -> object:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             calls[path] = calls.get(path, 0) + 1
-            reads[path] = given[id(inputs[0])][0] if id(inputs[0]) in given else ""
+            source, output = given.get(id(inputs[0]), ("", inputs[0]))
+            wide = bool(source) and output.ndim == sources[source].weight.ndim  # else the norm's channels lie elsewhere
+            reads[path] = source if wide and versions[id(output)] == output._version else ""
 
         return hook
 
     model = duplicate(model).requires_grad_(True)
     sample = _with_gradients(sample)
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS) and matches(path, layers)}
-    sources = {path: m for path, m in model.named_modules() if isinstance(m, LAYERS)}
+    sources = {path: m for path, m in model.named_modules() if _is_plain(m, LAYERS)}
     hooks = [m.register_forward_hook(gave(path)) for path, m in sources.items()]  # type: ignore[arg-type]
     hooks += [m.register_forward_pre_hook(read(path)) for path, m in norms.items()]  # type: ignore[arg-type]
     try:
@@ -90,7 +100,9 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     for path, norm in norms.items():
         source = reads.get(path, "")
         reason = ""
-        if not source:
+        if not _is_plain(norm, NORMS):
+            reason = f"{type(norm).__name__} is a norm with a forward of its own"
+        elif not source:
             reason = "it does not directly follow a Linear or convolution"
         elif calls[path] > 1 or calls[source] > 1:
             reason = "it or the layer before it is called more than once"
@@ -105,6 +117,12 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
         else:
             pairs.append((source, path))
     return pairs, skipped
+
+
+def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """True for these very kinds, not for subclasses, and with a weight of their own (weight_norm computes it at each call)."""
+    own = "weight" in module._parameters or isinstance(module, Coded)
+    return plain_class(type(module)) in kinds and own
 
 
 def _users(output: object, given: dict[int, tuple[str, Tensor]]) -> dict[str, int]:
@@ -147,15 +165,33 @@ def _tensors(value: object) -> list[Tensor]:
     return [tensor for item in inner for tensor in _tensors(item)]
 
 
+def _gain(norm: nn.Module) -> Tensor:
+    gain = torch.rsqrt(norm.running_var + norm.eps)
+    return (gain if norm.weight is None else gain * norm.weight).detach()
+
+
+def _refusal(layer: nn.Module, norm: nn.Module) -> str:
+    """Why the codes of a layer could not stay when its channels are multiplied; empty when they can."""
+    tensor = layer.coded["weight"] if isinstance(layer, Coded) and "weight" in layer.coded else None
+    if tensor is None:
+        return ""
+    if not isinstance(tensor, AffineTensor):
+        return "the layer before it shares values between channels; fold first, then share"
+    if isinstance(layer, TRANSPOSED):
+        return "the scales of the layer before it belong to its inputs; fold first, then quantize"
+    if tensor.grid.bits == 1 and not bool(_gain(norm).all()):
+        return "it makes channels zero, which one bit cannot say; fold first, then quantize"
+    return ""
+
+
 @torch.no_grad()
 def _fold_(layer: nn.Module, norm: nn.Module) -> None:
-    """w · g and (b − mean) · g + beta, with g = gamma / sqrt(var + eps); a coded layer is coded again the same way."""
-    coded: dict[str, CodedTensor] = dict(layer.coded.items()) if isinstance(layer, Coded) else {}  # type: ignore[arg-type]
+    """w · g and (b − mean) · g + beta, with g = gamma / sqrt(var + eps); a coded weight keeps its codes."""
+    tensor = layer.coded["weight"] if isinstance(layer, Coded) and "weight" in layer.coded else None
     input_grid = layer._modules.get("input_grid")
     decode_(layer)
     decode_(norm)
-    gain = torch.rsqrt(norm.running_var + norm.eps)
-    gain = gain if norm.weight is None else gain * norm.weight
+    gain = _gain(norm)
     weight: Tensor = layer.weight
     shape = [1] * weight.ndim
     if isinstance(layer, TRANSPOSED):  # [in, out / groups, ...]: groups lie along the inputs
@@ -167,16 +203,15 @@ def _fold_(layer: nn.Module, norm: nn.Module) -> None:
     bias = bias * gain if norm.bias is None else bias * gain + norm.bias
     layer.weight = nn.Parameter(scaled)
     layer.bias = nn.Parameter(bias)
-    for name, tensor in coded.items():
-        code_(layer, name, _scaled(tensor, getattr(layer, name), gain, exact=name == "weight" and scaled.shape[0] == gain.numel()))
-    if input_grid is not None:
-        layer.input_grid = input_grid
+    if isinstance(tensor, AffineTensor):
+        code_(layer, "weight", _scaled(tensor, scaled, gain))
+        if input_grid is not None:
+            layer.input_grid = input_grid
 
 
-def _scaled(tensor: CodedTensor, values: Tensor, gain: Tensor, *, exact: bool) -> CodedTensor:
-    """The same codes with scales times the gain, where each scale belongs to one channel; else coded anew."""
-    if not exact or not isinstance(tensor, AffineTensor) or not bool(gain.all()):
-        return tensor.grid.encode(values)
+def _scaled(tensor: AffineTensor, values: Tensor, gain: Tensor) -> AffineTensor:
+    """The same codes, or their negatives, with scales times the gain of their channel."""
     rows = tensor.scale.float().view(-1, 1) if tensor.grid.per == "tensor" else tensor.scale.float().view(gain.numel(), -1)
     grid = replace(tensor.grid, per="channel") if tensor.grid.per == "tensor" else tensor.grid
-    return AffineTensor.of(grid, values, (rows * gain.abs()[:, None]).flatten())
+    scale = (rows * gain.float().abs()[:, None]).flatten()
+    return AffineTensor.of(grid, values, torch.where(scale > 0, scale, 1.0))

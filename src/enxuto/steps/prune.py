@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.errors import NothingChangedError, RangeError
-from enxuto.functional.keep import check_sparsity, keep_largest, keep_pattern
+from enxuto.functional.keep import check_sparsity, keep_largest, keep_pattern, parse_pattern
 from enxuto.functional.scores import lamp, magnitude
 from enxuto.select import Patterns
 from enxuto.surgery import duplicate, leaves_, left_in_float, weights
@@ -42,6 +42,8 @@ class Prune:
             raise RangeError(f"scores={self.scores!r} is not known; use one of {', '.join(map(repr, SCORES))}.")
         if self.scope not in ("global", "layer"):
             raise RangeError(f"scope={self.scope!r} is not known; use 'global' or 'layer'.")
+        if self.pattern is not None:
+            parse_pattern(self.pattern)
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The pruned copy. Raises: NothingChangedError when every weight that would go is zero already."""
@@ -52,7 +54,7 @@ class Prune:
         for weight, keep in zip(chosen, self.keep([weight.read() for weight in chosen], self.sparsity), strict=True):
             values = weight.read()
             changed |= bool((values[~keep] != 0).any())
-            weight.write_(values * keep)
+            weight.write_(torch.where(keep, values, 0.0))  # a product would leave zeros of either sign, one bit each
             changes.append(Change(weight.key, f"{1 - float(keep.float().mean()):.1%} zeros", self._why(values, keep)))
         if not changed:
             raise NothingChangedError(

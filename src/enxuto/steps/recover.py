@@ -16,7 +16,7 @@ from enxuto.errors import RangeError, TaskError
 from enxuto.functional.distill import same_outputs, soft_labels
 from enxuto.progress import counted
 from enxuto.surgery import duplicate
-from enxuto.task import Batch, Change, Record, Task, call, evaluating, first_tensor
+from enxuto.task import Batch, Change, Record, Task, call, check_finite, count, evaluating, first_tensor
 from enxuto.train import rehearse_, settle_
 
 logger = logging.getLogger(__name__)
@@ -51,15 +51,17 @@ class Recover:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The trained copy."""
         start = time.monotonic()
-        images = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        images = any(isinstance(m, nn.Conv2d) for m in model.modules()) and all(p.ndim < 5 for p in model.parameters())
         layout = torch.channels_last if images else torch.contiguous_format  # convolutions train faster so
         student = rehearse_(duplicate(model)).to(memory_format=layout)
         batches, total = self.batches(task)
         losses = self._train(student, task, batches, total)
         if not all(map(math.isfinite, losses)):
             raise TaskError(
-                f"training diverged: the loss became {losses[-1]} after {len(losses)} batches; use a lower learning_rate than {self.learning_rate}."
+                f"training diverged: the loss became {losses[-1]} after {len(losses)} batches; use a lower learning_rate than "
+                f"{self.learning_rate}."
             )
+        check_finite(student)
         settle_(student.to(memory_format=torch.contiguous_format)).train(model.training)
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
@@ -70,14 +72,18 @@ class Recover:
         """The batches of all epochs as (inputs, targets), and how many there are."""
         labelled = task.train is not None and task.loss is not None
         source: Iterable[Any] = task.train if task.train is not None else task.calibration
-        length = len(source) if hasattr(source, "__len__") else sum(1 for _ in source)
+        if iter(source) is source:
+            raise TaskError(f"train is a {type(source).__name__}, which can be read only once; give a list or a DataLoader.")
+        length = count(source)
+        length = sum(1 for _ in source) if length is None else length
         if not length:
             raise TaskError("there is no batch to train on; give train=batches of (inputs, targets).")
         total = max(1, round(self.epochs * length))
 
         def stream() -> Iterator[tuple[Batch, Any]]:
-            done = epoch = 0
-            while done < total:
+            done, before, epoch = 0, -1, 0
+            while before < done < total:  # a source that is empty the second time must not hold us forever
+                before = done
                 # batches that can say which epoch is meant give the same order whatever was iterated before
                 for item in source.epoch(epoch) if hasattr(source, "epoch") else source:
                     if done == total:
@@ -100,7 +106,7 @@ class Recover:
         fabric.launch()
         optimizer = torch.optim.AdamW(student.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         wrapped, optimizer = fabric.setup(student, optimizer)
-        teacher = fabric.to_device(duplicate(task.model).eval()) if self.teacher or task.loss is None else None
+        teacher = fabric.to_device(duplicate(task.model).eval()) if self.teacher or task.train is None or task.loss is None else None
         loss_of = self._loss(task, teacher)
         warm = max(1, total // 20)
         losses = []

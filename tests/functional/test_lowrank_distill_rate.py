@@ -1,0 +1,63 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enxuto.functional.distill import same_outputs, soft_labels
+from enxuto.functional.lowrank import rank_for_energy, split_rank
+from enxuto.functional.rate import entropy_bits
+
+law = settings(deadline=None, max_examples=30, derandomize=True)
+
+
+@law
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1e-6, 1.0, 1e6]))
+def test_the_factors_are_as_good_as_numpy_says_they_can_be(out, inputs, rank, size):
+    rank = min(rank, out, inputs)
+    matrix = torch.randn(out, inputs, generator=torch.Generator().manual_seed(out * 10 + inputs)) * size
+    down, up = split_rank(matrix, rank)
+    assert (down.shape, up.shape) == ((rank, inputs), (out, rank))
+    least = np.sqrt(np.square(np.linalg.svd(matrix.double().numpy(), compute_uv=False)[rank:]).sum())
+    assert float((up.double() @ down.double() - matrix.double()).norm()) <= least + 1e-5 * float(matrix.norm())
+
+
+@law
+@given(st.integers(2, 8), st.floats(0.01, 1))
+def test_the_rank_is_the_least_that_holds_the_energy(n, energy):
+    matrix = torch.randn(n, n + 1, generator=torch.Generator().manual_seed(n))
+    rank = rank_for_energy(matrix, energy)
+    squares = np.square(np.linalg.svd(matrix.double().numpy(), compute_uv=False))
+    assert squares[:rank].sum() / squares.sum() >= energy - 1e-9
+    assert rank == 1 or squares[: rank - 1].sum() / squares.sum() < energy
+
+
+def test_a_matrix_of_zeros_has_rank_one_and_full_energy_keeps_all():
+    assert rank_for_energy(torch.zeros(3, 4), 0.9) == 1
+    assert rank_for_energy(torch.randn(3, 4), 1.0) == 3
+    down, up = split_rank(torch.zeros(3, 4), 1)
+    assert torch.equal(up @ down, torch.zeros(3, 4))
+
+
+@law
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=50))
+def test_entropy_equals_shannons_sum(codes):
+    n = len(codes)
+    expected = -sum(codes.count(c) * math.log2(codes.count(c) / n) for c in set(codes))
+    assert entropy_bits(torch.tensor(codes)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_distance_to_oneself_is_zero_and_to_others_is_not():
+    a, b = torch.randn(6, 5), torch.randn(6, 5)
+    assert float(soft_labels(a, a, 4.0)) == pytest.approx(0, abs=1e-6)
+    assert float(soft_labels(a, b, 4.0)) > 0.1
+    assert float(same_outputs(a, a)) == 0
+    assert float(same_outputs(a * 1e-6, b * 1e-6)) == pytest.approx(float(same_outputs(a, b)), rel=1e-3)
+
+
+def test_soft_labels_equal_hintons_formula():
+    a, b, t = torch.randn(6, 5), torch.randn(6, 5), 3.0
+    p, q = (b / t).softmax(1), (a / t).softmax(1)
+    assert float(soft_labels(a, b, t)) == pytest.approx(float((p * (p / q).log()).sum(1).mean() * t * t), rel=1e-4)
