@@ -115,7 +115,7 @@ def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes) -> None:
 
 def _check_layers(path: str, arguments: Mapping[str, Any], shapes: Shapes) -> None:
     """Raises ArtifactError when a recurrent layer says that it has more layers than the file has tensors for it."""
-    layers = arguments.get("num_layers", 1)
+    layers = arguments.get("num_layers", 0)
     if not isinstance(layers, int) or layers > sum(name.startswith(f"{path}.") for name in shapes):
         raise ArtifactError(f"the file says that '{path}' has {layers} layers, but does not hold them; it is damaged.")
 

@@ -74,7 +74,7 @@ def evaluate_pair(
     name = "test" if task.test else "evaluate" if task.evaluate else "agreement"
     judge = task.test or task.evaluate or agreement(task.model, task.calibration)
     chooser = task.evaluate if task.test and task.evaluate and len(files.exports) > 1 else None
-    sample: Batch = rows(task.sample, batch_size(task.sample), 0, 1)
+    sample = _one(task)
     notes: list[str] = []
     paths = {kind: os.fspath(path) for kind, path in files.exports.items()}
     try:
@@ -90,12 +90,36 @@ def evaluate_pair(
     exports = tuple(_exported(kind, path, before, found, clocks, peaks) for kind, path in files.exports.items())
     losses = {kind: paired_change(before_choice, found.choice[kind])[0] for kind in files.exports}
     chosen, said = _choose(exports, losses, max_drop)
+    original, compressed = _measurements(task, files, before, found, chosen, clocks, peaks)
+    return Evaluation(
+        original=original,
+        compressed=compressed,
+        quality_name=name,
+        quality_change=change,
+        quality_change_interval=interval,
+        samples=samples,
+        exports=exports,
+        notes=(*notes, *said, *_findings(original, compressed)),
+        environment=environment() | {"runtime_threads": str(threads)},
+    )
+
+
+def _measurements(
+    task: Task,
+    files: Files,
+    before: Tensor,
+    found: _Found,
+    chosen: Exported | None,
+    clocks: dict[str, list[float]],
+    peaks: dict[str, int],
+) -> tuple[Measurement, Measurement]:
+    """The original and the compressed network in numbers."""
     plain = to_float(task.model)
     original = Measurement(
         file_bytes=files.original_bytes,
         quality=float(before.mean()),
         parameters=count_parameters(plain),
-        macs=sum(count_macs(plain, sample).values()),
+        macs=sum(count_macs(plain, _one(task)).values()),
         latency_ms=median(clocks[_ORIGINAL]) if clocks else None,
         latency_samples_ms=tuple(clocks.get(_ORIGINAL, ())),
         peak_memory_bytes=peaks.get(_ORIGINAL),
@@ -111,17 +135,13 @@ def evaluate_pair(
         peak_memory_bytes=chosen.peak_memory_bytes if chosen else None,
         precision=chosen.precision if chosen else "none",
     )
-    return Evaluation(
-        original=original,
-        compressed=compressed,
-        quality_name=name,
-        quality_change=change,
-        quality_change_interval=interval,
-        samples=samples,
-        exports=exports,
-        notes=(*notes, *said, *_findings(original, compressed)),
-        environment=environment() | {"runtime_threads": str(threads)},
-    )
+    return original, compressed
+
+
+def _one(task: Task) -> Batch:
+    """One row of the sample inputs."""
+    row: Batch = rows(task.sample, batch_size(task.sample), 0, 1)
+    return row
 
 
 def count_parameters(model: nn.Module) -> int:
