@@ -32,7 +32,7 @@ def select(model: nn.Module, layers: Patterns, suits: Callable[[nn.Module], bool
 
     Raises: LayerError when a pattern matches no module at all, or no matching module suits.
     """
-    modules = [(path, module) for path, module in model.named_modules() if path]
+    modules = [(path, module) for path, module in model.named_modules() if path or suits(model)]
     modules = modules or [("", model)]
     for pattern in [layers] if isinstance(layers, str) else layers:
         if pattern != "*" and not any(matches(path, pattern.removeprefix("!")) for path, _ in modules):
