@@ -30,10 +30,30 @@ def main(name: str, time: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = ex.compress(task, target=ex.Target(max_drop=0.005), time=time or setting["time"], out=folder)
         original = result.evaluation.original.file_bytes
-        rows = [{"recipe": "original (float32)", "bytes": original, "compression": 1.0, "test": float(before.mean()), "change": 0.0}]
+        rows = [
+            {
+                "recipe": "original (float32)",
+                "bytes": original,
+                "compression": 1.0,
+                "test": float(before.mean()),
+                "change": 0.0,
+            }
+        ]
         size = common.zipped(model, Path(folder) / "zip")
-        rows.append({"recipe": "zip of the weights", "bytes": size, "compression": original / size, "test": float(before.mean()), "change": 0.0})
-        for steps in ([ex.Quantize(bits=8)], [ex.Prune(0.8, scores="magnitude"), ex.Quantize(bits=4)], [ex.Prune(0.8), ex.Share(bits=4, biases=8)]):
+        rows.append(
+            {
+                "recipe": "zip of the weights",
+                "bytes": size,
+                "compression": original / size,
+                "test": float(before.mean()),
+                "change": 0.0,
+            }
+        )
+        for steps in (
+            [ex.Quantize(bits=8)],
+            [ex.Prune(0.8, scores="magnitude"), ex.Quantize(bits=4)],
+            [ex.Prune(0.8), ex.Share(bits=4, biases=8)],
+        ):
             small, _ = ex.run(task, steps)
             path = Path(folder) / "baseline.nxt"
             ex.save(small, path, original=model)
@@ -41,7 +61,15 @@ def main(name: str, time: str | None) -> None:
             change, _, _ = paired_change(before, after)
             size = path.stat().st_size
             words = " + ".join(type(step).__name__ for step in steps) + ", no training"
-            rows.append({"recipe": words, "bytes": size, "compression": original / size, "test": float(after.mean()), "change": change})
+            rows.append(
+                {
+                    "recipe": words,
+                    "bytes": size,
+                    "compression": original / size,
+                    "test": float(after.mean()),
+                    "change": change,
+                }
+            )
         found = result.evaluation
         rows.append({
             "recipe": f"compress(max_drop=0.005, time={time or setting['time']!r})",

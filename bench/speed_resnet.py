@@ -24,7 +24,12 @@ def main() -> None:
     """Original, the peer, and our fp32 and int8 exports."""
     model = common.trained("resnet-20", EPOCHS, stem_stride=2)
     task = common.task(model)
-    steps = [ex.PruneChannels(macs=0.5, multiple_of=4), ex.Recover(epochs=RECOVER), ex.Fold(), ex.Quantize(bits=8, activations=8)]
+    steps = [
+        ex.PruneChannels(macs=0.5, multiple_of=4),
+        ex.Recover(epochs=RECOVER),
+        ex.Fold(),
+        ex.Quantize(bits=8, activations=8),
+    ]
     with tempfile.TemporaryDirectory() as folder:
         result = ex.compress(task, steps=steps, out=folder)
         peer = Path(folder) / "peer.onnx"
@@ -35,7 +40,11 @@ def main() -> None:
     base = median(clocks["original"])
     rows = [
         {"network": "original fp32", "macs": found.original.macs, "speedup": 1.0, "test": found.original.quality},
-        {"network": "torch-pruning fp32 (not trained)", "macs": peer_macs, "speedup": base / median(clocks["torch-pruning"])},
+        {
+            "network": "torch-pruning fp32 (not trained)",
+            "macs": peer_macs,
+            "speedup": base / median(clocks["torch-pruning"]),
+        },
     ]
     for export in found.exports:
         rows.append({
@@ -60,7 +69,12 @@ def _peer(model: torch.nn.Module, task: ex.Task, path: Path) -> int:
         pruned = copy.deepcopy(model)
         ignored = [m for m in pruned.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 10]
         pruner = tp.pruner.MagnitudePruner(
-            pruned, sample, importance=tp.importance.MagnitudeImportance(), pruning_ratio=ratio, ignored_layers=ignored, round_to=4
+            pruned,
+            sample,
+            importance=tp.importance.MagnitudeImportance(),
+            pruning_ratio=ratio,
+            ignored_layers=ignored,
+            round_to=4,
         )
         pruner.step()
         if sum(count_macs(pruned, sample).values()) <= 0.5 * sum(count_macs(model, sample).values()):

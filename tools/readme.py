@@ -19,7 +19,10 @@ def main() -> None:
         document = read_document("out")
         parts += [f"**`make demo`** ({document.name}): {headline(document)}", ""]
         parts += ["| | original | compressed | change |", "|---|---|---|---|"]
-        parts += [f"| {row.name} | {row.original.text} | {row.compressed.text} | {row.change.text} |" for row in summary_rows(document)]
+        parts += [
+            f"| {row.name} | {row.original.text} | {row.compressed.text} | {row.change.text} |"
+            for row in summary_rows(document)
+        ]
         parts.append("")
     for path in sorted(Path("bench/results").glob("*.json")):
         parts += [*_table(json.loads(path.read_text()), path), ""]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from enxuto.artifact.save import ledger, load
-    from enxuto.compress import compress
+    from enxuto.compression import compress
     from enxuto.errors import Error
     from enxuto.recipe import run
     from enxuto.result import Result
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from enxuto.steps.share import Share
     from enxuto.task import Change, Record, Target, Task
     from enxuto.train import Schedule, convert, prepare
+    from enxuto.verbs import evaluate, export, report, save
 
 _HOMES = {
     "Change": "task",
@@ -39,16 +40,16 @@ _HOMES = {
     "Share": "steps.share",
     "Target": "task",
     "Task": "task",
-    "compress": "compress",
+    "compress": "compression",
     "convert": "train",
-    "evaluate": "use",
-    "export": "use",
+    "evaluate": "verbs",
+    "export": "verbs",
     "ledger": "artifact.save",
     "load": "artifact.save",
     "prepare": "train",
-    "report": "use",
+    "report": "verbs",
     "run": "recipe",
-    "save": "use",
+    "save": "verbs",
 }
 
 __all__ = sorted(_HOMES)

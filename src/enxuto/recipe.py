@@ -87,17 +87,23 @@ def from_data(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     for place, item in enumerate(data, 1):
         if not isinstance(item, Mapping) or not isinstance(item.get("step"), str) or item["step"] not in STEPS:
             name = item.get("step") if isinstance(item, Mapping) else item
-            raise RecipeError(f"step {place} of the recipe is {name!r}, which is not known; use one of {', '.join(STEPS)}.")
+            raise RecipeError(
+                f"step {place} of the recipe is {name!r}, which is not known; use one of {', '.join(STEPS)}."
+            )
         kind = STEPS[item["step"]]
         arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in item.items() if key != "step"}
         known = [field.name for field in dataclasses.fields(kind)]
         unknown = [key for key in arguments if key not in known]
         if unknown:
-            raise RecipeError(f"step {place}, {item['step']}, has no argument {unknown[0]!r}; its arguments are {', '.join(known)}.")
+            raise RecipeError(
+                f"step {place}, {item['step']}, has no argument {unknown[0]!r}; its arguments are {', '.join(known)}."
+            )
         try:
             steps.append(kind(**arguments))
         except TypeError as error:
-            raise RecipeError(f"step {place}, {item['step']}, has an argument of the wrong type: {error}; see its page.") from error
+            raise RecipeError(
+                f"step {place}, {item['step']}, has an argument of the wrong type: {error}; see its page."
+            ) from error
     return tuple(steps)
 
 

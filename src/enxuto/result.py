@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from enxuto.artifact.save import Entry
-from enxuto.evaluate.measurement import Evaluation
+from enxuto.evaluation.measurement import Evaluation
 from enxuto.files import write_bytes
 from enxuto.plan.search import Trial
 from enxuto.recipe import to_data

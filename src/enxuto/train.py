@@ -39,7 +39,9 @@ def prepare(task: Task, steps: Sequence[Step], *, gradual: bool = False) -> nn.M
     projected = ""
     for step in steps:
         if hasattr(step, "epochs"):
-            raise RecipeError(f"{type(step).__name__} trains by itself; prepare is for your own loop: leave the step out.")
+            raise RecipeError(
+                f"{type(step).__name__} trains by itself; prepare is for your own loop: leave the step out."
+            )
         if isinstance(step, Rehearsable):
             step.rehearse_(model, 0.0 if gradual else 1.0)
             projected = projected or type(step).__name__
@@ -62,7 +64,14 @@ class Schedule:
     """
 
     def __init__(
-        self, model: nn.Module, steps: Sequence[Step], *, batches: int, begin: float = 0.0, end: float = 0.7, updates: int = 25
+        self,
+        model: nn.Module,
+        steps: Sequence[Step],
+        *,
+        batches: int,
+        begin: float = 0.0,
+        end: float = 0.7,
+        updates: int = 25,
     ) -> None:
         if batches < 1 or updates < 1 or not 0 <= begin < end <= 1:
             raise RangeError(

@@ -16,7 +16,7 @@ from enxuto import zoo
 from enxuto.artifact.save import Entry
 from enxuto.cli import app
 from enxuto.cli import demo as demo_module
-from enxuto.evaluate.measurement import Evaluation, Measurement
+from enxuto.evaluation.measurement import Evaluation, Measurement
 from enxuto.recipe import to_yaml
 from enxuto.result import Result
 from enxuto.steps.quantize import Quantize
@@ -34,7 +34,7 @@ def task():
 
 @dataclass
 class Compression:
-    """Stands in for enxuto.compress.compress: remembers what it was asked, and answers as told."""
+    """Stands in for enxuto.compression.compress: remembers what it was asked, and answers as told."""
 
     met: bool = True
     error: BaseException | None = None
@@ -77,7 +77,7 @@ class Compression:
 @pytest.fixture
 def compression(monkeypatch: pytest.MonkeyPatch) -> Compression:
     stand_in = Compression()
-    monkeypatch.setattr(importlib.import_module("enxuto.compress"), "compress", stand_in)
+    monkeypatch.setattr(importlib.import_module("enxuto.compression"), "compress", stand_in)
     return stand_in
 
 

@@ -12,7 +12,7 @@ import torch
 
 from enxuto.cli.taskfile import load_task
 from enxuto.errors import TaskError
-from enxuto.evaluate.fresh import in_fresh_process
+from enxuto.evaluation.fresh import in_fresh_process
 
 GOOD = """
 import torch
@@ -77,6 +77,14 @@ def test_the_seed_goes_into_the_task_and_makes_its_weights_repeatable(tmp_path: 
     assert (one.seed, other.seed) == (7, 8)
     assert torch.equal(one.model.fc.weight, same.model.fc.weight)
     assert not torch.equal(one.model.fc.weight, other.model.fc.weight)
+
+
+def test_a_file_without_a_seed_gives_the_same_network_each_time(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    with torch.random.fork_rng():
+        one = load_task(path)
+        torch.rand(3)
+        assert torch.equal(one.model.fc.weight, load_task(path).model.fc.weight)
 
 
 @pytest.mark.parametrize("text", BROKEN)

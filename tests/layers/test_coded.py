@@ -12,6 +12,8 @@ from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded, coded_class, plain_class
 from enxuto.surgery import duplicate, to_float, weights
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
 
 class Standardized(nn.Conv2d):
     """A subclass with a forward of its own, which must not be lost."""

@@ -48,7 +48,9 @@ def edits(model: nn.Module, original: nn.Module | None) -> list[Edit]:
             edit |= _resized(module, before)
         if coded_names(module):
             edit["coded"] = {name: _grid(module.coded[name], path) for name in coded_names(module)}
-            dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in module.coded.items() if t.dtype != torch.float32}
+            dtypes = {
+                n: str(t.dtype).removeprefix("torch.") for n, t in module.coded.items() if t.dtype != torch.float32
+            }
             if dtypes:
                 edit["dtypes"] = dtypes
         if "input_grid" in module._modules and isinstance(module.input_grid, ActivationGrid):
@@ -97,7 +99,9 @@ def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes) -> None:
             replace_(model, path, made)
         module = made
     if module is None:
-        raise ArtifactError(f"the file holds a layer '{path}' that this network lacks; load it into the network it was made from.")
+        raise ArtifactError(
+            f"the file holds a layer '{path}' that this network lacks; load it into the network it was made from."
+        )
     for name, value in edit.get("sizes", {}).items():
         whole = [value] if isinstance(value, int) else value
         fits = isinstance(whole, list) and all(type(size) is int and 0 < size < 2**31 for size in whole)
@@ -203,11 +207,12 @@ def _grid(tensor: nn.Module, path: str) -> list[Any]:
 
 def _tensor(kind: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: str) -> CodedTensor:
     if dtype not in DTYPES:
-        raise ArtifactError(f"the file names a dtype {dtype!r} of a weight that is not known; use one of {', '.join(DTYPES)}.")
+        raise ArtifactError(
+            f"the file names a dtype {dtype!r} of a weight that is not known; use one of {', '.join(DTYPES)}."
+        )
     with torch.device("meta"):
         if kind == "affine":
             return AffineTensor(Affine(*arguments), shape, DTYPES[dtype])
         if kind == "table":
             return TableTensor(Table(*arguments), shape, DTYPES[dtype])
     raise ArtifactError(f"the file names a grid {kind!r} that is not known; the grids are 'affine' and 'table'.")
-

@@ -14,7 +14,7 @@ from enxuto.cli.terminal import Session, session
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from enxuto.report import Document
+    from enxuto.reports import Document
 
 FILE_HELP = "A .nxt file, an .onnx file, or a folder that `enxuto compress` wrote."
 
@@ -38,9 +38,9 @@ def evaluate(
     in a fresh process; both are timed in one interleaved run.
     """
     with session(json=json, quiet=quiet, debug=debug) as run:
-        from enxuto.cli.measure import Subject, measure, subject
+        from enxuto.cli.subjects import Subject, measure, subject
         from enxuto.cli.taskfile import load_task
-        from enxuto.evaluate.environment import environment
+        from enxuto.evaluation.environment import environment
 
         subjects = [Subject("original")] + ([subject(file)] if file else [])
         with run.progress():
@@ -75,7 +75,7 @@ def compare(
     enxuto compare out1/ out2/small.onnx --task task.py   measured now: paired quality, interleaved latency
     """
     with session(json=json, quiet=quiet, debug=debug) as run:
-        from enxuto.cli.measure import measure, subject
+        from enxuto.cli.subjects import measure, subject
         from enxuto.cli.taskfile import load_task
 
         subjects = [subject(first), subject(second)]
@@ -96,7 +96,7 @@ def compare(
         run.answer({"files": {"a": str(first), "b": str(second)}} | data)
         run.show(_table(document, "A beside B", [str(first), str(second), "from A to B"]))
         if document.ledger and document.before_ledger:
-            from enxuto.report import ledger_table
+            from enxuto.reports import ledger_table
 
             run.show(ledger_table(document))
         _show_notes(run, document)
@@ -105,8 +105,8 @@ def compare(
 def _from_files(first: Path, second: Path) -> Document:
     """What is known of both without measuring: the result.json of a folder, the bytes of a file, by layer for .nxt."""
     from enxuto.artifact.save import ledger
-    from enxuto.report import Document, read_document
-    from enxuto.report.document import Entry, Measured
+    from enxuto.reports import Document, read_document
+    from enxuto.reports.document import Entry, Measured
     from enxuto.sizes import file_bytes
 
     measured, ledgers, names = [], [], set()
@@ -141,7 +141,7 @@ def _table(document: Document, title: str, heads: list[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from enxuto.report.summary import summary_rows
+    from enxuto.reports.summary import summary_rows
 
     table = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, title_justify="left")
     for index, head in enumerate(["", *heads]):

@@ -42,7 +42,7 @@ def export(
         from enxuto.artifact.save import load
         from enxuto.cli.taskfile import load_task
         from enxuto.errors import ArtifactError, OutputError
-        from enxuto.export import export as to_file
+        from enxuto.exporters import export as to_file
         from enxuto.files import writable_folder
         from enxuto.sizes import file_bytes, format_bytes
 
@@ -93,7 +93,7 @@ def report(
     enxuto report out/ -o /tmp/lenet.html
     """
     with session(json=json, quiet=quiet, debug=debug) as run:
-        from enxuto.report import read_document, steps_table, summary_table, write_html
+        from enxuto.reports import read_document, steps_table, summary_table, write_html
         from enxuto.sizes import file_bytes, format_bytes
 
         document = read_document(folder)

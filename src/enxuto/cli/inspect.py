@@ -50,8 +50,8 @@ def inspect(
 def _inspect_task(run: Session, path: Path, seed: int | None) -> None:
     from enxuto.cli.costs import OTHER, layer_costs
     from enxuto.cli.taskfile import load_task
-    from enxuto.evaluate.onnxmodel import batch_size
-    from enxuto.report import LayerCost, layers_table
+    from enxuto.evaluation.onnxmodel import batch_size
+    from enxuto.reports import LayerCost, layers_table
 
     with run.progress():
         task = load_task(path, seed)
@@ -87,7 +87,7 @@ def _inspect_task(run: Session, path: Path, seed: int | None) -> None:
 
 def _inspect_nxt(run: Session, path: Path) -> None:
     from enxuto.artifact.save import ledger
-    from enxuto.report.summary import KINDS
+    from enxuto.reports.summary import KINDS
     from enxuto.sizes import file_bytes, format_bytes
 
     entries = ledger(path)
@@ -128,7 +128,7 @@ def _inspect_onnx(run: Session, path: Path) -> None:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     from enxuto.errors import ExportError
-    from enxuto.evaluate.operators import integer_operators
+    from enxuto.evaluation.operators import integer_operators
     from enxuto.sizes import file_bytes, format_bytes
 
     try:
@@ -198,7 +198,7 @@ def _table(title: str, columns: list[str]) -> Table:
 def _add(table: Table, *cells: Any, style: str = "") -> None:
     from rich.text import Text
 
-    from enxuto.report.words import printable
+    from enxuto.reports.words import printable
 
     table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
 

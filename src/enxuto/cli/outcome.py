@@ -10,8 +10,8 @@ from rich.text import Text
 
 from enxuto.cli.terminal import GOAL_MISSED, Session
 from enxuto.files import writable_folder
-from enxuto.report import Document, summary_table, write_html
-from enxuto.report.summary import certainty, headline
+from enxuto.reports import Document, summary_table, write_html
+from enxuto.reports.summary import certainty, headline
 from enxuto.sizes import file_bytes, format_bytes
 from enxuto.task import Step, Target, Task
 
@@ -36,7 +36,7 @@ def compress_into(
 
     Raises: typer.Exit with GOAL_MISSED when a goal was missed; the files are written then too.
     """
-    from enxuto.compress import compress
+    from enxuto.compression import compress
 
     folder = writable_folder(out)
     with run.progress():

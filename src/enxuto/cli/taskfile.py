@@ -26,7 +26,8 @@ def load_task(path: Path, seed: int | None = None) -> Task:
     """The Task that a file defines as `task`, itself or as a function without arguments.
 
     The file's folder goes on `sys.path` and its module into `sys.modules`, so that what it imports is found; its own
-    classes and functions travel to fresh processes by value, so that the file does not run again there.
+    classes and functions travel to fresh processes by value, so that the file does not run again there. Torch's
+    generator starts from the seed, or from 0: the same file gives the same network each time.
     Raises: TaskError, naming file and line, when the file is missing, does not run, or defines no Task.
     """
     code = _compile(path)
@@ -69,8 +70,7 @@ def _run(path: Path, code: Any, seed: int | None) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     cloudpickle.register_pickle_by_value(module)
-    if seed is not None:
-        torch.manual_seed(seed)
+    torch.manual_seed(seed or 0)  # torch itself starts elsewhere each time, and a network trained here would differ
     _guarded(path, lambda: exec(code, module.__dict__))
     return module
 

@@ -38,9 +38,11 @@ class Session:
 
     def show(self, *items: RenderableType) -> None:
         """Prints tables and lines for a person; nothing with --json."""
+        from rich.text import Text
+
         if not self.json:
             for item in items:
-                plain = isinstance(item, str)
+                plain = isinstance(item, (str, Text))  # a line stays one line, however narrow the terminal
                 self._on("stdout").print(item, markup=False, highlight=False, soft_wrap=plain)
 
     def remark(self, line: str) -> None:

@@ -41,7 +41,9 @@ class Coded(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         coded = self.__dict__.get("_modules", {}).get("coded")
         if coded is not None and name in coded:
-            raise AttributeError(f"'{name}' is coded and read-only; make the layer plain with enxuto.layers.decode_ to change it.")
+            raise AttributeError(
+                f"'{name}' is coded and read-only; make the layer plain with enxuto.layers.decode_ to change it."
+            )
         super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -78,7 +80,9 @@ class CodedRecurrent(Coded):
 def coded_class(kind: type[nn.Module]) -> type[nn.Module]:
     """The coded variant of a layer class."""
     mixin = CodedRecurrent if issubclass(kind, nn.RNNBase) else Coded
-    return type(f"Coded{kind.__name__}", (mixin, kind), {"__doc__": f"{kind.__name__} with coded weights.", "plain": kind})
+    return type(
+        f"Coded{kind.__name__}", (mixin, kind), {"__doc__": f"{kind.__name__} with coded weights.", "plain": kind}
+    )
 
 
 def _bare(kind: type[nn.Module]) -> nn.Module:
@@ -99,7 +103,9 @@ def weight_names(module: nn.Module) -> tuple[str, ...]:
     """
     for kind, patterns in WEIGHTS:
         if isinstance(module, kind):
-            plain = [name for name, parameter in module._parameters.items() if parameter is not None and parameter.numel()]
+            plain = [
+                name for name, parameter in module._parameters.items() if parameter is not None and parameter.numel()
+            ]
             names = [*plain, *coded_names(module)]
             return tuple(n for n in names if any(n == p or (p.endswith("_") and n.startswith(p)) for p in patterns))
     return ()

@@ -45,7 +45,14 @@ class LowRankConv(nn.Sequential):
         super().__init__()
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel_size) - 1]
         self.down = kind(
-            in_channels, rank, kernel_size, stride, padding, dilation, bias=False, padding_mode=padding_mode  # type: ignore[arg-type]
+            in_channels,
+            rank,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            bias=False,
+            padding_mode=padding_mode,  # type: ignore[arg-type]
         )
         self.up = kind(rank, out_channels, 1, bias=bias)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import load, save
 from enxuto.errors import Error, NothingChangedError, TargetError
-from enxuto.evaluate.quality import paired_change, quality
+from enxuto.evaluation.quality import paired_change, quality
 from enxuto.recipe import line, run
 from enxuto.sizes import format_bytes
 from enxuto.steps.channels import PruneChannels

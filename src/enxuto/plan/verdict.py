@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from enxuto.evaluate.measurement import Evaluation
+from enxuto.evaluation.measurement import Evaluation
 from enxuto.plan.search import Search, Trial
 from enxuto.sizes import format_bytes
 from enxuto.task import Target
@@ -43,7 +43,11 @@ def judge(target: Target, evaluation: Evaluation) -> tuple[Verdict, ...]:
             add("latency", False, "latency could not be measured")
         else:
             left = compressed.latency_ms / original.latency_ms
-            add("latency", left <= target.latency, f"latency {left:.1%} of at most {target.latency:.1%} ({compressed.precision})")
+            add(
+                "latency",
+                left <= target.latency,
+                f"latency {left:.1%} of at most {target.latency:.1%} ({compressed.precision})",
+            )
     if target.max_drop is not None:
         drop = -evaluation.quality_change
         words = f"quality ({evaluation.quality_name}) lost {drop:.4f} of at most {target.drop:.4f}"
@@ -61,14 +65,20 @@ def advise(search: Search, verdict: Sequence[Verdict]) -> tuple[str, ...]:
     good = [t for t, drop in zip(search.trials, search.drops, strict=True) if drop <= search.target.drop]
     if good and search.limit_bytes < math.inf and ("size" in missed or "compression" in missed or "max_drop" in missed):
         least = min(good, key=lambda trial: trial.file_bytes)
-        advice.append(f"within the drop, the smallest file was {format_bytes(least.file_bytes)} ({_change(search, least)}): ask for that.")
+        advice.append(
+            f"within the drop, the smallest file was {format_bytes(least.file_bytes)} ({_change(search, least)}): ask for that."
+        )
     if fitting and search.limit_bytes < math.inf and "max_drop" in missed:
         best = max(fitting, key=lambda trial: trial.quality)
         advice.append(f"within the size, the best file lost {-_drop(search, best):.4f}: allow that much with max_drop.")
     if "max_drop" in missed and search.limit_bytes == math.inf:
-        advice.append("the drop on validation data was within the limit, but not on the final data: ask for a smaller max_drop.")
+        advice.append(
+            "the drop on validation data was within the limit, but not on the final data: ask for a smaller max_drop."
+        )
     if "macs" in missed or "latency" in missed:
-        advice.append("fewer channels could be cut than the goal needs: see which layers were left alone, and why, in the record.")
+        advice.append(
+            "fewer channels could be cut than the goal needs: see which layers were left alone, and why, in the record."
+        )
     if search.task.train is None:
         advice.append("no training data was given: train= and loss= let the network recover, which gains most.")
     elif "time" in search.stopped:

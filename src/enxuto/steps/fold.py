@@ -211,7 +211,9 @@ def _fold_(layer: nn.Module, norm: nn.Module) -> None:
 
 def _scaled(tensor: AffineTensor, values: Tensor, gain: Tensor) -> AffineTensor:
     """The same codes, or their negatives, with scales times the gain of their channel."""
-    rows = tensor.scale.float().view(-1, 1) if tensor.grid.per == "tensor" else tensor.scale.float().view(gain.numel(), -1)
+    rows = (
+        tensor.scale.float().view(-1, 1) if tensor.grid.per == "tensor" else tensor.scale.float().view(gain.numel(), -1)
+    )
     grid = replace(tensor.grid, per="channel") if tensor.grid.per == "tensor" else tensor.grid
     scale = (rows * gain.float().abs()[:, None]).flatten()
     return AffineTensor.of(grid, values, torch.where(scale > 0, scale, 1.0))

@@ -9,13 +9,13 @@ from typing import Literal
 from torch import nn
 
 from enxuto.calibrate import input_ranges
+from enxuto.encode import code_biases_, code_weights_, rehearse_on_
 from enxuto.errors import RangeError
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded
 from enxuto.layers.grids import Affine, Grid, Per
 from enxuto.select import Patterns
-from enxuto.encode import code_biases_, code_weights_, rehearse_on_
 from enxuto.surgery import duplicate, left_in_float, weights
 from enxuto.task import Change, Record, Task
 

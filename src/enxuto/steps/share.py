@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from enxuto.encode import code_biases_, code_weights_, rehearse_on_
 from enxuto.layers.grids import Affine, Grid, Table
 from enxuto.select import Patterns
-from enxuto.encode import code_biases_, code_weights_, rehearse_on_
 from enxuto.surgery import duplicate, left_in_float, weights
 from enxuto.task import Record, Task
 

@@ -1,0 +1,97 @@
+"""The one verb: from a task and a goal (or a recipe) to a smaller network, its files and the proof."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from enxuto.artifact.checkpoints import FolderCheckpoints
+from enxuto.artifact.save import Entry, ledger, load, save
+from enxuto.errors import TargetError
+from enxuto.evaluation.quality import agreement
+from enxuto.files import writable_folder
+from enxuto.measure import ORIGINAL, measure, save_original
+from enxuto.plan.search import Search, smallest_bytes
+from enxuto.plan.verdict import advise, judge
+from enxuto.recipe import run
+from enxuto.result import Result
+from enxuto.sizes import file_bytes, format_bytes, parse_seconds
+from enxuto.task import Step, Target, Task
+
+DEFAULT_TIME_S = 600.0
+
+
+def compress(
+    task: Task,
+    *,
+    steps: Sequence[Step] | None = None,
+    target: Target | None = None,
+    time: str | float | None = None,
+    out: str | Path | None = None,
+) -> Result:
+    """A physically smaller network, its files, and original and result measured beside each other on those files.
+
+    Give `steps` to run a recipe, or `target` to have one found within `time` ("20 min"; 10 minutes unless given). `out` is
+    a folder for small.nxt, small.onnx, original.onnx and result.json; a run that was killed goes on where it was when it is
+    started again with the same folder. Ctrl-C during a search ends it with the best result so far.
+    Raises: TargetError when neither or an impossible goal is given; OutputError when `out` cannot be written.
+    """
+    if (steps is None) == (target is None):
+        raise TargetError("give either steps=[...], a recipe, or target=Target(...), a goal to find one for.")
+    seconds = DEFAULT_TIME_S if time is None else parse_seconds(time)
+    folder = writable_folder(out if out is not None else tempfile.mkdtemp(prefix="enxuto-"))
+    work = writable_folder(folder / ".work")
+    before = save_original(task.model, work / ORIGINAL)
+    search = None
+    if target is not None:
+        search = _search(task, target, seconds, work, before)
+        steps = search.recipes[search.best]
+    assert steps is not None
+    model, records = run(task, steps, checkpoints=FolderCheckpoints(work))
+    artifact = folder / "small.nxt"
+    save(model, artifact, original=task.model)
+    max_drop = target.drop if target is not None else math.inf
+    evaluation, exports = measure(task, artifact, folder, work / ORIGINAL, max_drop=max_drop)
+    verdict = judge(target, evaluation) if target is not None else ()
+    result = Result(
+        task=task,
+        model=load(artifact, into=task.model),
+        steps=tuple(steps),
+        record=records,
+        ledger=tuple(ledger(artifact)),
+        before=before,
+        evaluation=evaluation,
+        artifact=artifact,
+        exports=exports,
+        target=target,
+        met=all(line.met for line in verdict),
+        verdict=tuple(line.words for line in verdict),
+        advice=advise(search, verdict) if search is not None else (),
+        history=tuple(search.trials) if search is not None else (),
+    )
+    result.write(folder / "result.json")
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def _search(task: Task, target: Target, seconds: float, work: Path, before: Sequence[Entry]) -> Search:
+    original_bytes = file_bytes(work / ORIGINAL)
+    limit = target.limit_bytes(original_bytes)
+    if limit < math.inf:
+        floor = smallest_bytes(task, work)
+        if limit < floor:
+            raise TargetError(
+                f"a file of {format_bytes(limit)} is asked for, but names, shapes and one value a layer of this network "
+                f"({sum(entry.bytes for entry in before):,} bytes of weights) already take {format_bytes(floor)}; ask for more than that."
+            )
+    evaluate = task.evaluate or agreement(task.model, task.calibration)
+    search = Search(task, target, seconds, work, evaluate, limit)
+    search.run()
+    if search.best < 0:
+        raise TargetError(
+            "no recipe could be applied to this network; inspect it to see which layers enxuto can treat."
+        )
+    return search

@@ -1,0 +1,232 @@
+"""The original beside the compressed network, each number taken from the file that ships.
+
+The artifact is loaded and evaluated in a fresh process, every exported file is run there too, and all files are timed
+in one interleaved run. What should be said aloud (not faster, quality lost, not smaller) becomes a note.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from torch import Tensor, nn
+
+from enxuto.evaluation.environment import environment
+from enxuto.evaluation.fresh import UnpicklableError, in_fresh_process
+from enxuto.evaluation.latency import latencies
+from enxuto.evaluation.measurement import Evaluation, Exported, Measurement
+from enxuto.evaluation.memory import peak_memory
+from enxuto.evaluation.onnxmodel import OnnxModel, batch_size, rows
+from enxuto.evaluation.operators import integer_operators
+from enxuto.evaluation.quality import agreement, paired_change, quality
+from enxuto.macs import count_macs
+from enxuto.sizes import file_bytes
+from enxuto.surgery import to_float
+from enxuto.task import Batch, Evaluate, Task
+
+_ORIGINAL = "original"  # key of the original's own .onnx among the timed files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What is measured: sizes of both files on disk, the original as .onnx, the compressed network by precision.
+
+    `original_onnx` is None when the original could not be exported: then there is no clock and no peak memory.
+    """
+
+    original_bytes: int
+    compressed_bytes: int
+    original_onnx: Path | None
+    exports: Mapping[str, Path] = field(default_factory=dict)  # "fp32", "int8"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the fresh process found."""
+
+    parameters: int
+    macs: int
+    values: dict[str, Tensor]  # per artifact ("artifact") and export ("fp32", "int8"): quality for the report
+    choice: dict[str, Tensor]  # the same on the data that the choice between exports is made on
+
+
+def evaluate_pair(
+    task: Task,
+    files: Files,
+    load: Callable[[], nn.Module],
+    *,
+    max_drop: float = math.inf,
+    rounds: int = 30,
+    threads: int = 1,
+) -> Evaluation:
+    """Everything that is said of a result: quality with its paired interval, sizes, MACs, latency and peak memory.
+
+    `load` builds the artifact anew; it runs in a fresh process with the task's functions, or here, with a note, when
+    they cannot be sent there. Quality is `task.test`, else `task.evaluate`, else agreement with the original on the
+    calibration batches. The compressed network's latency is that of its fastest export that loses at most `max_drop`,
+    as judged by `task.evaluate` where there is one, so that the test has no say in the choice.
+    Raises: TaskError when the task's functions fail; ExportError when a file does not run.
+    """
+    name = "test" if task.test else "evaluate" if task.evaluate else "agreement"
+    judge = task.test or task.evaluate or agreement(task.model, task.calibration)
+    chooser = task.evaluate if task.test and task.evaluate and len(files.exports) > 1 else None
+    sample = _one(task)
+    notes: list[str] = []
+    paths = {kind: os.fspath(path) for kind, path in files.exports.items()}
+    try:
+        found = in_fresh_process(_judge, load, paths, judge, chooser, sample)
+    except UnpicklableError as error:
+        notes.append(f"the artifact was reloaded and evaluated in this process, not in a fresh one: {error}")
+        found = _judge(load, paths, judge, chooser, sample)
+    before = quality(judge, task.model)
+    before_choice = quality(chooser, task.model) if chooser else before
+    change, interval, samples = paired_change(before, found.values["artifact"])
+
+    clocks, peaks = _run(files, sample, rounds, threads)
+    exports = tuple(_exported(kind, path, before, found, clocks, peaks) for kind, path in files.exports.items())
+    losses = {kind: paired_change(before_choice, found.choice[kind])[0] for kind in files.exports}
+    chosen, said = _choose(exports, losses, max_drop)
+    original, compressed = _measurements(task, files, before, found, chosen, clocks, peaks)
+    return Evaluation(
+        original=original,
+        compressed=compressed,
+        quality_name=name,
+        quality_change=change,
+        quality_change_interval=interval,
+        samples=samples,
+        exports=exports,
+        notes=(*notes, *said, *_findings(original, compressed)),
+        environment=environment() | {"runtime_threads": str(threads)},
+    )
+
+
+def _measurements(
+    task: Task,
+    files: Files,
+    before: Tensor,
+    found: _Found,
+    chosen: Exported | None,
+    clocks: dict[str, list[float]],
+    peaks: dict[str, int],
+) -> tuple[Measurement, Measurement]:
+    """The original and the compressed network in numbers."""
+    plain = to_float(task.model)
+    original = Measurement(
+        file_bytes=files.original_bytes,
+        quality=float(before.mean()),
+        parameters=count_parameters(plain),
+        macs=sum(count_macs(plain, _one(task)).values()),
+        latency_ms=median(clocks[_ORIGINAL]) if clocks else None,
+        latency_samples_ms=tuple(clocks.get(_ORIGINAL, ())),
+        peak_memory_bytes=peaks.get(_ORIGINAL),
+        precision="fp32" if clocks else "none",
+    )
+    compressed = Measurement(
+        file_bytes=files.compressed_bytes,
+        quality=float(found.values["artifact"].mean()),
+        parameters=found.parameters,
+        macs=found.macs,
+        latency_ms=chosen.latency_ms if chosen else None,
+        latency_samples_ms=chosen.latency_samples_ms if chosen else (),
+        peak_memory_bytes=chosen.peak_memory_bytes if chosen else None,
+        precision=chosen.precision if chosen else "none",
+    )
+    return original, compressed
+
+
+def _one(task: Task) -> Batch:
+    """One row of the sample inputs."""
+    row: Batch = rows(task.sample, batch_size(task.sample), 0, 1)
+    return row
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Weights, biases and norms of a plain model; one shared by two layers counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _judge(
+    load: Callable[[], nn.Module], paths: dict[str, str], judge: Evaluate, chooser: Evaluate | None, sample: Batch
+) -> _Found:
+    """Quality of the artifact and of every export; runs in the fresh process."""
+    model = load()
+    plain = to_float(model)
+    values = {"artifact": quality(judge, model)}
+    choice: dict[str, Tensor] = {}
+    for kind, path in paths.items():
+        values[kind] = quality(judge, OnnxModel(path))
+        choice[kind] = quality(chooser, OnnxModel(path)) if chooser else values[kind]
+    return _Found(count_parameters(plain), sum(count_macs(plain, sample).values()), values, choice)
+
+
+def _run(files: Files, sample: Batch, rounds: int, threads: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Latency samples and peak memory of the original and every export; empty when there is nothing to compare."""
+    if files.original_onnx is None or not files.exports:
+        return {}, {}
+    paths = {_ORIGINAL: files.original_onnx, **files.exports}
+    return latencies(paths, sample, rounds=rounds, threads=threads), {
+        kind: peak_memory(path, sample) for kind, path in paths.items()
+    }
+
+
+def _exported(
+    kind: str, path: Path, before: Tensor, found: _Found, clocks: dict[str, list[float]], peaks: dict[str, int]
+) -> Exported:
+    change, interval, _ = paired_change(before, found.values[kind])
+    operators = integer_operators(path)
+    return Exported(
+        runtime="onnxruntime",
+        precision=kind,
+        file_bytes=file_bytes(path),
+        quality=float(found.values[kind].mean()),
+        quality_change=change,
+        quality_change_interval=interval,
+        latency_ms=median(clocks[kind]) if clocks else None,
+        latency_samples_ms=tuple(clocks.get(kind, ())),
+        peak_memory_bytes=peaks.get(kind),
+        integer_operators=operators.integer.total(),
+        float_operators=operators.floating.total(),
+    )
+
+
+def _choose(
+    exports: tuple[Exported, ...], changes: dict[str, float], max_drop: float
+) -> tuple[Exported | None, list[str]]:
+    """The fastest export that loses at most `max_drop`, else the one that loses least, and what must be said."""
+    timed = [export for export in exports if export.latency_ms is not None]
+    if not timed:
+        return None, ["the network was not exported to a runtime, so there is no latency and no peak memory."]
+    good = [export for export in timed if changes[export.precision] >= -max_drop]
+    if not good:
+        words = (
+            f"no export keeps quality within max_drop={max_drop:g}; latency and memory are of the one that loses least."
+        )
+        return max(timed, key=lambda export: changes[export.precision]), [words]
+    notes = [
+        f"the {export.precision} export changes quality by {changes[export.precision]:+.4f}, "
+        f"beyond max_drop={max_drop:g}; it was not chosen for latency and memory."
+        for export in timed
+        if export not in good
+    ]
+    clock = {export.precision: export.latency_ms or math.inf for export in timed}
+    if clock.get("int8", 0.0) > clock.get("fp32", math.inf):
+        notes.append(
+            f"int8 is slower than fp32 on this machine ({clock['int8']:.3g} ms against {clock['fp32']:.3g} ms)."
+        )
+    return min(good, key=lambda export: clock[export.precision]), notes
+
+
+def _findings(original: Measurement, compressed: Measurement) -> list[str]:
+    """What a person must not overlook in the numbers of both."""
+    notes = []
+    if compressed.file_bytes >= original.file_bytes:
+        notes.append(f"the file did not get smaller: {compressed.file_bytes} bytes against {original.file_bytes}.")
+    if compressed.latency_ms and original.latency_ms and compressed.latency_ms >= original.latency_ms:
+        notes.append(
+            f"the network did not get faster: {compressed.latency_ms:.3g} ms against {original.latency_ms:.3g} ms."
+        )
+    return notes

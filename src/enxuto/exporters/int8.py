@@ -1,0 +1,231 @@
+"""A float32 .onnx file as an int8 one: ONNX Runtime's own quantizer, told the grids that enxuto already chose.
+
+Weights int8 per channel, activations uint8 per tensor, as QDQ pairs: the only combination whose operators all fuse on
+a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from torch import Tensor
+
+from enxuto.errors import ExportError
+from enxuto.evaluation.onnxmodel import feeds
+from enxuto.evaluation.session import RUNTIME_ERRORS
+from enxuto.files import whole_file
+from enxuto.task import Batch
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators with a weight as second input
+SAME_GRID = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool")  # output on the grid of the input
+LEFT_IN_FLOAT = (
+    "LSTM",
+    "GRU",
+    "RNN",
+    "Gather",
+    "Einsum",
+)  # weighted operators without an integer kernel in this format
+QUANTIZED = (
+    *WEIGHTED,
+    *("Add", "Sub", "Mul", "Concat", "Relu", "Clip", "LeakyRelu", "Sigmoid", "GlobalAveragePool", "AveragePool"),
+    *("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Resize", "Split", "Slice", "Pad"),
+)
+LARGEST_CODE = {7: 64, 8: 128}  # ONNX Runtime's 7-bit range is -64...64
+Grid = tuple[npt.NDArray[np.float32], int]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Which weights kept the grids they were given, and what could not be treated."""
+
+    kept: tuple[str, ...]  # parameters whose given scales are in the file exactly
+    notes: tuple[str, ...] = ()
+
+
+def quantize_onnx(
+    float_path: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    calibration: Iterable[Batch],
+    *,
+    weight_scales: Mapping[str, Tensor] | None = None,
+    input_grids: Mapping[str, tuple[float, int]] | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
+    weight_bits: Literal[7, 8] = 7,
+) -> Quantized:
+    """Writes the int8 version of a float32 .onnx file that `to_onnx` wrote.
+
+    `weight_scales`: scale [1] or [out] of a symmetric int8 grid by parameter name ("conv1.weight"); `input_grids`:
+    (scale, zero point in 0...255) of the input of the layer at a path ("conv1"); both are used exactly, everything
+    else is calibrated (smallest and largest value). `parameters`: the float weights by name, needed to follow a scale
+    through a folded batch norm. `weight_bits`: 7 is right everywhere; 8 only on processors with an int8 dot product
+    (VNNI, ARM), because others add pairs of products in 16 bits, which overflows. With 7, a given grid that uses all
+    8 bits is replaced, with a note.
+    Raises: ExportError when there is no calibration batch or the runtime's quantizer fails; OutputError.
+    """
+    batches = list(calibration)
+    if not batches:
+        raise ExportError(f"'{Path(path).name}' needs value ranges and calibration holds no batch; give at least one.")
+    proto = onnx.load(os.fspath(float_path))
+    largest = LARGEST_CODE[weight_bits]
+    grids, notes = _follow(proto, weight_scales or {}, parameters or {}, largest)
+    overrides: dict[str, list[dict[str, Any]]] = _at_inputs(proto, input_grids or {})
+    for name, (scale, axis) in grids.items():
+        overrides[name] = [_override(value, 0, QuantType.QInt8) | {"axis": axis} for value in scale]
+    notes += _left_in_float(proto)
+    properties = {item.key: item.value for item in proto.metadata_props}
+    helper.set_model_props(proto, properties | {"onnx.quant.pre_process": "onnxruntime.quant"})  # else it asks for more
+    with whole_file(path) as temporary, _quiet():
+        try:
+            quantize_static(
+                proto,
+                temporary,
+                _Reader([item.name for item in proto.graph.input], batches),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTIZED),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                reduce_range=weight_bits == 7,
+                extra_options={
+                    "TensorQuantOverrides": overrides,
+                    "QDQDisableWeightAdjustForInt32Bias": True,
+                },
+            )
+        except (*RUNTIME_ERRORS, ValueError, RuntimeError, KeyError) as error:
+            raise ExportError(
+                f"ONNX Runtime's quantizer does not take '{Path(float_path).name}': {error}; ship the float32 file."
+            ) from error
+    return Quantized(kept=tuple(sorted(grids)), notes=tuple(notes))
+
+
+def _override(scale: float, zero_point: int, kind: QuantType) -> dict[str, Any]:
+    number = np.int8 if kind == QuantType.QInt8 else np.uint8
+    return {
+        "quant_type": kind,
+        "scale": np.array(scale, dtype=np.float32),
+        "zero_point": np.array(zero_point, dtype=number),
+    }
+
+
+def _at_inputs(proto: onnx.ModelProto, grids: Mapping[str, tuple[float, int]]) -> dict[str, list[dict[str, Any]]]:
+    """Overrides for the tensors that enter the layers at the given paths, or that they are a mere reshaping of."""
+    weights = {item.name for item in proto.graph.initializer}
+    made = {name: node for node in proto.graph.node for name in node.output}
+    overrides: dict[str, list[dict[str, Any]]] = {}
+    for node in proto.graph.node:
+        grid = grids.get(_path(node))
+        if node.op_type not in WEIGHTED or grid is None or node.input[0] in weights:
+            continue
+        source = node.input[0]
+        while source in made and made[source].op_type in SAME_GRID:
+            source = made[source].input[0]
+        overrides.setdefault(source, [_override(*grid, QuantType.QUInt8)])
+    return overrides
+
+
+def _left_in_float(proto: onnx.ModelProto) -> list[str]:
+    """A note for each layer with float weights that has no integer kernel."""
+    weights = {item.name for item in proto.graph.initializer if item.data_type == onnx.TensorProto.FLOAT}
+    return [
+        f"'{_path(node)}' stays float: {node.op_type} has no static int8 kernel in ONNX Runtime"
+        for node in proto.graph.node
+        if node.op_type in LEFT_IN_FLOAT and weights.intersection(node.input)
+    ]
+
+
+def _path(node: onnx.NodeProto) -> str:
+    """The layer that `to_onnx` wrote into the node's name."""
+    path: str = node.name.rpartition("/")[0]
+    return path
+
+
+def _follow(
+    proto: onnx.ModelProto, weight_scales: Mapping[str, Tensor], parameters: Mapping[str, Tensor], largest: int
+) -> tuple[dict[str, Grid], list[str]]:
+    """Scales [out] and their axis by initializer name, for weights that still lie on the grid; notes on those that do
+    not.
+
+    The exporter folds batch norm into the convolution before it, which multiplies a channel and its scale alike, and
+    transposes the weight of a Linear that runs as MatMul.
+    """
+    constants = {item.name: item for item in proto.graph.initializer}
+    paths = {_path(node): node for node in proto.graph.node if node.op_type in WEIGHTED}
+    found: dict[str, Grid] = {}
+    notes: list[str] = []
+    rounded: list[str] = []
+    for name, given in weight_scales.items():
+        node = paths.get(name.removesuffix(".weight") if name != "weight" else "")
+        if node is None or node.input[1] not in constants:
+            notes.append(
+                f"the scales of '{name}' are not in the int8 file: no operator of the graph uses that weight alone"
+            )
+            continue
+        weight = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
+        axis = _axis(node)
+        channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        scale = np.broadcast_to(given.detach().cpu().double().numpy().reshape(-1), (len(channels),)).copy()
+        if name in parameters:
+            before = parameters[name].detach().cpu().double().numpy()
+            size = np.abs(before.reshape(len(before), -1)).max(1)
+            scale *= np.divide(np.abs(channels).max(1), size, out=np.ones_like(size), where=size > 0)
+        scale[scale <= 0] = 1.0
+        codes = channels / scale[:, None]
+        if np.abs(codes - codes.round()).max(initial=0) > 1e-2:
+            notes.append(f"the scales of '{name}' are not in the int8 file: the exporter changed the weight")
+            continue
+        if np.abs(codes).max(initial=0) > largest:
+            rounded.append(name)
+            continue
+        found[node.input[1]] = (scale.astype(np.float32), axis)
+    if rounded:
+        some = ", ".join(f"'{name}'" for name in rounded[:3]) + (", ..." if len(rounded) > 3 else "")
+        notes.append(
+            f"{len(rounded)} weights use all 8 bits and were rounded to 7, which no processor overflows on: {some}"
+        )
+    return found, notes
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    """The output channels of a weight: axis 0, except in a MatMul, an untransposed Gemm and a ConvTranspose."""
+    if node.op_type == "Gemm":
+        return 0 if any(item.name == "transB" and item.i for item in node.attribute) else 1
+    return 1 if node.op_type in ("MatMul", "ConvTranspose") else 0
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Calibration batches as the quantizer wants them: one dict of arrays a call, None at the end."""
+
+    def __init__(self, names: Sequence[str], batches: Iterable[Batch]) -> None:
+        self.names = names
+        self.batches = iter(batches)
+
+    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+        for batch in self.batches:
+            if isinstance(batch, Mapping):
+                return feeds(self.names, (), batch)
+            return feeds(self.names, (batch,) if isinstance(batch, Tensor) else batch, {})
+        return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the quantizer's remarks, which it puts on the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,225 @@
+"""A torch model as an .onnx file in float32: the dynamo exporter, a tidy graph, and a run against torch before it
+counts.
+
+Nothing is quantized here (int8.py does that). Nodes carry the path of their layer as their name and initializers the
+name of their parameter.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import ERROR, getLogger
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from enxuto.errors import ExportError
+from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, batch_size, leaves, rows, structure
+from enxuto.files import whole_file
+from enxuto.task import Batch, call, evaluating
+
+TOLERANCE = 1e-3  # largest difference to torch, relative to the largest output; float32 kernels differ by 1e-7 to 1e-5
+LARGEST_FILE_BYTES = 2**31 - 1  # a protobuf message holds no more
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was found out while a file was written."""
+
+    dynamic_batch: bool
+    difference: float  # largest to torch, relative to the largest output
+    notes: tuple[str, ...] = ()
+
+
+def to_onnx(model: nn.Module, sample: Batch, path: str | os.PathLike[str], *, dynamic_batch: bool = True) -> Exported:
+    """Writes the model as one .onnx file whose outputs were compared with torch's on the sample.
+
+    The batch axis (the first axis of every tensor as long as the first one) is free where the model allows it; where it
+    does not, the file has the sample's batch size and a note says so.
+    Raises: ExportError when the exporter or ONNX Runtime does not take the model, or the outputs differ by more than
+    1e-3 of the largest; OutputError when the file cannot be written. Nothing is written then.
+    """
+    with evaluating(model):
+        outputs = call(model, sample)
+    notes: list[str] = []
+    with whole_file(path) as temporary:
+        if dynamic_batch and batch_size(sample):
+            try:
+                _write(model, sample, outputs, temporary, dynamic=True)
+                return Exported(True, max(_difference(model, part, temporary) for part in _sizes(model, sample)))
+            except ExportError as error:
+                reason = str(error).split("; ")[0]
+                fixed = f"the first axis (the batch) of the .onnx file is fixed at {batch_size(sample)}"
+                notes.append(f"{fixed}; a free one failed: {reason}")
+        _write(model, sample, outputs, temporary, dynamic=False)
+        return Exported(False, _difference(model, sample, temporary), tuple(notes))
+
+
+def _write(model: nn.Module, sample: Batch, outputs: Any, path: os.PathLike[str], *, dynamic: bool) -> None:
+    arguments, named = _call_arguments(_twice(sample) if dynamic and batch_size(sample) == 1 else sample)
+    shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    axis = torch.export.Dim("batch")
+    for tensor in leaves((arguments, named)):
+        if dynamic and tensor.dim() and len(tensor) == batch_size((arguments, named)):
+            shapes[tensor] = {0: axis}
+    try:
+        with _quiet(), evaluating(model):
+            free = shapes.dynamic_shapes(model, arguments, named)  # type: ignore[no-untyped-call]
+            program = torch.export.export(model, arguments, named, dynamic_shapes=free)
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise ExportError(
+            f"torch cannot export {type(model).__name__} to ONNX ({type(error).__name__}: {first}); "
+            "write its forward without branches on values of tensors and with operators ONNX has."
+        ) from error
+    assert exported is not None
+    proto = _tidy(exported.model_proto)
+    helper.set_model_props(proto, {STRUCTURE: json.dumps(structure(outputs))})
+    if proto.ByteSize() > LARGEST_FILE_BYTES:
+        raise ExportError(
+            f"{type(model).__name__} is over 2 GB as .onnx, more than one file can hold; compress it first."
+        )
+    onnx.save_model(proto, path)
+
+
+def _call_arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), {}
+
+
+def _twice(value: Any) -> Any:
+    """A batch of one as a batch of two: torch.export takes an axis of one for a constant."""
+    if isinstance(value, Tensor):
+        return torch.cat([value, value]) if value.dim() and len(value) == 1 else value
+    if isinstance(value, Mapping):
+        return {name: _twice(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_twice(item) for item in value)
+    return value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's own deprecations and its word on torchvision; other warnings pass."""
+    logger = getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings(
+                "ignore", message="The tensor attributes? .*assigned during export", category=UserWarning
+            )
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _tidy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with layer paths as node names, plain pooling, without the exporter's notes, which hold file paths."""
+    taken: Counter[str] = Counter()
+    for node in proto.graph.node:
+        name = f"{_layer(node)}/{node.op_type}".lstrip("/")
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}.{taken[name]}"
+    _plain_pooling(proto.graph)
+    for item in [proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.graph.value_info]:
+        del item.metadata_props[:]
+    for item in [*proto.graph.input, *proto.graph.output]:
+        del item.metadata_props[:]
+    for item in proto.functions:
+        del item.metadata_props[:]
+        item.doc_string = ""
+    return proto
+
+
+def _layer(node: onnx.NodeProto) -> str:
+    """The path of the layer a node belongs to: that of its weight, else where torch says it was called."""
+    weight = node.input[1] if node.op_type.startswith(("Conv", "Gemm")) else ""
+    if weight.endswith(".weight"):
+        return weight.removesuffix(".weight")
+    scopes = next((item.value for item in node.metadata_props if item.key == "pkg.torch.onnx.name_scopes"), "[]")
+    path: list[str] = ast.literal_eval(scopes)[:-1]
+    return path[-1] if path and not path[-1].startswith("_empty_nn_module") else ""
+
+
+def _plain_pooling(graph: onnx.GraphProto) -> None:
+    """ReduceMean over both image axes becomes GlobalAveragePool, which has an integer kernel; ReduceMean has none."""
+    constants = {item.name: item for item in graph.initializer}
+    ranks = {item.name: len(item.type.tensor_type.shape.dim) for item in [*graph.input, *graph.value_info]}
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        axes = {int(axis) % 4 for axis in numpy_helper.to_array(constants[node.input[1]]).reshape(-1)}
+        if ranks.get(node.input[0]) != 4 or axes != {2, 3}:
+            continue
+        keeps = all(item.i for item in node.attribute if item.name == "keepdims")
+        source, target, name = node.input[0], node.output[0], node.name
+        pooled = target if keeps else f"{target}.pooled"
+        made = [helper.make_node("GlobalAveragePool", [source], [pooled], name=name)]
+        if not keeps:
+            made.append(helper.make_node("Flatten", [pooled], [target], name=f"{name}.flatten", axis=1))
+        del graph.node[index]
+        for offset, item in enumerate(made):
+            graph.node.insert(index + offset, item)
+    used = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
+    kept = [item for item in graph.initializer if item.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _sizes(model: nn.Module, sample: Batch) -> Iterator[Batch]:
+    """The sample, then its first row alone where the model takes that: a batch axis is free only if two sizes work."""
+    yield sample
+    size = batch_size(sample)
+    other = _twice(sample) if size == 1 else rows(sample, size, 0, 1)
+    try:
+        with evaluating(model):
+            call(model, other)
+    except (RuntimeError, ValueError, IndexError):
+        return  # a sample with an axis that is as long as the batch by chance
+    yield other
+
+
+def _difference(model: nn.Module, batch: Batch, path: os.PathLike[str]) -> float:
+    """The largest difference between the file and torch on a batch, relative to the largest output.
+
+    Raises: ExportError when it is beyond TOLERANCE, or the shapes differ.
+    """
+    with evaluating(model):
+        expected = [tensor.detach().cpu() for tensor in leaves(call(model, batch))]
+    try:
+        onnx.checker.check_model(os.fspath(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exporter wrote an invalid graph: {error}; report the model's layers.") from error
+    found = list(leaves(call(OnnxModel(path), batch)))
+    worst = 0.0
+    for number, (one, other) in enumerate(zip(expected, found, strict=True)):
+        if one.shape != other.shape:
+            raise ExportError(
+                f"output {number} has shape {tuple(other.shape)} in ONNX Runtime and {tuple(one.shape)} in torch; "
+                "write sizes in forward as x.shape[...], not as numbers."
+            )
+        a, b = one.double().numpy(), other.double().numpy()
+        worst = max(worst, float(np.abs(a - b).max(initial=0.0) / max(np.abs(a).max(initial=0.0), 1e-12)))
+    if not worst <= TOLERANCE:
+        raise ExportError(
+            f"the exported model differs from torch by {worst:.2g} of its largest output, more than {TOLERANCE:g}; "
+            "look for an operator whose ONNX meaning differs, or random numbers in forward."
+        )
+    return worst

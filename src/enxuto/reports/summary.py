@@ -1,0 +1,258 @@
+"""What a document says, in sentences and rows: shared by the page and the terminal, so that both say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from enxuto.reports import words
+from enxuto.reports.document import Document, Entry, Measured, StepRecord
+from enxuto.sizes import format_bytes
+
+QUALITY = {"test": "test quality", "evaluate": "validation quality", "agreement": "agreement with the original"}
+KINDS = ("payload", "grid", "codebook", "float", "header")  # columns of the ledger, in this order; others follow
+
+HEADER = "(header)"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table, and in smaller letters below it."""
+
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of the original beside the compressed network; `shares` are the lengths of two bars, in [0, 1]."""
+
+    measure: str
+    original: Cell
+    compressed: Cell
+    change: Cell
+    shares: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """The bytes of one layer in the original's file, and in the compressed file by kind."""
+
+    path: str
+    before: int | None
+    kinds: dict[str, int]
+
+    @property
+    def after(self) -> int:
+        """Bytes of the layer in the compressed file."""
+        return sum(self.kinds.values())
+
+
+def quality_word(document: Document) -> str:
+    """What the quality is called."""
+    return QUALITY.get(document.quality_name, document.quality_name)
+
+
+def headline(document: Document) -> str:
+    """The result in one plain sentence."""
+    before, after = document.original, document.compressed
+    sentence = f"{format_bytes(before.file_bytes)} became {format_bytes(after.file_bytes)}"
+    if document.compression > 1.005:
+        sentence += f", {words.significant(document.compression)} times smaller"
+    else:
+        sentence += ", which is not smaller"
+    if after.quality is not None:
+        shown = [words.quality(item.quality, document.is_fraction) for item in (before, after)]
+        sentence += f"; {quality_word(document)} {shown[0]} → {shown[1]}"
+        inside = [words.change(document.change, document.is_fraction)] if document.change is not None else []
+        if document.quality_change_interval:
+            inside += [f"95 % interval {words.interval(document.quality_change_interval, document.is_fraction)}"]
+        sentence += f" ({', '.join(inside)})" if inside else ""
+    if before.latency_ms and after.latency_ms:
+        ratio = before.latency_ms / after.latency_ms
+        if ratio > 1.005:
+            sentence += f"; {words.significant(ratio)} times faster"
+        else:
+            sentence += f"; {words.significant(1 / ratio)} times slower" if ratio < 0.995 else "; as fast as before"
+    return f"{sentence}."
+
+
+def certainty(document: Document) -> str:
+    """What the interval rests on and whether it shows a difference at all; empty without an interval."""
+    bounds = document.quality_change_interval
+    if bounds is None:
+        return "Without one value per sample there is no interval: the change may be chance."
+    basis = f"Over {document.samples:,} samples, each seen by both networks, the difference"
+    if bounds[0] <= 0 <= bounds[1]:
+        return f"{basis} may be chance: the 95 % interval contains zero."
+    return f"{basis} is more than chance: the 95 % interval does not contain zero."
+
+
+def goal(document: Document) -> str:
+    """What was asked for, in words; empty when nothing was."""
+    target = document.target
+    if target is None:
+        return ""
+    asked = []
+    if target.size is not None:
+        asked.append(f"a file of at most {format_bytes(target.size)}")
+    if target.compression is not None:
+        asked.append(f"at least {words.significant(target.compression)} times smaller")
+    if target.macs is not None:
+        asked.append(f"at most {words.percent(target.macs, 0)} of the MACs")
+    if target.latency is not None:
+        asked.append(f"at most {words.percent(target.latency, 0)} of the latency")
+    if target.max_drop is not None:
+        drop = f"{100 * target.max_drop:g} points" if document.is_fraction else f"{target.max_drop:g}"
+        asked.append(f"at most {drop} of quality lost")
+    return ", ".join(asked)
+
+
+def summary_rows(document: Document) -> list[Row]:
+    """Every measure that was taken of one network or both."""
+    before, after, fraction = document.original, document.compressed, document.is_fraction
+    rows = [_row("file", before.file_bytes, after.file_bytes, format_bytes, ("smaller", "larger"))]
+    if before.quality is not None or after.quality is not None:
+        bounds = words.interval(document.quality_change_interval, fraction)
+        rows += [
+            Row(
+                quality_word(document),
+                Cell(words.quality(before.quality, fraction)),
+                Cell(words.quality(after.quality, fraction)),
+                Cell(words.change(document.change, fraction), f"95 %: {bounds}" if bounds else ""),
+            )
+        ]
+    rows += [
+        _row("parameters", before.parameters, after.parameters, words.count, ("fewer", "more")),
+        _row("MACs", before.macs, after.macs, words.large, ("fewer", "more")),
+        _row(
+            "latency",
+            before.latency_ms,
+            after.latency_ms,
+            words.milliseconds,
+            ("faster", "slower"),
+            details=(_timing(before), _timing(after)),
+        ),
+        _row("peak memory", before.peak_memory_bytes, after.peak_memory_bytes, format_bytes, ("less", "more")),
+    ]
+    return [row for row in rows if {row.original.text, row.compressed.text} != {words.MISSING}]
+
+
+def layer_word(path: str) -> str:
+    """The path of a layer as it is shown; an empty one is the model itself."""
+    return words.printable(path) or "(model)"
+
+
+def place(entry: Entry) -> str:
+    """Where an entry belongs: its layer, the header, or the model itself."""
+    return HEADER if entry.kind == "header" and not entry.path else layer_word(entry.path)
+
+
+def changed(record: StepRecord) -> list[tuple[str, str, str]]:
+    """Every layer that a step changed, what it did and why."""
+    return [(layer_word(change.path), change.what, change.why) for change in record.changes]
+
+
+def left_alone(document: Document) -> list[tuple[str, str, str, str]]:
+    """Every layer that a step left as it was, the step, what stayed and why."""
+    records = document.records
+    return [(layer_word(it.path), record.step, it.what, it.why) for record in records for it in record.skipped]
+
+
+def totals(entries: Sequence[Entry]) -> dict[str, int]:
+    """The bytes of every layer as `place` calls it, in the order in which they first occur."""
+    sums: dict[str, int] = {}
+    for entry in entries:
+        sums[place(entry)] = sums.get(place(entry), 0) + entry.bytes
+    return sums
+
+
+def before_ledger(document: Document) -> tuple[Entry, ...]:
+    """The original's bytes by layer; what its file has beyond them is a header, so that they sum to the file."""
+    rest = document.original.file_bytes - sum(entry.bytes for entry in document.before_ledger)
+    header = (Entry(path="", bytes=rest, kind="header"),) if document.before_ledger and rest > 0 else ()
+    return (*document.before_ledger, *header)
+
+
+def layer_bytes(document: Document) -> list[LayerBytes]:
+    """The bytes of every layer before and after, in the order of the original's file; the header comes last.
+
+    A layer that a step made of another ("fc1.down" out of "fc1") is counted with the layer it came from.
+    """
+    before = totals(before_ledger(document))
+    kinds: dict[str, dict[str, int]] = {path: {} for path in before}
+    for entry in document.ledger:
+        path = _home(place(entry), before)
+        of_layer = kinds.setdefault(path, {})
+        of_layer[entry.kind or "payload"] = of_layer.get(entry.kind or "payload", 0) + entry.bytes
+    layers = [LayerBytes(path, before.get(path), found) for path, found in kinds.items()]
+    return sorted(layers, key=lambda layer: layer.path == HEADER)
+
+
+def all_layers(document: Document) -> LayerBytes:
+    """The sums over all layers, as one row."""
+    layers = layer_bytes(document)
+    kinds = {kind: sum(layer.kinds.get(kind, 0) for layer in layers) for kind in ledger_kinds(document)}
+    return LayerBytes("all", sum(layer.before or 0 for layer in layers) or None, kinds)
+
+
+def ledger_kinds(document: Document) -> list[str]:
+    """The kinds of bytes the compressed file has, in the order of the columns."""
+    found = dict.fromkeys(entry.kind or "payload" for entry in document.ledger)
+    return [kind for kind in KINDS if kind in found] + [kind for kind in found if kind not in KINDS]
+
+
+def ledger_gap(document: Document) -> str:
+    """What must be said when the ledger does not sum to the file; empty when it does."""
+    total = sum(entry.bytes for entry in document.ledger)
+    if not document.ledger or total == document.compressed.file_bytes:
+        return ""
+    return f"The ledger sums to {total:,} bytes, but the file has {document.compressed.file_bytes:,}: it is incomplete."
+
+
+def exported_name(document: Document, index: int) -> str:
+    """The name of an export, marked when it is the one whose latency stands in the summary."""
+    export = document.exports[index]
+    name = words.printable(f"{export.runtime} {export.precision}")
+    return f"{name} (chosen)" if is_chosen(document, index) else name
+
+
+def is_chosen(document: Document, index: int) -> bool:
+    """True when the compressed network's latency is that of this export."""
+    export, after = document.exports[index], document.compressed
+    return export.precision == after.precision and export.latency_ms == after.latency_ms
+
+
+def _row(
+    measure: str,
+    before: int | float | None,
+    after: int | float | None,
+    show: Callable[[Any], str],
+    better: tuple[str, str],
+    details: tuple[str, str] = ("", ""),
+) -> Row:
+    shown = [words.MISSING if value is None else show(value) for value in (before, after)]
+    shares = None
+    if before is not None and after is not None and max(before, after) > 0:
+        shares = (before / max(before, after), after / max(before, after))
+    return Row(
+        measure,
+        Cell(shown[0], details[0]),
+        Cell(shown[1], details[1]),
+        Cell(words.times(before, after, *better)),
+        shares,
+    )
+
+
+def _timing(measured: Measured) -> str:
+    parts = [words.printable(measured.precision), words.spread(measured.latency_samples_ms)]
+    return ", ".join(part for part in parts if part)
+
+
+def _home(path: str, known: Mapping[str, int]) -> str:
+    """The path itself or the nearest module above it that the original's file has; else the path as it is."""
+    above = path
+    while above and above not in known:
+        above = above.rpartition(".")[0]
+    return above or path

@@ -1,0 +1,145 @@
+"""A document as tables for the terminal. Each function returns a rich table; printing is the command line's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from enxuto.reports import summary, words
+from enxuto.reports.document import Document, LayerChange
+from enxuto.sizes import format_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """Where one layer's bytes, MACs and time are; None where it was not measured."""
+
+    path: str
+    kind: str
+    parameters: int
+    file_bytes: int
+    macs: int | None = None
+    latency_ms: float | None = None
+
+
+def summary_table(document: Document) -> Table:
+    """The original beside the compressed network: every measure that was taken, and what became of it."""
+    table = _table(words.printable(document.name) or "result", ["", "original", "compressed", "change"], left=1)
+    for row in summary.summary_rows(document):
+        cells = [row.original, row.compressed, row.change]
+        shown = [f"{cell.text}\n{cell.detail}" if cell.detail else cell.text for cell in cells]
+        table.add_row(*_texts(row.measure, *shown))
+    return table
+
+
+def steps_table(document: Document) -> Table:
+    """What each step did to each layer and why; layers with the same story share a row, those left alone are dimmed."""
+    table = _table("what each step did", ["step", "layers", "what", "why"], left=4)
+    for record in document.records:
+        table.add_section()
+        stories = [*_stories(record.changes, ""), *_stories(record.skipped, "dim")]
+        step = f"{record.step}\n{words.seconds(record.seconds)}"
+        for index, (paths, what, why, style) in enumerate(stories or [("", "no layer changed by name", "", "dim")]):
+            table.add_row(*_texts("" if index else step, paths, what, why), style=style)
+    return table
+
+
+def _stories(changes: Sequence[LayerChange], style: str) -> list[tuple[str, str, str, str]]:
+    """Rows of paths, what, why and style; changes with the same words are one row."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        together.setdefault((change.what, change.why), []).append(summary.layer_word(change.path))
+    rows = []
+    for (what, why), paths in together.items():
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        rows.append((", ".join(paths[:3]) + more, f"left alone: {what}" if style else what, why, style))
+    return rows
+
+
+def ledger_table(document: Document) -> Table:
+    """Every byte of the compressed file by layer and kind, with totals, beside the bytes of the original."""
+    kinds = summary.ledger_kinds(document)
+    table = _table("where the bytes are", ["layer", "before", *kinds, "after", "change"], left=1)
+    for layer in summary.layer_bytes(document):
+        table.add_row(*_texts(layer.path, *_byte_cells(layer, kinds)))
+    table.add_section()
+    table.add_row(*_texts("all", *_byte_cells(summary.all_layers(document), kinds)), style="bold")
+    gap = summary.ledger_gap(document)
+    if gap:
+        table.caption = gap
+    return table
+
+
+def _byte_cells(layer: summary.LayerBytes, kinds: Sequence[str]) -> list[str]:
+    parts = [words.count(layer.kinds.get(kind)) for kind in kinds]
+    change = words.times(layer.before, layer.after, "smaller", "larger")
+    return [words.count(layer.before), *parts, words.count(layer.after), change]
+
+
+def exports_table(document: Document) -> Table:
+    """Every exported file: bytes, quality, latency, memory, and how many operators compute in integers."""
+    columns = ["export", "file", "quality", "change", "latency", "peak memory", "integer / float operators"]
+    table = _table("exports", columns, left=1)
+    for index, export in enumerate(document.exports):
+        bounds = words.interval(export.quality_change_interval, document.is_fraction)
+        change = words.change(export.quality_change, document.is_fraction)
+        spread = words.spread(export.latency_samples_ms)
+        latency = words.milliseconds(export.latency_ms)
+        memory = export.peak_memory_bytes
+        table.add_row(
+            *_texts(
+                summary.exported_name(document, index),
+                format_bytes(export.file_bytes),
+                words.quality(export.quality, document.is_fraction),
+                f"{change}\n{bounds}" if bounds else change,
+                f"{latency}\n{spread}" if spread else latency,
+                words.MISSING if memory is None else format_bytes(memory),
+                f"{words.count(export.integer_operators)} / {words.count(export.float_operators)}",
+            ),
+            style="bold" if summary.is_chosen(document, index) else "",
+        )
+    return table
+
+
+def layers_table(layers: Sequence[LayerCost], title: str = "where the bytes, MACs and time are") -> Table:
+    """A network layer by layer, with shares of the whole; a measure that no layer has is left out."""
+    has_macs = any(layer.macs is not None for layer in layers)
+    has_time = any(layer.latency_ms is not None for layer in layers)
+    columns = ["layer", "kind", "parameters", "bytes", "share"]
+    columns += ["MACs", "share"] * has_macs + ["time", "share"] * has_time
+    table = _table(title, columns, left=2)
+    totals: list[float] = [sum(layer.file_bytes for layer in layers)]
+    totals += [sum(layer.macs or 0 for layer in layers), sum(layer.latency_ms or 0 for layer in layers)]
+    for layer in layers:
+        cells = [words.count(layer.parameters), words.count(layer.file_bytes), _share(layer.file_bytes, totals[0])]
+        if has_macs:
+            cells += [words.large(layer.macs), _share(layer.macs, totals[1])]
+        if has_time:
+            cells += [words.milliseconds(layer.latency_ms), _share(layer.latency_ms, totals[2])]
+        table.add_row(*_texts(summary.layer_word(layer.path), layer.kind, *cells))
+    table.add_section()
+    cells = [words.count(sum(layer.parameters for layer in layers)), words.count(int(totals[0])), ""]
+    cells += [words.large(int(totals[1])), ""] * has_macs + [words.milliseconds(totals[2]), ""] * has_time
+    table.add_row(*_texts("all", "", *cells), style="bold")
+    return table
+
+
+def _share(part: float | None, whole: float) -> str:
+    return words.MISSING if part is None or not whole else words.percent(part / whole, 1)
+
+
+def _table(title: str, columns: Sequence[str], left: int) -> Table:
+    """An empty table whose first `left` columns hold words and the others numbers."""
+    table = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index < left else "right", overflow="fold")
+    return table
+
+
+def _texts(*cells: str) -> list[Text]:
+    """Cells as plain text: a layer's name is never read as markup, nor by the terminal."""
+    return [Text("\n".join(words.printable(line) for line in cell.split("\n"))) for cell in cells]

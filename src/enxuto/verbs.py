@@ -1,0 +1,91 @@
+"""The verbs of a person who holds a result, a model or a file: save, export, evaluate, report. Each is a thin door to its room."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from enxuto.artifact.save import Entry, load
+from enxuto.artifact.save import save as save_model
+from enxuto.errors import ExportError, OutputError
+from enxuto.evaluation.measurement import Evaluation
+from enxuto.exporters import OnnxFile
+from enxuto.exporters import export as export_model
+from enxuto.files import writable_folder
+from enxuto.measure import ORIGINAL, measure, save_original
+from enxuto.reports import Document, read_document, write_html
+from enxuto.result import Result
+from enxuto.task import Batch, Task
+
+PathLike = str | os.PathLike[str]
+
+
+def save(what: Result | nn.Module, path: PathLike, *, original: nn.Module | None = None) -> list[Entry]:
+    """Writes a result or a model to a .nxt file, whole or not at all, and says where the bytes went.
+
+    For a model, `original` is the network it was made from: then only the layers that differ are described.
+    Raises: ArtifactError for a model that cannot be kept; OutputError when the file cannot be written.
+    """
+    if isinstance(what, Result):
+        return save_model(what.model, path, original=what.task.model)
+    return save_model(what, path, original=original)
+
+
+def export(
+    what: Result | nn.Module,
+    path: PathLike,
+    *,
+    calibration: Iterable[Batch] | None = None,
+    precision: Literal["auto", "fp32", "int8"] = "auto",
+) -> OnnxFile:
+    """Writes a result or a model as an .onnx file that was run and compared with torch.
+
+    "auto" is the precision that was the faster by the clock when the result was measured, and fp32 for a model.
+    Raises: ExportError for another kind of file, a model that cannot be exported, or one without sample inputs.
+    """
+    if Path(path).suffix != ".onnx":
+        raise ExportError(f"'{path}' is no kind of file enxuto exports to; name it '{Path(path).stem}.onnx'.")
+    model = what.model if isinstance(what, Result) else what
+    if isinstance(what, Result):
+        calibration = what.task.calibration if calibration is None else calibration
+        if precision == "auto":
+            precision = "int8" if what.evaluation.compressed.precision == "int8" else "fp32"
+    if calibration is None:
+        raise ExportError(f"'{path}' needs sample inputs to trace the model with; give calibration=[batch].")
+    return export_model(model, path, calibration=calibration, precision="int8" if precision == "int8" else "fp32")
+
+
+def evaluate(task: Task, what: nn.Module | PathLike) -> Evaluation:
+    """The task's model beside a compressed one (a model or a .nxt file), each number measured on its file.
+
+    Raises: ArtifactError when the file is damaged or of another network.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = writable_folder(name)
+        artifact = folder / "small.nxt"
+        if isinstance(what, nn.Module):
+            save_model(what, artifact, original=task.model)
+        else:
+            load(what, into=task.model)  # a clear error before the long work
+            try:
+                artifact.write_bytes(Path(what).read_bytes())
+            except OSError as error:
+                raise OutputError(
+                    f"'{what}' could not be copied for the measurement: {error}; free some disk."
+                ) from error
+        save_original(task.model, folder / ORIGINAL)
+        return measure(task, artifact, folder, folder / ORIGINAL)[0]
+
+
+def report(what: Result | PathLike, path: PathLike) -> None:
+    """Writes a result (or the result.json of one, or the folder that holds it) as one HTML page that opens offline.
+
+    Raises: ArtifactError for a result.json that is none; OutputError when the page cannot be written.
+    """
+    document = Document.from_json(what.document()) if isinstance(what, Result) else read_document(what)
+    write_html(document, path)

@@ -1,0 +1,139 @@
+"""The float32 .onnx file: its outputs, its batch axis, its graph, and what happens when a model cannot be exported."""
+
+from __future__ import annotations
+
+import logging
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from enxuto.errors import ExportError, OutputError
+from enxuto.evaluation.onnxmodel import OnnxModel
+from enxuto.exporters.onnx import to_onnx
+from enxuto.task import call
+
+
+class Words(nn.Module):
+    """Integer inputs, an embedding, a bidirectional recurrent layer, a dict with a tuple and a None as output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.rnn = nn.LSTM(6, 5, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, ids: Tensor, factor: Tensor | None = None) -> dict[str, object]:
+        hidden, _ = self.rnn(self.embed(ids))
+        logits = self.head(hidden[:, -1])
+        return {"logits": logits if factor is None else logits * factor, "extra": (hidden, None)}
+
+
+class Fixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.reshape(4, 12))
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "other"),
+    [
+        (Pooled(), torch.randn(1, 3, 8, 8), torch.randn(5, 3, 8, 8)),
+        (nn.MultiheadAttention(8, 2, batch_first=True), (torch.randn(2, 4, 8),) * 3, (torch.randn(3, 4, 8),) * 3),
+        (
+            Words(),
+            {"ids": torch.randint(0, 11, (3, 6)), "factor": torch.tensor(2.0)},
+            {"ids": torch.randint(0, 11, (7, 6)), "factor": torch.tensor(0.5)},
+        ),
+        (nn.GRU(4, 5, 2, batch_first=True), torch.randn(2, 6, 4), torch.randn(3, 6, 4)),
+    ],
+    ids=["tensor", "tuple", "dict", "recurrent"],
+)
+def test_the_file_gives_what_torch_gives_at_every_batch_size(model, batch, other, tmp_path):
+    written = to_onnx(model, batch, tmp_path / "model.onnx")
+    assert written.dynamic_batch
+    assert written.notes == ()
+    assert written.difference < 1e-5
+    file = OnnxModel(tmp_path / "model.onnx")
+    model.eval()
+    for inputs in (batch, other):
+        torch.testing.assert_close(call(file, inputs), call(model, inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_allows_one_batch_size_only_says_so_and_is_fed_in_parts(tmp_path):
+    model = Fixed()
+    written = to_onnx(model, torch.randn(4, 3, 4), tmp_path / "model.onnx")
+    assert not written.dynamic_batch
+    assert "fixed at 4" in written.notes[0]
+    x = torch.randn(4, 3, 4)
+    found = OnnxModel(tmp_path / "model.onnx")(torch.cat([x, x[:3]]))
+    assert found.shape == (7, 3)
+    torch.testing.assert_close(found, torch.cat([model(x), model(x)[:3]]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_static_batch_can_be_asked_for(tmp_path):
+    written = to_onnx(Pooled(), torch.randn(2, 3, 8, 8), tmp_path / "model.onnx", dynamic_batch=False)
+    assert not written.dynamic_batch
+    shape = onnx.load(tmp_path / "model.onnx").graph.input[0].type.tensor_type.shape
+    assert [axis.dim_value for axis in shape.dim] == [2, 3, 8, 8]
+
+
+def test_the_graph_is_tidy_and_holds_no_path_of_this_machine(tmp_path):
+    model = Pooled().train()
+    to_onnx(model, torch.randn(2, 3, 8, 8), tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.onnx")
+    assert [node.op_type for node in proto.graph.node] == ["Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"]
+    assert proto.graph.node[0].name == "conv/Conv"
+    assert proto.graph.node[-1].name == "fc/Gemm"
+    assert {"conv.weight", "fc.weight"} <= {item.name for item in proto.graph.initializer}
+    assert b".py" not in (tmp_path / "model.onnx").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert all(module.training for module in model.modules())
+
+
+def test_exporting_prints_and_logs_nothing(tmp_path, capfd, caplog):
+    with caplog.at_level(logging.WARNING):
+        to_onnx(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "model.onnx")
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize(("model", "words"), [(Branching(), "branches"), (Noisy(), "differs from torch")])
+def test_a_model_that_cannot_be_exported_is_refused_and_the_old_file_stays(model, words, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+    with pytest.raises(ExportError, match=words):
+        to_onnx(model, torch.randn(2, 3), path)
+    assert path.read_bytes() == b"old"
+    assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_folder_that_is_not_there_is_an_output_error(tmp_path):
+    with pytest.raises(OutputError, match="could not be written"):
+        to_onnx(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "missing" / "model.onnx")

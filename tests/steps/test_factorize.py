@@ -1,0 +1,161 @@
+import pytest
+import torch
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
+from torch import nn
+
+from enxuto.errors import LayerError, NothingChangedError, RangeError
+from enxuto.layers import AffineTensor, Coded, LowRankConv, LowRankLinear
+from enxuto.steps.factorize import Factorize
+from enxuto.steps.quantize import Quantize
+from enxuto.steps.share import Share
+from enxuto.task import Task
+
+
+def low_rank(layer, rank):
+    """Makes the weight of a layer one of this rank."""
+    matrix = layer.weight.detach().flatten(1)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    layer.weight.data.copy_((u[:, :rank] * s[:rank] @ v[:rank]).view_as(layer.weight))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(20, 16), (3, 20)),
+        (nn.Linear(20, 16, bias=False), (3, 5, 20)),
+        (nn.Conv1d(6, 12, 3, stride=2, padding=1), (2, 6, 9)),
+        (nn.Conv2d(6, 12, 3, padding="same", dilation=2), (2, 6, 9, 9)),
+        (nn.Conv2d(6, 12, (1, 5), padding=(0, 2), padding_mode="circular", bias=False), (2, 6, 9, 9)),
+        (nn.Conv3d(6, 12, 2), (2, 6, 4, 4, 4)),
+    ],
+    ids=str,
+)
+def test_a_layer_of_low_rank_becomes_two_thin_ones_with_the_same_outputs(layer, shape):
+    model, x = nn.Sequential(low_rank(layer, 3), nn.Tanh()), torch.randn(shape)
+    task = Task(model, calibration=[x])
+    smaller, record = Factorize(rank=3)(model, task)
+    assert torch.allclose(output(smaller, x), output(model, x), atol=1e-5)
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in model.parameters())
+    assert "100.0% of the squared" in record.changes[0].why
+    by_energy, _ = Factorize(energy=0.99999)(model, task)
+    assert by_energy[0].down.weight.shape == smaller[0].down.weight.shape
+
+
+def test_layers_that_would_grow_are_left_alone_and_named():
+    task = task_of(Mlp)
+    model, record = Factorize(rank=5)(task.model, task)
+    assert isinstance(model.fc1, LowRankLinear)
+    assert type(model.fc3) is nn.Linear
+    assert [(c.path, c.why) for c in record.skipped] == [("fc3", "rank 5 would take 145 weights in place of 120")]
+
+
+def test_a_rank_that_makes_everything_grow_is_refused():
+    task = task_of(Mlp)
+    before = photograph(task.model)
+    with pytest.raises(NothingChangedError, match="use a lower rank"):
+        Factorize(rank=100)(task.model, task)
+    assert unchanged(task.model, before)
+
+
+def test_what_cannot_be_factorized_is_named_with_its_reason():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    model = nn.Sequential(Own(16, 16), nn.Linear(16, 16), nn.Unflatten(1, (8, 2)), nn.Conv1d(8, 8, 1, groups=2))
+    task = Task(model, calibration=[torch.randn(2, 16)])
+    for start in (model, Quantize(8)(model, task)[0]):
+        _, record = Factorize(rank=2)(start, task)
+        reasons = {change.path: change.why for change in record.skipped}
+        assert "a forward of its own" in reasons["0"]
+        assert "grouped" in reasons["3"]
+        assert [change.path for change in record.changes] == ["1"]
+
+
+def test_attention_keeps_the_layers_it_reads_directly():
+    task = task_of(Block)
+    model, record = Factorize(rank=3)(task.model, task)
+    assert "attention.out_proj" in {change.path for change in record.skipped}
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    wrapped = nn.Sequential(encoder, nn.Linear(16, 16))
+    smaller, record = Factorize(rank=3)(wrapped, Task(wrapped, calibration=[torch.randn(2, 5, 16)]))
+    assert output(smaller, torch.randn(2, 5, 16)).shape == (2, 5, 16)
+    assert {c.path for c in record.skipped} == {"0.linear1", "0.linear2", "0.self_attn.out_proj"}
+
+
+def test_a_tied_weight_is_left_whole_because_its_twin_keeps_it():
+    task = Task(seeded(Tied), calibration=[torch.arange(6).view(2, 3)])
+    _, record = Factorize(rank=3)(task.model, task)
+    assert [(c.path, c.why) for c in record.skipped] == [("head", "its weight is also that of 'embed', which keeps it")]
+
+
+def test_a_model_that_is_one_layer_must_be_wrapped():
+    layer = nn.Linear(16, 16)
+    with pytest.raises(NothingChangedError, match="wrap it"):
+        Factorize(rank=2)(layer, Task(layer, calibration=[torch.randn(2, 16)]))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [Quantize(8), Quantize(4, "fc*", per="group", group=4), Quantize(1), Share(4), Quantize(8, activations=8, biases=8)],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [Mlp, ResidualCnn])
+def test_coded_layers_give_coded_thin_layers(first, kind):
+    task, x = task_of(kind), inputs(kind)
+    coded, _ = first(task.model, task)
+    model, record = Factorize(rank=3, layers="fc*" if kind is Mlp else "*")(coded, task)
+    thin = [m for m in model.modules() if isinstance(m, (LowRankLinear, LowRankConv))]
+    assert len(thin) == len(record.changes) > 0
+    for change in record.changes:
+        before, after = coded.get_submodule(change.path), model.get_submodule(change.path)
+        for half in (after.down, after.up):
+            assert isinstance(before, Coded) == isinstance(half, Coded)
+            assert not isinstance(half, Coded) or half.coded["weight"].grid.bits == first.bits
+    assert output(model, x).shape == output(coded, x).shape
+
+
+def test_factorizing_twice_leaves_the_halves_alone():
+    task = task_of(Mlp)
+    once, _ = Factorize(rank=5)(task.model, task)
+    with pytest.raises(NothingChangedError, match="one half of a factorized layer"):
+        Factorize(rank=2, layers="fc1")(once, task)
+
+
+def test_the_input_grid_goes_to_the_first_of_the_two():
+    task = task_of(Mlp)
+    coded, _ = Quantize(8, activations=8)(task.model, task)
+    model, _ = Factorize(rank=4, layers="fc1")(coded, task)
+    assert isinstance(model.fc1.down.coded["weight"], AffineTensor)
+    assert float(model.fc1.down.input_grid.scale) == float(coded.fc1.input_grid.scale)
+
+
+@pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])
+def test_the_model_that_is_given_is_left_as_it_was(kind):
+    task = task_of(kind)
+    task.model.train()
+    before = photograph(task.model)
+    model, _ = Factorize(rank=2)(task.model, task)
+    assert unchanged(task.model, before)
+    assert model.training
+
+
+def test_a_layer_of_zeros_gets_rank_one():
+    model = nn.Sequential(nn.Linear(8, 8))
+    nn.init.zeros_(model[0].weight)
+    smaller, _ = Factorize()(model, Task(model, calibration=[torch.randn(2, 8)]))
+    assert smaller[0].down.weight.shape == (1, 8)
+    assert torch.equal(output(smaller, torch.ones(1, 8))[0], model[0].bias)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [({"rank": 0}, "rank=0"), ({"rank": 1.5}, "rank=1.5"), ({"energy": 0.0}, "energy=0.0"), ({"energy": 1.1}, "energy=1.1")])
+def test_arguments_that_make_no_sense_are_refused_at_once(arguments, words):
+    with pytest.raises(RangeError, match=words):
+        Factorize(**arguments)
+
+
+def test_a_model_without_such_layers_is_refused():
+    model = nn.Sequential(nn.Embedding(4, 4))
+    with pytest.raises(LayerError, match="selects no layer"):
+        Factorize()(model, Task(model, calibration=[torch.zeros(2, dtype=torch.long)]))

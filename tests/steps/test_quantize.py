@@ -1,0 +1,165 @@
+import pytest
+import torch
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
+from torch import nn
+
+from enxuto.errors import RangeError, ShapeError
+from enxuto.layers import ActivationGrid, AffineTensor
+from enxuto.sizes import module_bytes
+from enxuto.steps.prune import Prune
+from enxuto.steps.quantize import Quantize
+from enxuto.steps.share import Share
+from enxuto.surgery import weights
+from enxuto.task import Task
+
+
+@pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])
+@pytest.mark.parametrize("step", [Quantize(8), Quantize(8, per="tensor"), Quantize(8, "fc*", per="group", group=4)], ids=str)
+def test_eight_bits_hardly_change_the_outputs_and_make_the_model_small(kind, step):
+    task, x = task_of(kind), inputs(kind)
+    model, record = step(task.model, task)
+    before, after = output(task.model, x), output(model, x)
+    assert float((after - before).norm() / before.norm()) < 0.03
+    assert module_bytes(model) < module_bytes(task.model)
+    assert {change.path for change in record.changes} == {weight.key for weight in weights(task.model, step.layers)}
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_fewer_bits_are_fewer_values_and_fewer_bytes(bits):
+    task = task_of(Mlp)
+    model, _ = Quantize(bits, per="tensor")(task.model, task)
+    for weight in weights(model):
+        assert len(weight.read().unique()) <= 2**bits
+    assert module_bytes(model) <= module_bytes(Quantize(bits + 1, per="tensor")(task.model, task)[0])
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("per", ["tensor", "channel", "group"])
+@pytest.mark.parametrize("coder", [Quantize, Share])
+def test_a_pruned_weight_stays_zero_after_coding(coder, bits, per):
+    task = task_of(Mlp)
+    pruned, _ = Prune(sparsity=0.7)(task.model, task)
+    step = coder(bits, per=per, group=4) if coder is Quantize else coder(bits)
+    model, _ = step(pruned, task)
+    for before, after in zip(weights(pruned), weights(model), strict=True):
+        assert bool((after.read()[before.read() == 0] == 0).all())
+
+
+def test_one_bit_refuses_a_pruned_model_and_sharing_two_values_keeps_its_zeros():
+    task = task_of(Mlp)
+    pruned, _ = Prune(sparsity=0.7)(task.model, task)
+    before = photograph(pruned)
+    with pytest.raises(ShapeError, match=r"bits=1 has no code for zero.*'fc1'.*bits=2"):
+        Quantize(1)(pruned, task)
+    assert unchanged(pruned, before)
+    model, _ = Share(1)(pruned, task)
+    for zeroed, after in zip(weights(pruned), weights(model), strict=True):
+        assert bool((after.read()[zeroed.read() == 0] == 0).all())
+        assert len(after.read().unique()) == 2
+
+
+@pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])
+def test_the_model_that_is_given_is_left_as_it_was_also_when_the_step_refuses(kind):
+    task = task_of(kind)
+    task.model.train()
+    before = photograph(task.model)
+    Quantize(8, activations=8, biases=8)(task.model, task)
+    assert unchanged(task.model, before)
+    with pytest.raises(ShapeError, match="group=7 does not divide"):
+        Quantize(4, per="group", group=7)(task.model, task)
+    assert unchanged(task.model, before)
+
+
+@pytest.mark.parametrize("step", [Quantize(4), Quantize(8, per="tensor"), Quantize(1), Quantize(3, "fc", per="group", group=4)], ids=str)
+def test_quantizing_twice_is_quantizing_once(step):
+    task = task_of(ResidualCnn)
+    once, _ = step(task.model, task)
+    twice, _ = step(once, task)
+    for a, b in zip(weights(once), weights(twice), strict=True):
+        assert torch.equal(a.read(), b.read())
+
+
+def test_activations_are_calibrated_on_what_the_layers_read():
+    task = task_of(ResidualCnn)
+    model, record = Quantize(8, activations=8)(task.model, task)
+    x = task.calibration[0]
+    grid = model.conv1.input_grid
+    assert isinstance(grid, ActivationGrid)
+    low, high = float(x.min()), float(x.max())
+    assert float(grid.scale) == pytest.approx((high - low) / 255, rel=1e-5)
+    assert float(model.conv2.input_grid.zero_point) == 0  # behind a relu
+    assert sum(change.what == "input in 8 bits" for change in record.changes) == 4
+    assert float((output(model, x) - output(task.model, x)).norm() / output(task.model, x).norm()) < 0.05
+
+
+def test_biases_and_norms_are_coded_on_request():
+    task = task_of(ResidualCnn)
+    model, record = Quantize(8, biases=8)(task.model, task)
+    assert isinstance(model.bn1.coded["weight"], AffineTensor)
+    assert isinstance(model.fc.coded["bias"], AffineTensor)
+    assert not list(model.parameters())
+    assert {"bn1.weight", "bn1.bias", "fc.bias"} <= {change.path for change in record.changes}
+    x = inputs(ResidualCnn)
+    assert float((output(model, x) - output(task.model, x)).norm() / output(task.model, x).norm()) < 0.05
+
+
+def test_zero_biases_survive_a_bit_that_knows_no_zero():
+    task = task_of(Mlp)
+    nn.init.zeros_(task.model.fc1.bias)
+    task.model.fc2.bias.data[3] = 0
+    model, record = Quantize(2, biases=1)(task.model, task)
+    assert torch.equal(model.fc1.bias, torch.zeros(32))
+    assert float(model.fc2.bias[3]) == 0
+    assert ("fc2.bias", "2 bits") in [(change.path, change.what) for change in record.changes]
+
+
+def test_tied_weights_and_biases_are_coded_once():
+    task = Task(seeded(Tied), calibration=[torch.arange(6).view(2, 3)])
+    model, _ = Quantize(4)(task.model, task)
+    assert model.embed.coded["weight"] is model.head.coded["weight"]
+    two = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    two[1].bias = two[0].bias
+    model, _ = Quantize(4, biases=8)(two, Task(two, calibration=[torch.randn(2, 4)]))
+    assert model[0].coded["bias"] is model[1].coded["bias"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LSTM(8, 4), nn.GRU(8, 4, bidirectional=True), nn.RNN(8, 4), nn.Conv1d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.LSTMCell(8, 4)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_no_kind_of_layer_is_skipped_in_silence(layer):
+    shape = {nn.Conv1d: (2, 4, 9), nn.ConvTranspose2d: (2, 4, 5, 5), nn.LSTMCell: (3, 8)}.get(type(layer), (3, 2, 8))
+    model = nn.Sequential(layer)
+    task = Task(model, calibration=[torch.randn(shape)])
+    for step in (Quantize(4), Share(3), Prune(sparsity=0.5)):
+        smaller, record = step(model, task)
+        assert {change.path for change in record.changes} == {weight.key for weight in weights(model)} != set()
+        assert smaller[0](torch.randn(shape)) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_stay_what_they_are(dtype):
+    model = seeded(Mlp).to(dtype)
+    x = inputs(Mlp).to(dtype)
+    smaller, _ = Quantize(8, activations=8)(model, Task(model, calibration=[x]))
+    assert output(smaller, x).dtype == dtype
+    assert float((output(smaller, x) - output(model, x)).norm() / output(model, x).norm()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"bits": 0}, "bits=0"),
+        ({"bits": 9}, "bits=9"),
+        ({"bits": 4.5}, "bits=4.5"),
+        ({"per": "row"}, "per='row'"),
+        ({"group": 0}, "group=0"),
+        ({"activations": 4}, "activations=4"),
+        ({"biases": 16}, "bits=16"),
+        ({"fit": "max"}, "fit='max'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_at_once(arguments, words):
+    with pytest.raises(RangeError, match=words):
+        Quantize(**arguments)

@@ -1,0 +1,50 @@
+import pytest
+import torch
+from toys import Block, Mlp, ResidualCnn, inputs, output, photograph, task_of, unchanged
+
+from enxuto.errors import RangeError
+from enxuto.layers import TableTensor
+from enxuto.steps.quantize import Quantize
+from enxuto.steps.share import Share
+from enxuto.surgery import weights
+
+
+@pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_each_weight_takes_at_most_so_many_values(kind, bits):
+    task = task_of(kind)
+    before = photograph(task.model)
+    model, record = Share(bits)(task.model, task)
+    for weight in weights(model):
+        assert isinstance(weight.tensor, TableTensor)
+        assert len(weight.read().unique()) <= 2**bits
+    assert len(record.changes) == len(weights(task.model))
+    assert unchanged(task.model, before)
+
+
+def test_shared_values_are_nearer_than_a_uniform_grid_of_as_many():
+    task = task_of(Mlp)
+    shared, uniform = Share(3)(task.model, task)[0], Quantize(3, per="tensor")(task.model, task)[0]
+    for own, a, b in zip(weights(task.model), weights(shared), weights(uniform), strict=True):
+        assert float((a.read() - own.read()).norm()) < float((b.read() - own.read()).norm())
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_sharing_twice_is_sharing_once(bits):
+    task = task_of(ResidualCnn)
+    once, _ = Share(bits)(task.model, task)
+    twice, _ = Share(bits)(once, task)
+    for a, b in zip(weights(once), weights(twice), strict=True):
+        assert torch.equal(a.read(), b.read())
+
+
+def test_eight_bits_hardly_change_the_outputs():
+    task, x = task_of(Block), inputs(Block)
+    model, _ = Share(8, biases=8)(task.model, task)
+    assert float((output(model, x) - output(task.model, x)).norm() / output(task.model, x).norm()) < 0.02
+
+
+@pytest.mark.parametrize(("arguments", "words"), [({"bits": 0}, "bits=0"), ({"bits": 12}, "bits=12"), ({"biases": 0}, "bits=0")])
+def test_arguments_that_make_no_sense_are_refused_at_once(arguments, words):
+    with pytest.raises(RangeError, match=words):
+        Share(**arguments)
