@@ -46,9 +46,7 @@ def main() -> None:
         }
         for name in files
     ]
-    common.tell(
-        "speed_mobilenet", "MobileNetV2 at 224 pixels: half the MACs and int8 at least 2.2x", rows, samples_ms=clocks
-    )
+    common.tell("speed_mobilenet", "MobileNetV2 at 224 pixels: half the MACs and int8 at least 2.2x", rows, samples_ms=clocks)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,7 @@ def main() -> None:
         {"case": name, "median_s": median(times), "beyond_torch_s": median(times) - bare if "torch," in name else None}
         for name, times in samples.items()
     ]
-    common.tell(
-        "startup", "import enxuto costs under a second beyond torch; --help under a second", rows, samples_s=samples
-    )
+    common.tell("startup", "import enxuto costs under a second beyond torch; --help under a second", rows, samples_s=samples)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,11 @@ class Tied(nn.Module):
 
     def __init__(self, tokens: int = 64, width: int = 16) -> None:
         super().__init__()
-        self.embed, self.mix, self.head = nn.Embedding(tokens, width), nn.Linear(width, width), nn.Linear(width, tokens, bias=False)
+        self.embed, self.mix, self.head = (
+            nn.Embedding(tokens, width),
+            nn.Linear(width, width),
+            nn.Linear(width, tokens, bias=False),
+        )
         self.head.weight = self.embed.weight
 
     def forward(self, x: Tensor) -> Tensor:

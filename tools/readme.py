@@ -20,8 +20,7 @@ def main() -> None:
         parts += [f"**`make demo`** ({document.name}): {headline(document)}", ""]
         parts += ["| | original | compressed | change |", "|---|---|---|---|"]
         parts += [
-            f"| {row.name} | {row.original.text} | {row.compressed.text} | {row.change.text} |"
-            for row in summary_rows(document)
+            f"| {row.name} | {row.original.text} | {row.compressed.text} | {row.change.text} |" for row in summary_rows(document)
         ]
         parts.append("")
     for path in sorted(Path("bench/results").glob("*.json")):

@@ -52,7 +52,32 @@ _HOMES = {
     "save": "verbs",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "Change",
+    "Error",
+    "Factorize",
+    "Fold",
+    "Prune",
+    "PruneChannels",
+    "Quantize",
+    "Record",
+    "Recover",
+    "Result",
+    "Schedule",
+    "Share",
+    "Target",
+    "Task",
+    "compress",
+    "convert",
+    "evaluate",
+    "export",
+    "ledger",
+    "load",
+    "prepare",
+    "report",
+    "run",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

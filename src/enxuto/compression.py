@@ -84,14 +84,13 @@ def _search(task: Task, target: Target, seconds: float, work: Path, before: Sequ
         floor = smallest_bytes(task, work)
         if limit < floor:
             raise TargetError(
-                f"a file of {format_bytes(limit)} is asked for, but names, shapes and one value a layer of this network "
-                f"({sum(entry.bytes for entry in before):,} bytes of weights) already take {format_bytes(floor)}; ask for more than that."
+                f"a file of {format_bytes(limit)} is asked for, but names, shapes and next to no value of this network, "
+                f"whose weights take {format_bytes(sum(entry.bytes for entry in before))}, already need "
+                f"{format_bytes(floor)}; ask for more than that."
             )
     evaluate = task.evaluate or agreement(task.model, task.calibration)
     search = Search(task, target, seconds, work, evaluate, limit)
     search.run()
     if search.best < 0:
-        raise TargetError(
-            "no recipe could be applied to this network; inspect it to see which layers enxuto can treat."
-        )
+        raise TargetError("no recipe could be applied to this network; inspect it to see which layers enxuto can treat.")
     return search

@@ -21,9 +21,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     if path.exists() and not path.is_file():
-        raise OutputError(
-            f"'{path}' is a folder or a device, which a file must not take the place of; name another file."
-        )
+        raise OutputError(f"'{path}' is a folder or a device, which a file must not take the place of; name another file.")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)

@@ -32,9 +32,7 @@ def count_macs(model: nn.Module, batch: Batch) -> dict[str, int]:
     """
     counts: dict[str, int] = {}
     hooks = []
-    inside = {
-        child for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.children()
-    }
+    inside = {child for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.children()}
     for path, module in model.named_modules():
         if isinstance(module, COUNTED) and module not in inside:
             counts[path] = 0
@@ -66,9 +64,7 @@ def _counter(counts: dict[str, int], path: str) -> Callable[..., None]:
     return count
 
 
-def _macs(
-    module: nn.Module, first: Tensor | nn.utils.rnn.PackedSequence, given: Sequence[object], outputs: object
-) -> int:
+def _macs(module: nn.Module, first: Tensor | nn.utils.rnn.PackedSequence, given: Sequence[object], outputs: object) -> int:
     """Multiply-accumulates of one call of one layer."""
     if isinstance(module, nn.RNNBase):
         data = first.data if isinstance(first, nn.utils.rnn.PackedSequence) else first
@@ -76,9 +72,7 @@ def _macs(
         return data.numel() // data.shape[-1] * sum(weight.numel() for weight in weights)
     assert isinstance(first, Tensor)
     if isinstance(module, nn.MultiheadAttention):
-        others = [
-            each for each in given if isinstance(each, Tensor) and each.is_floating_point() and each.ndim == first.ndim
-        ]
+        others = [each for each in given if isinstance(each, Tensor) and each.is_floating_point() and each.ndim == first.ndim]
         key = others[1] if len(others) > 1 else first
         return _attention_macs(module, first, key)
     if isinstance(module, _ConvTransposeNd):

@@ -43,15 +43,14 @@ class Checkpoints(Protocol):
         """Keeps what these steps gave."""
 
 
-def run(
-    task: Task, steps: Sequence[Step], *, checkpoints: Checkpoints | None = None
-) -> tuple[nn.Module, tuple[Record, ...]]:
+def run(task: Task, steps: Sequence[Step], *, checkpoints: Checkpoints | None = None) -> tuple[nn.Module, tuple[Record, ...]]:
     """The task's model after all steps, and what each did. Nothing is edited in place.
 
     With checkpoints, a recipe that begins with the same steps on the same model goes on from there, also after a kill.
     """
     steps = tuple(steps)
-    model, records = duplicate(task.model).eval(), ()
+    model: nn.Module = duplicate(task.model).eval()
+    records: tuple[Record, ...] = ()
     for done in range(len(steps), 0, -1) if checkpoints is not None else ():
         found = checkpoints.find(task, steps[:done])  # type: ignore[union-attr]
         if found is not None:
@@ -87,9 +86,7 @@ def from_data(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     for place, item in enumerate(data, 1):
         if not isinstance(item, Mapping) or not isinstance(item.get("step"), str) or item["step"] not in STEPS:
             name = item.get("step") if isinstance(item, Mapping) else item
-            raise RecipeError(
-                f"step {place} of the recipe is {name!r}, which is not known; use one of {', '.join(STEPS)}."
-            )
+            raise RecipeError(f"step {place} of the recipe is {name!r}, which is not known; use one of {', '.join(STEPS)}.")
         kind = STEPS[item["step"]]
         arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in item.items() if key != "step"}
         known = [field.name for field in dataclasses.fields(kind)]

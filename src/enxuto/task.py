@@ -59,9 +59,7 @@ def first_tensor(outputs: Any) -> Tensor:
                 return first_tensor(item)
             except TaskError:
                 continue
-    raise TaskError(
-        f"the model returned {type(outputs).__name__} without a tensor; return a tensor, a tuple or a dict of them."
-    )
+    raise TaskError(f"the model returned {type(outputs).__name__} without a tensor; return a tensor, a tuple or a dict of them.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +119,7 @@ def check_finite(model: nn.Module) -> None:
     for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
-            raise TaskError(
-                f"'{path}' holds {bad} NaN or infinite values of {tensor.numel()}; train or load the model again."
-            )
+            raise TaskError(f"'{path}' holds {bad} NaN or infinite values of {tensor.numel()}; train or load the model again.")
 
 
 def check_runs(model: nn.Module, batch: Batch) -> None:
@@ -164,13 +160,9 @@ class Target:
         if self.max_drop is not None:
             object.__setattr__(self, "max_drop", parse_fraction(self.max_drop))
             if not 0 <= self.drop < math.inf:
-                raise RangeError(
-                    f"max_drop={self.max_drop} is not in [0, inf); write 0.005 or '0.5%' for half a point."
-                )
+                raise RangeError(f"max_drop={self.max_drop} is not in [0, inf); write 0.005 or '0.5%' for half a point.")
         if self.compression is not None and not 1 <= self.compression < math.inf:
-            raise RangeError(
-                f"compression={self.compression} is before / after and must be at least 1; write for example 20."
-            )
+            raise RangeError(f"compression={self.compression} is before / after and must be at least 1; write for example 20.")
         for name in ("macs", "latency"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:

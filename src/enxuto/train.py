@@ -39,9 +39,7 @@ def prepare(task: Task, steps: Sequence[Step], *, gradual: bool = False) -> nn.M
     projected = ""
     for step in steps:
         if hasattr(step, "epochs"):
-            raise RecipeError(
-                f"{type(step).__name__} trains by itself; prepare is for your own loop: leave the step out."
-            )
+            raise RecipeError(f"{type(step).__name__} trains by itself; prepare is for your own loop: leave the step out.")
         if isinstance(step, Rehearsable):
             step.rehearse_(model, 0.0 if gradual else 1.0)
             projected = projected or type(step).__name__

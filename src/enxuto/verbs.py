@@ -1,4 +1,4 @@
-"""The verbs of a person who holds a result, a model or a file: save, export, evaluate, report. Each is a thin door to its room."""
+"""What a person does with a result, a model or a file: save, export, evaluate, report; each a thin door to its room."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ def evaluate(task: Task, what: nn.Module | PathLike) -> Evaluation:
             try:
                 artifact.write_bytes(Path(what).read_bytes())
             except OSError as error:
-                raise OutputError(
-                    f"'{what}' could not be copied for the measurement: {error}; free some disk."
-                ) from error
+                raise OutputError(f"'{what}' could not be copied for the measurement: {error}; free some disk.") from error
         save_original(task.model, folder / ORIGINAL)
         return measure(task, artifact, folder, folder / ORIGINAL)[0]
 

@@ -52,15 +52,10 @@ def golden_input() -> tuple[dict, list[Section]]:
 
 def same(a: Section, b: Section) -> bool:
     heads = (a.name, a.dtype, a.shape, a.symbols, a.array.dtype, a.array.shape)
-    return (
-        heads == (b.name, b.dtype, b.shape, b.symbols, b.array.dtype, b.array.shape)
-        and a.array.tobytes() == b.array.tobytes()
-    )
+    return heads == (b.name, b.dtype, b.shape, b.symbols, b.array.dtype, b.array.shape) and a.array.tobytes() == b.array.tobytes()
 
 
-def forged(
-    text: str | bytes, *, lengths: tuple[int, ...] = (), payload: bytes = b"", letters: int | None = None
-) -> bytes:
+def forged(text: str | bytes, *, lengths: tuple[int, ...] = (), payload: bytes = b"", letters: int | None = None) -> bytes:
     """A file whose checksum is right and whose header says whatever the test wants."""
     text = text.encode() if isinstance(text, str) else text
     text += b"\n" + b"".join(map(write_varint, lengths))

@@ -46,9 +46,7 @@ def test_integers_come_back_whatever_their_shape(data, shape, symbols):
 @given(st.data(), st.sampled_from(DTYPES), shapes)
 def test_arrays_come_back_bit_for_bit(data, dtype, shape):
     dtype = np.dtype(dtype)
-    patterns = data.draw(
-        hnp.arrays(np.uint8, (*shape, dtype.itemsize), elements=st.integers(0, 1 if dtype.kind == "b" else 255))
-    )
+    patterns = data.draw(hnp.arrays(np.uint8, (*shape, dtype.itemsize), elements=st.integers(0, 1 if dtype.kind == "b" else 255)))
     array = np.ascontiguousarray(patterns).view(dtype).reshape(shape)
     coded = encode_array(array)
     back = decode_array(coded, dtype, shape)

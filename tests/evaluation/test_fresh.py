@@ -91,9 +91,7 @@ def test_ctrl_c_ends_the_child(tmp_path):
         in_fresh_process(waits)
         """)
     )
-    parent = subprocess.Popen(
-        [sys.executable, script], stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": "src"}
-    )
+    parent = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": "src"})
     try:
         deadline = time.monotonic() + 30
         while not (tmp_path / "pid").exists():

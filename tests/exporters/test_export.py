@@ -20,9 +20,7 @@ from enxuto.layers.grids import Affine, Table
 def coded() -> nn.Module:
     """Convolutions of 7 bits per channel and 4 bits per tensor, a Linear with a table, one calibrated input."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5)
-    ).eval()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5)).eval()
     for path, grid in ((0, Affine(7)), (2, Affine(4, "tensor")), (5, Table(3))):
         code_(model[path], "weight", grid.encode(model[path].weight))
     model[2].input_grid = ActivationGrid(0.015625, 3)

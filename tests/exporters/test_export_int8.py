@@ -131,9 +131,7 @@ def test_given_weight_scales_are_in_the_file_exactly_also_behind_a_batch_norm(re
     for name, scale in scales.items():
         codes, kept = (torch.from_numpy(stored[f"{name}_{what}"].copy()) for what in ("quantized", "scale"))
         shape = (-1, *[1] * (codes.dim() - 1))
-        torch.testing.assert_close(
-            codes * kept.view(shape), torch.from_numpy(floats[name].copy()), rtol=1e-5, atol=1e-7
-        )
+        torch.testing.assert_close(codes * kept.view(shape), torch.from_numpy(floats[name].copy()), rtol=1e-5, atol=1e-7)
         if name != "stem.weight":  # whose batch norm was folded into weight and scale
             assert torch.equal(kept.reshape(-1), scale.expand(len(kept)))
     assert integer_operators(tmp_path / "int8.onnx").floating == {}
@@ -162,9 +160,7 @@ def test_a_grid_of_eight_bits_is_kept_only_when_eight_bits_are_asked_for(tmp_pat
     seven = quantize_onnx(tmp_path / "float.onnx", tmp_path / "a.onnx", [x], weight_scales={"0.weight": scale})
     assert seven.kept == ()
     assert "1 weights use all 8 bits and were rounded to 7" in seven.notes[0]
-    eight = quantize_onnx(
-        tmp_path / "float.onnx", tmp_path / "b.onnx", [x], weight_scales={"0.weight": scale}, weight_bits=8
-    )
+    eight = quantize_onnx(tmp_path / "float.onnx", tmp_path / "b.onnx", [x], weight_scales={"0.weight": scale}, weight_bits=8)
     assert eight.kept == ("0.weight",)
     largest = {
         name: max(

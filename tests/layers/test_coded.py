@@ -109,7 +109,11 @@ def coded(make, grid):
 def reference(layer, make):
     """A plain layer of the same kind, filled by hand with the decoded weights."""
     plain = make().eval()
-    values = {name.replace("coded.", ""): t for name, t in layer.state_dict().items() if not name.endswith(("codes", "scale", "codebook"))}
+    values = {
+        name.replace("coded.", ""): t
+        for name, t in layer.state_dict().items()
+        if not name.endswith(("codes", "scale", "codebook"))
+    }
     for weight in weights(layer):
         values[weight.key] = weight.read()
     plain.load_state_dict(values)

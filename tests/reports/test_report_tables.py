@@ -45,9 +45,7 @@ def test_a_measure_that_was_taken_of_neither_is_left_out() -> None:
 
 def test_a_quality_that_is_no_fraction_has_no_points() -> None:
     measured = {"file_bytes": 100, "quality": 23.4}
-    text = printed(
-        summary_table(Document.from_json({"original": measured, "compressed": {**measured, "quality": 23.1}}))
-    )
+    text = printed(summary_table(Document.from_json({"original": measured, "compressed": {**measured, "quality": 23.1}})))
     assert row(text, "validation")[2:] == ["23.40", "23.10", "−0.3"]
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +23,6 @@ from enxuto.task import Task
 
 NETS = image_nets()
 IMAGES = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """More threads than cores make small models slow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @functools.cache
@@ -85,9 +75,7 @@ def test_nothing_to_do_is_an_error_that_names_what_stays_and_why() -> None:
 
 
 @pytest.mark.parametrize("scores", ["taylor", "magnitude"])
-@pytest.mark.parametrize(
-    "name", ["residual", "depthwise", "dense", "grouped", "permuted", "lstm", "bidirectional gru", "gates"]
-)
+@pytest.mark.parametrize("name", ["residual", "depthwise", "dense", "grouped", "permuted", "lstm", "bidirectional gru", "gates"])
 def test_the_measured_macs_are_at_or_just_below_the_goal(name: str, scores: str) -> None:
     model = NETS[name]
     smaller, record = PruneChannels(macs=0.6, scores=scores)(model, task_for(model))  # type: ignore[arg-type]
@@ -153,9 +141,7 @@ def test_a_literal_in_forward_is_named_in_the_record() -> None:
     model = Literal().eval()
     smaller, record = PruneChannels(sparsity=0.4)(model, task_for(model))
     assert smaller.fc1.out_features == 5
-    assert {change.path: change.why for change in record.skipped}["conv"].startswith(
-        "forward writes a size as a literal"
-    )
+    assert {change.path: change.why for change in record.skipped}["conv"].startswith("forward writes a size as a literal")
 
 
 @pytest.mark.parametrize(
@@ -172,9 +158,7 @@ def test_the_same_seed_cuts_the_same_channels() -> None:
     model = NETS["residual"]
     first, _ = PruneChannels(macs=0.5)(model, task_for(model))
     second, _ = PruneChannels(macs=0.5)(model, task_for(model))
-    assert all(
-        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
 
 
 @pytest.fixture(scope="module")

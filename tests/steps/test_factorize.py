@@ -1,6 +1,5 @@
 import pytest
 import torch
-from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 from torch import nn
 
 from enxuto.errors import LayerError, NothingChangedError, RangeError
@@ -9,6 +8,7 @@ from enxuto.steps.factorize import Factorize
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.task import Task
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 
 
 def low_rank(layer, rank):
@@ -149,7 +149,10 @@ def test_a_layer_of_zeros_gets_rank_one():
     assert torch.equal(output(smaller, torch.ones(1, 8))[0], model[0].bias)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [({"rank": 0}, "rank=0"), ({"rank": 1.5}, "rank=1.5"), ({"energy": 0.0}, "energy=0.0"), ({"energy": 1.1}, "energy=1.1")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"rank": 0}, "rank=0"), ({"rank": 1.5}, "rank=1.5"), ({"energy": 0.0}, "energy=0.0"), ({"energy": 1.1}, "energy=1.1")],
+)
 def test_arguments_that_make_no_sense_are_refused_at_once(arguments, words):
     with pytest.raises(RangeError, match=words):
         Factorize(**arguments)

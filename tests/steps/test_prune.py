@@ -1,6 +1,5 @@
 import pytest
 import torch
-from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 from torch import nn
 
 from enxuto.errors import LayerError, NothingChangedError, RangeError, ShapeError
@@ -9,6 +8,7 @@ from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.surgery import weights
 from enxuto.task import Task
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 
 
 def zeros(model, layers="*"):

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 from torch import nn
 
 from enxuto.errors import RangeError, ShapeError
@@ -11,6 +10,7 @@ from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.surgery import weights
 from enxuto.task import Task
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 
 
 @pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])
@@ -70,7 +70,9 @@ def test_the_model_that_is_given_is_left_as_it_was_also_when_the_step_refuses(ki
     assert unchanged(task.model, before)
 
 
-@pytest.mark.parametrize("step", [Quantize(4), Quantize(8, per="tensor"), Quantize(1), Quantize(3, "fc", per="group", group=4)], ids=str)
+@pytest.mark.parametrize(
+    "step", [Quantize(4), Quantize(8, per="tensor"), Quantize(1), Quantize(3, "fc", per="group", group=4)], ids=str
+)
 def test_quantizing_twice_is_quantizing_once(step):
     task = task_of(ResidualCnn)
     once, _ = step(task.model, task)
@@ -125,7 +127,14 @@ def test_tied_weights_and_biases_are_coded_once():
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.LSTM(8, 4), nn.GRU(8, 4, bidirectional=True), nn.RNN(8, 4), nn.Conv1d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.LSTMCell(8, 4)],
+    [
+        nn.LSTM(8, 4),
+        nn.GRU(8, 4, bidirectional=True),
+        nn.RNN(8, 4),
+        nn.Conv1d(4, 4, 3),
+        nn.ConvTranspose2d(4, 4, 3),
+        nn.LSTMCell(8, 4),
+    ],
     ids=lambda layer: type(layer).__name__,
 )
 def test_no_kind_of_layer_is_skipped_in_silence(layer):

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from toys import Block, Mlp, ResidualCnn, inputs, output, photograph, task_of, unchanged
 
 from enxuto.errors import RangeError
 from enxuto.layers import TableTensor
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.surgery import weights
+from toys import Block, Mlp, ResidualCnn, inputs, output, photograph, task_of, unchanged
 
 
 @pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])

@@ -106,9 +106,7 @@ def test_the_second_time_a_network_comes_from_the_cache_with_equal_weights(digit
     assert not second.training
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"epochs": 2}, {"name": "lenet-5"}, {"name": "gru", "sizes": {"hidden": 8}}]
-)
+@pytest.mark.parametrize("change", [{"seed": 1}, {"epochs": 2}, {"name": "lenet-5"}, {"name": "gru", "sizes": {"hidden": 8}}])
 def test_whatever_changes_the_weights_has_a_cache_file_of_its_own(digits, tmp_path, change):
     trained(digits, tmp_path)
     assert trained(digits, tmp_path, **change)[1]

@@ -81,15 +81,11 @@ def write(path: str | os.PathLike[str], meta: Mapping[str, Any], sections: Seque
         plain = [dict(meta), [[s.name, s.dtype, list(s.shape), s.symbols] for s in sections]]
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"meta of '{path}' is not JSON: {error}; use text, finite numbers, lists and dicts."
-        ) from error
+        raise ArtifactError(f"meta of '{path}' is not JSON: {error}; use text, finite numbers, lists and dicts.") from error
     payloads = [encode_array(s.array) if s.symbols is None else encode_integers(s.array, s.symbols) for s in sections]
     text += _END + b"".join(write_varint(len(payload)) for payload in payloads)
     if len(text) > MAX_HEADER_BYTES:
-        raise ArtifactError(
-            f"the header of '{path}' takes {len(text)} bytes, more than {MAX_HEADER_BYTES}; shorten meta."
-        )
+        raise ArtifactError(f"the header of '{path}' takes {len(text)} bytes, more than {MAX_HEADER_BYTES}; shorten meta.")
     header = encode_text(text, _PRIMER)
     head = MAGIC + bytes([VERSION]) + write_varint(len(text)) + write_varint(len(header)) + header
     body = b"".join([head, *payloads])
@@ -167,9 +163,7 @@ def _load(path: str | os.PathLike[str]) -> bytes:
     if len(data) < least:
         raise ArtifactError(f"'{path}' ends after {len(data)} bytes, a .nxt file has at least {least}; copy it again.")
     if data[len(MAGIC)] != VERSION:
-        raise ArtifactError(
-            f"'{path}' has format version {data[len(MAGIC)]}, this enxuto reads {VERSION}; upgrade enxuto."
-        )
+        raise ArtifactError(f"'{path}' has format version {data[len(MAGIC)]}, this enxuto reads {VERSION}; upgrade enxuto.")
     if zlib.crc32(data[:-_CHECKSUM_BYTES]) != int.from_bytes(data[-_CHECKSUM_BYTES:], "little"):
         raise ArtifactError(f"'{path}' was altered or cut off: its checksum is wrong; copy or save it again.")
     return data
@@ -233,14 +227,10 @@ def _entry(row: object) -> _Entry:
 def _check_entry(entry: _Entry) -> _Entry:
     """The entry, when dtype, shape and symbols make sense."""
     if entry.dtype not in _DTYPES:
-        raise ArtifactError(
-            f"tensor '{entry.name}' has the unknown dtype '{entry.dtype}'; known are {', '.join(_DTYPES)}"
-        )
+        raise ArtifactError(f"tensor '{entry.name}' has the unknown dtype '{entry.dtype}'; known are {', '.join(_DTYPES)}")
     whole = all(type(size) is int and size >= 0 for size in entry.shape)
     if not whole or len(entry.shape) > 32:  # numpy 1.26 stops at 32 axes
-        raise ArtifactError(
-            f"tensor '{entry.name}' has the shape {str(entry.shape)[:60]}; at most 32 axes from 0 up are kept"
-        )
+        raise ArtifactError(f"tensor '{entry.name}' has the shape {str(entry.shape)[:60]}; at most 32 axes from 0 up are kept")
     if entry.symbols is not None:
         wide = {"uint8": 256, "uint16": MAX_SYMBOLS}.get(entry.dtype, 0)
         if type(entry.symbols) is not int or not 1 <= entry.symbols <= wide:

@@ -50,11 +50,7 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     """
     meta, sections = read(path)
     same = meta.get("same", {})
-    if (
-        not isinstance(meta.get("edits"), list)
-        or not isinstance(same, dict)
-        or not all(type(n) is str for n in same.values())
-    ):
+    if not isinstance(meta.get("edits"), list) or not isinstance(same, dict) or not all(type(n) is str for n in same.values()):
         raise ArtifactError(f"'{path}' holds no enxuto model; pack and unpack are for plain tensors.")
     shapes = {section.name: section.shape for section in sections}
     try:
@@ -97,9 +93,7 @@ def _entries(by_name: dict[str, int]) -> list[Entry]:
 
 
 def _sections(model: nn.Module) -> tuple[list[Section], dict[str, str]]:
-    coded = {
-        path: module for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, CodedTensor)
-    }
+    coded = {path: module for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, CodedTensor)}
     sections, same, seen = [], {}, {}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
@@ -188,17 +182,13 @@ def _tie_(model: nn.Module, same: dict[str, str]) -> None:
 def _assign_coded_(owner: CodedTensor, name: str, leaf: str, tensor: Tensor, path: str) -> None:
     if leaf == "codes":
         if tuple(tensor.shape) != owner.shape or tensor.dtype != torch.uint8:
-            raise ArtifactError(
-                f"'{path}': the codes '{name}' do not have the shape of their weight; the file is damaged."
-            )
+            raise ArtifactError(f"'{path}': the codes '{name}' do not have the shape of their weight; the file is damaged.")
         if tensor.numel() and int(tensor.max()) >= 2**owner.grid.bits:
             raise ArtifactError(f"'{path}': '{name}' holds codes beyond {owner.grid.bits} bits; the file is damaged.")
         owner.codes = pack(tensor.flatten(), owner.grid.bits)
     elif isinstance(owner, TableTensor) and leaf == "codebook":
         if tensor.ndim != 1 or not 0 < tensor.numel() <= 2**owner.grid.bits or not tensor.is_floating_point():
-            raise ArtifactError(
-                f"'{path}': the codebook '{name}' does not fit {owner.grid.bits} bits; the file is damaged."
-            )
+            raise ArtifactError(f"'{path}': the codebook '{name}' does not fit {owner.grid.bits} bits; the file is damaged.")
         owner.codebook = tensor.float()
     elif isinstance(owner, AffineTensor) and leaf == "scale":
         if tensor.shape != owner.scale.shape or tensor.dtype != owner.scale.dtype:

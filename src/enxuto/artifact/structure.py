@@ -48,9 +48,7 @@ def edits(model: nn.Module, original: nn.Module | None) -> list[Edit]:
             edit |= _resized(module, before)
         if coded_names(module):
             edit["coded"] = {name: _grid(module.coded[name], path) for name in coded_names(module)}
-            dtypes = {
-                n: str(t.dtype).removeprefix("torch.") for n, t in module.coded.items() if t.dtype != torch.float32
-            }
+            dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in module.coded.items() if t.dtype != torch.float32}
             if dtypes:
                 edit["dtypes"] = dtypes
         if "input_grid" in module._modules and isinstance(module.input_grid, ActivationGrid):
@@ -207,9 +205,7 @@ def _grid(tensor: nn.Module, path: str) -> list[Any]:
 
 def _tensor(kind: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: str) -> CodedTensor:
     if dtype not in DTYPES:
-        raise ArtifactError(
-            f"the file names a dtype {dtype!r} of a weight that is not known; use one of {', '.join(DTYPES)}."
-        )
+        raise ArtifactError(f"the file names a dtype {dtype!r} of a weight that is not known; use one of {', '.join(DTYPES)}.")
     with torch.device("meta"):
         if kind == "affine":
             return AffineTensor(Affine(*arguments), shape, DTYPES[dtype])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from enxuto.task import Step, Target
 
 
-def compress(  # noqa: PLR0913, PLR0917  each argument is an option of the command
+def compress(  # noqa: PLR0913  each argument is an option of the command
     task_file: TaskFile,
     size: Size = None,
     compression: Annotated[
@@ -23,9 +23,7 @@ def compress(  # noqa: PLR0913, PLR0917  each argument is an option of the comma
     ] = None,
     macs: Annotated[
         str | None,
-        typer.Option(
-            "--macs", metavar="FRACTION", help="Multiply-accumulates left: 0.5 or 50%.", rich_help_panel=GOALS
-        ),
+        typer.Option("--macs", metavar="FRACTION", help="Multiply-accumulates left: 0.5 or 50%.", rich_help_panel=GOALS),
     ] = None,
     latency: Annotated[
         str | None,
@@ -35,9 +33,7 @@ def compress(  # noqa: PLR0913, PLR0917  each argument is an option of the comma
     time: Time = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(
-            "--recipe", metavar="YAML", help="Run these steps instead of searching for a goal.", show_default=False
-        ),
+        typer.Option("--recipe", metavar="YAML", help="Run these steps instead of searching for a goal.", show_default=False),
     ] = None,
     out: Out = Path("out"),
     json: Json = False,
@@ -78,24 +74,18 @@ def _wanted(
     given = {name: value for name, value in goals.items() if value is not None}
     if recipe is None:
         if not given:
-            raise TargetError(
-                "no goal was given; write for example --size 100kB --max-drop 0.5%, or --recipe recipe.yaml."
-            )
+            raise TargetError("no goal was given; write for example --size 100kB --max-drop 0.5%, or --recipe recipe.yaml.")
         for name in ("macs", "latency"):
             if name in given:
                 given[name] = parse_fraction(given[name])
         return None, Target(**given), None if time is None else parse_seconds(time)
     if given or time is not None:
         extra = f"--{[*given, 'time'][0].replace('_', '-')}"
-        raise TargetError(
-            f"{extra} and --recipe were both given; a recipe is run as it stands, so leave out one of them."
-        )
+        raise TargetError(f"{extra} and --recipe were both given; a recipe is run as it stands, so leave out one of them.")
     try:
         steps = from_yaml(recipe.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"recipe '{recipe}' cannot be read: {error}; name a YAML file with a list of steps."
-        ) from error
+        raise RecipeError(f"recipe '{recipe}' cannot be read: {error}; name a YAML file with a list of steps.") from error
     except RecipeError as error:
         raise RecipeError(f"'{recipe}': {error}") from error
     if not steps:

@@ -20,7 +20,7 @@ LARGEST_SAMPLES, MOST_EPOCHS = 55_000, 30
 SIZE, MAX_DROP, TIME = "20kB", "1%", "90s"
 
 
-def demo(  # noqa: PLR0913, PLR0917  each argument is an option of the command
+def demo(  # noqa: PLR0913  each argument is an option of the command
     data: Annotated[
         str,
         typer.Option("--data", metavar="FOLDER|NAME", help="fashion-mnist, digits, auto, or a folder of idx files."),

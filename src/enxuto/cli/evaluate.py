@@ -58,9 +58,7 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B", help="The same for the other one.", show_default=False)],
     task_file: Annotated[
         Path | None,
-        typer.Option(
-            "--task", metavar="TASK.PY", help="Measure both now, with this task's functions.", show_default=False
-        ),
+        typer.Option("--task", metavar="TASK.PY", help="Measure both now, with this task's functions.", show_default=False),
     ] = None,
     json: Json = False,
     seed: Seed = None,
@@ -122,9 +120,7 @@ def _from_files(first: Path, second: Path) -> Document:
             ledgers.append(tuple(Entry(**asdict(entry)) for entry in entries))
     notes = ["nothing was measured now; with --task task.py both are, in one run, and the change of quality is paired."]
     if len(names) > 1:
-        notes.append(
-            f"the qualities are of different kinds ({' and '.join(sorted(names))}): their difference means nothing."
-        )
+        notes.append(f"the qualities are of different kinds ({' and '.join(sorted(names))}): their difference means nothing.")
     return Document(
         original=measured[0],
         compressed=measured[1],
@@ -148,9 +144,7 @@ def _table(document: Document, title: str, heads: list[str]) -> Table:
         table.add_column(Text(head), justify="right" if index else "left", overflow="fold")
     for row in summary_rows(document):
         cells = [row.original, row.compressed, row.change][: len(heads)]
-        table.add_row(
-            row.measure, *(Text("\n".join(part for part in (cell.text, cell.detail) if part)) for cell in cells)
-        )
+        table.add_row(row.measure, *(Text("\n".join(part for part in (cell.text, cell.detail) if part)) for cell in cells))
     return table
 
 

@@ -24,9 +24,7 @@ def export(
             show_default=False,
         ),
     ] = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Weights and activations in 8 bits, for integer arithmetic.")
-    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights and activations in 8 bits, for integer arithmetic.")] = False,
     json: Json = False,
     seed: Seed = None,
     quiet: Quiet = False,
@@ -78,9 +76,7 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", metavar="HTML", help="The page to write; otherwise beside result.json.", show_default=False
-        ),
+        typer.Option("--out", "-o", metavar="HTML", help="The page to write; otherwise beside result.json.", show_default=False),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -31,13 +31,9 @@ def init(
 
     with session(json=json, quiet=quiet, debug=debug) as run:
         if path.suffix != ".py":
-            raise OutputError(
-                f"'{path}' does not end in .py; a task file is a Python file: write `enxuto init task.py`."
-            )
+            raise OutputError(f"'{path}' does not end in .py; a task file is a Python file: write `enxuto init task.py`.")
         if path.exists() and not force:
-            raise OutputError(
-                f"'{path}' is there already and was left alone; choose another name, or replace it with --force."
-            )
+            raise OutputError(f"'{path}' is there already and was left alone; choose another name, or replace it with --force.")
         text = TEMPLATE.read_text(encoding="utf-8").replace("task.py", str(path))
         write_bytes(path, text.encode())
         run.answer({"task": str(path)})

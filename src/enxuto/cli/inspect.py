@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A task file (.py), a .nxt or an .onnx file.", show_default=False)
-    ],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A task file (.py), a .nxt or an .onnx file.", show_default=False)],
     json: Json = False,
     seed: Seed = None,
     quiet: Quiet = False,
@@ -42,9 +40,7 @@ def inspect(
         elif path.suffix == ".py":
             _inspect_task(run, path, seed)
         else:
-            raise ArtifactError(
-                f"'{path}' is not inspected by its name; give a task file (.py), a .nxt or an .onnx file."
-            )
+            raise ArtifactError(f"'{path}' is not inspected by its name; give a task file (.py), a .nxt or an .onnx file.")
 
 
 def _inspect_task(run: Session, path: Path, seed: int | None) -> None:
@@ -80,9 +76,7 @@ def _inspect_task(run: Session, path: Path, seed: int | None) -> None:
         )
         for cost in costs
     ]
-    run.show(
-        layers_table(rows, f"{type(task.model).__name__}: bytes in memory, MACs a sample, time of {samples} samples")
-    )
+    run.show(layers_table(rows, f"{type(task.model).__name__}: bytes in memory, MACs a sample, time of {samples} samples"))
 
 
 def _inspect_nxt(run: Session, path: Path) -> None:
@@ -134,9 +128,7 @@ def _inspect_onnx(run: Session, path: Path) -> None:
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except (OSError, DecodeError) as error:
-        raise ExportError(
-            f"'{path}' cannot be read as ONNX: {error}; name a file that `enxuto export` wrote."
-        ) from error
+        raise ExportError(f"'{path}' cannot be read as ONNX: {error}; name a file that `enxuto export` wrote.") from error
     constants: dict[str, list[int]] = {}
     for item in graph.initializer:
         kind = onnx.TensorProto.DataType.Name(item.data_type).lower()
@@ -151,17 +143,13 @@ def _inspect_onnx(run: Session, path: Path) -> None:
         {
             "file": str(path),
             "file_bytes": total,
-            "constants": {
-                kind: dict(zip(("tensors", "values", "bytes"), row, strict=True)) for kind, row in constants.items()
-            },
+            "constants": {kind: dict(zip(("tensors", "values", "bytes"), row, strict=True)) for kind, row in constants.items()},
             "operators": dict(operators),
             "integer_operators": dict(optimised.integer),
             "float_operators": dict(optimised.floating),
         }
     )
-    table = _table(
-        f"{path}: {format_bytes(total)} ({total:,} bytes)", ["constants", "tensors", "values", "bytes", "share"]
-    )
+    table = _table(f"{path}: {format_bytes(total)} ({total:,} bytes)", ["constants", "tensors", "values", "bytes", "share"])
     for kind, row in sorted(constants.items(), key=lambda pair: -pair[1][2]):
         _add(table, kind, *(f"{value:,}" for value in row), _share(row[2], total))
     rest = total - sum(row[2] for row in constants.values())

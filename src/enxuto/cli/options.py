@@ -12,13 +12,9 @@ SHARED = "Every command"
 
 TaskFile = Annotated[
     Path,
-    typer.Argument(
-        metavar="TASK.PY", help="Python file that defines `task`; `enxuto init` writes one.", show_default=False
-    ),
+    typer.Argument(metavar="TASK.PY", help="Python file that defines `task`; `enxuto init` writes one.", show_default=False),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.", rich_help_panel=SHARED)
-]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.", rich_help_panel=SHARED)]
 Seed = Annotated[
     int | None,
     typer.Option(
@@ -32,18 +28,14 @@ Seed = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress bar and no remarks, only the result.", rich_help_panel=SHARED)
 ]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Say what is being done, and show tracebacks.", rich_help_panel=SHARED)
-]
+Debug = Annotated[bool, typer.Option("--debug", help="Say what is being done, and show tracebacks.", rich_help_panel=SHARED)]
 Out = Annotated[
     Path,
     typer.Option("--out", "-o", metavar="FOLDER", help="Where small.nxt, small.onnx, result.json and report.html go."),
 ]
 Size = Annotated[
     str | None,
-    typer.Option(
-        "--size", metavar="BYTES", help="Largest .nxt file: 100kB, 1.5MB.", rich_help_panel=GOALS, show_default=False
-    ),
+    typer.Option("--size", metavar="BYTES", help="Largest .nxt file: 100kB, 1.5MB.", rich_help_panel=GOALS, show_default=False),
 ]
 MaxDrop = Annotated[
     str | None,

@@ -52,9 +52,7 @@ def compress_into(
     run.show(summary_table(document), headline(document))
     _show_verdict(run, document)
     if not run.quiet:
-        run.show(
-            Text(certainty(document), style="dim"), *(Text(f"note: {note}", style="yellow") for note in document.notes)
-        )
+        run.show(Text(certainty(document), style="dim"), *(Text(f"note: {note}", style="yellow") for note in document.notes))
         run.show("", *(_file_line(path, FILES[name]) for name, path in files.items()))
     if not result.met:
         raise typer.Exit(GOAL_MISSED)

@@ -96,14 +96,10 @@ def subject(path: Path) -> Subject:
     if path.is_dir():
         nxt, onnx = path / "small.nxt", path / "small.onnx"
         if not (path / "result.json").is_file() or not nxt.is_file():
-            raise ArtifactError(
-                f"folder '{path}' holds no result.json with a small.nxt; name one that `enxuto compress` wrote."
-            )
+            raise ArtifactError(f"folder '{path}' holds no result.json with a small.nxt; name one that `enxuto compress` wrote.")
         return Subject(str(path), nxt, onnx if onnx.is_file() else None)
     if path.suffix not in (".nxt", ".onnx"):
-        raise ArtifactError(
-            f"'{path}' is no result by its name; give a .nxt file, an .onnx file or a folder with result.json."
-        )
+        raise ArtifactError(f"'{path}' is no result by its name; give a .nxt file, an .onnx file or a folder with result.json.")
     if not path.is_file():
         raise ArtifactError(f"'{path}' does not exist; name a file or folder that `enxuto compress` wrote.")
     return Subject(str(path), path, path if path.suffix == ".onnx" else None)

@@ -103,13 +103,10 @@ def _check_takes_nothing(function: Callable[..., Any], place: str) -> None:
     needed = [
         name
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     if needed:
-        raise TaskError(
-            f"{place} needs the argument {needed[0]!r}; it is called without any, so give it a default value."
-        )
+        raise TaskError(f"{place} needs the argument {needed[0]!r}; it is called without any, so give it a default value.")
 
 
 def _where(path: Path, function: object) -> str:

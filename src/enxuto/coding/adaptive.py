@@ -53,9 +53,7 @@ def decode(data: bytes, count: int, symbols: int) -> Codes:
     stride, at = read_varint(data, 0)
     mode, at = read_varint(data, at)
     if not 1 <= stride <= count <= MAX_CODES or mode >= symbols or not 2 <= symbols <= MAX_SYMBOLS:
-        raise ArtifactError(
-            f"{count} codes cannot have stride={stride}, mode={mode} and symbols={symbols}; the file is damaged."
-        )
+        raise ArtifactError(f"{count} codes cannot have stride={stride}, mode={mode} and symbols={symbols}; the file is damaged.")
     body = np.frombuffer(data[at:], np.uint8).copy()
     codes, state = np.zeros(count, np.uint8), _opened(body)
     whole = walk(codes, stride, mode, body, state, _levels(), _fresh(symbols), True)

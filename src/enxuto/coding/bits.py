@@ -42,9 +42,7 @@ def pack(codes: Codes, bits: int) -> bytes:
     """
     _check_bits(bits)
     if codes.size and int(codes.max()) >> bits:
-        raise RangeError(
-            f"code {int(codes.max())} does not fit into bits={bits}; use bits={int(codes.max()).bit_length()}."
-        )
+        raise RangeError(f"code {int(codes.max())} does not fit into bits={bits}; use bits={int(codes.max()).bit_length()}.")
     groups = -(-codes.size // _GROUP)
     columns = np.zeros((groups, _GROUP), np.uint16)
     columns.reshape(-1)[: codes.size] = codes
@@ -116,6 +114,4 @@ def _overlaps(bits: int) -> list[tuple[int, int, int]]:
 
 def _check_bits(bits: int) -> None:
     if not 1 <= bits <= MAX_BITS:
-        raise RangeError(
-            f"bits={bits} is outside 1..{MAX_BITS}; wider values are coded as byte planes by encode_array."
-        )
+        raise RangeError(f"bits={bits} is outside 1..{MAX_BITS}; wider values are coded as byte planes by encode_array.")

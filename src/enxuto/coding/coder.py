@@ -35,9 +35,7 @@ def encode(codes: Codes, model: Model, table: bytes) -> bytes:
     states = np.empty(_LANES, np.uint32)
     mode = int(model.frequencies.argmax())
     first = rans_encode(codes, frequencies, starts, model.precision, mode, words, states)
-    return b"".join(
-        [write_varint(len(table)), table, states.astype("<u4").tobytes(), words[first:].astype("<u2").tobytes()]
-    )
+    return b"".join([write_varint(len(table)), table, states.astype("<u4").tobytes(), words[first:].astype("<u2").tobytes()])
 
 
 def decode(data: bytes, count: int, symbols: int) -> Codes:
@@ -49,9 +47,7 @@ def decode(data: bytes, count: int, symbols: int) -> Codes:
 
     length, at = read_varint(data, 0)
     if len(data) < at + length + _STATE_BYTES or (len(data) - at - length) % 2:
-        raise ArtifactError(
-            f"an entropy-coded stream of {count} codes ends after {len(data)} bytes; the file is damaged."
-        )
+        raise ArtifactError(f"an entropy-coded stream of {count} codes ends after {len(data)} bytes; the file is damaged.")
     model = read_table(data[at : at + length], symbols)
     at += length
     states = np.frombuffer(data, "<u4", _LANES, at).astype(np.uint32)

@@ -48,9 +48,7 @@ def fit(counts: NDArray[np.int64], precision: int) -> Model:
     frequencies = [max(1, count * total // population) for count in occurring]
     missing = total - sum(frequencies)
     step = 1 if missing > 0 else -1
-    heap = [
-        (_price(c, f, step), i) for i, (c, f) in enumerate(zip(occurring, frequencies, strict=True)) if f + step > 0
-    ]
+    heap = [(_price(c, f, step), i) for i, (c, f) in enumerate(zip(occurring, frequencies, strict=True)) if f + step > 0]
     heapq.heapify(heap)
     for _ in range(abs(missing)):
         _, index = heapq.heappop(heap)

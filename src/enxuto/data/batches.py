@@ -20,9 +20,7 @@ class Batches:
     An incomplete last batch is left out (other samples each epoch), unless it is the only one.
     """
 
-    def __init__(
-        self, x: Tensor, y: Tensor, *, batch_size: int = 128, seed: int = 0, shift: int = 0, flip: bool = False
-    ) -> None:
+    def __init__(self, x: Tensor, y: Tensor, *, batch_size: int = 128, seed: int = 0, shift: int = 0, flip: bool = False) -> None:
         _check(x, y, batch_size)
         if not 0 <= shift < min(x.shape[-2:]):
             raise RangeError(f"shift={shift} does not fit images of {tuple(x.shape[-2:])} pixels; use 0, 1 or 2.")
@@ -61,9 +59,7 @@ class Batches:
         return padded[samples, channels, from_rows, from_columns]
 
 
-def batches(
-    x: Tensor, y: Tensor, batch_size: int = 128, seed: int = 0, *, shift: int = 0, flip: bool = False
-) -> Batches:
+def batches(x: Tensor, y: Tensor, batch_size: int = 128, seed: int = 0, *, shift: int = 0, flip: bool = False) -> Batches:
     """Shuffled batches to train on, again and again; optionally moved by up to `shift` pixels and mirrored.
 
     Shapes: x [samples, channels, height, width], y [samples]; each batch the same with `batch_size` samples.

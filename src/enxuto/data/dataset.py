@@ -90,9 +90,7 @@ def _idx_folder(folder: Path, seed: int) -> Dataset:
         shapes = f"{train[0].shape[1:]} and {test[0].shape[1:]}"
         raise DataError(f"'{folder}' holds images of {shapes} pixels to train and to test; they must have one size.")
     if test[1].max() > train[1].max():
-        raise DataError(
-            f"'{folder}' tests class {test[1].max()}, which is not among its training labels; fetch it again."
-        )
+        raise DataError(f"'{folder}' tests class {test[1].max()}, which is not among its training labels; fetch it again.")
     validation = len(train[0]) // _VALIDATION_PART
     if not validation:
         raise DataError(
@@ -108,9 +106,7 @@ def _idx_pair(folder: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.ui
     files = [_idx_file(folder, name) for name in names]
     for name, file in zip(names, files, strict=True):
         if file is None:
-            raise DataError(
-                f"'{folder}' has no '{name}' (or '{name}.gz'); a folder of the four MNIST idx files is needed."
-            )
+            raise DataError(f"'{folder}' has no '{name}' (or '{name}.gz'); a folder of the four MNIST idx files is needed.")
     images, labels = (read_idx(file, dimensions=d) for file, d in zip(files, (3, 1), strict=True) if file)
     if len(images) != len(labels):
         raise DataError(f"'{folder}' holds {len(images)} {part} images but {len(labels)} labels; fetch both again.")

@@ -193,18 +193,14 @@ def _exported(
     )
 
 
-def _choose(
-    exports: tuple[Exported, ...], changes: dict[str, float], max_drop: float
-) -> tuple[Exported | None, list[str]]:
+def _choose(exports: tuple[Exported, ...], changes: dict[str, float], max_drop: float) -> tuple[Exported | None, list[str]]:
     """The fastest export that loses at most `max_drop`, else the one that loses least, and what must be said."""
     timed = [export for export in exports if export.latency_ms is not None]
     if not timed:
         return None, ["the network was not exported to a runtime, so there is no latency and no peak memory."]
     good = [export for export in timed if changes[export.precision] >= -max_drop]
     if not good:
-        words = (
-            f"no export keeps quality within max_drop={max_drop:g}; latency and memory are of the one that loses least."
-        )
+        words = f"no export keeps quality within max_drop={max_drop:g}; latency and memory are of the one that loses least."
         return max(timed, key=lambda export: changes[export.precision]), [words]
     notes = [
         f"the {export.precision} export changes quality by {changes[export.precision]:+.4f}, "
@@ -214,9 +210,7 @@ def _choose(
     ]
     clock = {export.precision: export.latency_ms or math.inf for export in timed}
     if clock.get("int8", 0.0) > clock.get("fp32", math.inf):
-        notes.append(
-            f"int8 is slower than fp32 on this machine ({clock['int8']:.3g} ms against {clock['fp32']:.3g} ms)."
-        )
+        notes.append(f"int8 is slower than fp32 on this machine ({clock['int8']:.3g} ms against {clock['fp32']:.3g} ms).")
     return min(good, key=lambda export: clock[export.precision]), notes
 
 
@@ -226,7 +220,5 @@ def _findings(original: Measurement, compressed: Measurement) -> list[str]:
     if compressed.file_bytes >= original.file_bytes:
         notes.append(f"the file did not get smaller: {compressed.file_bytes} bytes against {original.file_bytes}.")
     if compressed.latency_ms and original.latency_ms and compressed.latency_ms >= original.latency_ms:
-        notes.append(
-            f"the network did not get faster: {compressed.latency_ms:.3g} ms against {original.latency_ms:.3g} ms."
-        )
+        notes.append(f"the network did not get faster: {compressed.latency_ms:.3g} ms against {original.latency_ms:.3g} ms.")
     return notes

@@ -17,9 +17,7 @@ from enxuto.evaluation.session import Array, open_session
 if TYPE_CHECKING:
     from enxuto.task import Batch
 
-SHORTEST_MS = (
-    2.0  # a sample is the mean of so many calls that it lasts at least this long: clocks and schedulers are coarse
-)
+SHORTEST_MS = 2.0  # a sample is the mean of so many calls that it lasts at least this long: clocks and schedulers are coarse
 WARM_UP_S = 0.2  # a file; the first calls allocate memory and raise the clock
 
 

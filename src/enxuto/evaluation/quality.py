@@ -65,9 +65,7 @@ def agree(before: Tensor, after: Tensor) -> Tensor:
         )
     if before.is_floating_point() and before.dim() == 2 and before.shape[1] >= 2:
         return (before.argmax(1) == after.argmax(1)).double()
-    one, other = (
-        tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1) for tensor in (before, after)
-    )
+    one, other = (tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1) for tensor in (before, after))
     if not (before.is_floating_point() or before.is_complex()):
         return (one == other).double().mean(1)
     kind = torch.complex128 if before.is_complex() else torch.float64
@@ -94,19 +92,13 @@ def quality(evaluate: Evaluate, model: nn.Module) -> Tensor:
             "and must use nothing of it but calling it: exported files are evaluated with it too."
         ) from error
     if not isinstance(value, (Tensor, Real)) and not hasattr(value, "__array__"):
-        raise TaskError(
-            f"evaluate returned {type(value).__name__}; return one number, or a tensor with one value per sample."
-        )
+        raise TaskError(f"evaluate returned {type(value).__name__}; return one number, or a tensor with one value per sample.")
     values = torch.as_tensor(value).detach().cpu().double()
     if values.dim() > 1 or values.numel() == 0:
-        raise TaskError(
-            f"evaluate returned shape {tuple(values.shape)}; return one number, or one value per sample [samples]."
-        )
+        raise TaskError(f"evaluate returned shape {tuple(values.shape)}; return one number, or one value per sample [samples].")
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
-        raise TaskError(
-            f"evaluate returned {bad} NaN or infinite values of {values.numel()}; check the model's outputs."
-        )
+        raise TaskError(f"evaluate returned {bad} NaN or infinite values of {values.numel()}; check the model's outputs.")
     return values
 
 

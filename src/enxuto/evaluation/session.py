@@ -27,9 +27,7 @@ RUNTIME_ERRORS = (
 Array = npt.NDArray[Any]
 
 
-def open_session(
-    path: str | os.PathLike[str], *, threads: int = 0, optimized: str = ""
-) -> onnxruntime.InferenceSession:
+def open_session(path: str | os.PathLike[str], *, threads: int = 0, optimized: str = "") -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU with all optimizations.
 
     `threads` = 0 leaves the number to the runtime; `optimized` names a file that receives the optimised graph.

@@ -88,8 +88,4 @@ def input_grids(model: nn.Module) -> Mapping[str, tuple[float, int]]:
     from enxuto.layers.activations import ActivationGrid
 
     grids = {path: getattr(module, "input_grid", None) for path, module in model.named_modules(remove_duplicate=False)}
-    return {
-        path: (float(grid.scale), int(grid.zero_point))
-        for path, grid in grids.items()
-        if isinstance(grid, ActivationGrid)
-    }
+    return {path: (float(grid.scale), int(grid.zero_point)) for path, grid in grids.items() if isinstance(grid, ActivationGrid)}

@@ -168,9 +168,7 @@ def _follow(
     for name, given in weight_scales.items():
         node = paths.get(name.removesuffix(".weight") if name != "weight" else "")
         if node is None or node.input[1] not in constants:
-            notes.append(
-                f"the scales of '{name}' are not in the int8 file: no operator of the graph uses that weight alone"
-            )
+            notes.append(f"the scales of '{name}' are not in the int8 file: no operator of the graph uses that weight alone")
             continue
         weight = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
         axis = _axis(node)
@@ -191,9 +189,7 @@ def _follow(
         found[node.input[1]] = (scale.astype(np.float32), axis)
     if rounded:
         some = ", ".join(f"'{name}'" for name in rounded[:3]) + (", ..." if len(rounded) > 3 else "")
-        notes.append(
-            f"{len(rounded)} weights use all 8 bits and were rounded to 7, which no processor overflows on: {some}"
-        )
+        notes.append(f"{len(rounded)} weights use all 8 bits and were rounded to 7, which no processor overflows on: {some}")
     return found, notes
 
 

@@ -88,9 +88,7 @@ def _write(model: nn.Module, sample: Batch, outputs: Any, path: os.PathLike[str]
     proto = _tidy(exported.model_proto)
     helper.set_model_props(proto, {STRUCTURE: json.dumps(structure(outputs))})
     if proto.ByteSize() > LARGEST_FILE_BYTES:
-        raise ExportError(
-            f"{type(model).__name__} is over 2 GB as .onnx, more than one file can hold; compress it first."
-        )
+        raise ExportError(f"{type(model).__name__} is over 2 GB as .onnx, more than one file can hold; compress it first.")
     onnx.save_model(proto, path)
 
 
@@ -121,9 +119,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.filterwarnings(
-                "ignore", message="The tensor attributes? .*assigned during export", category=UserWarning
-            )
+            warnings.filterwarnings("ignore", message="The tensor attributes? .*assigned during export", category=UserWarning)
             yield
     finally:
         logger.setLevel(level)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from torch import nn
@@ -27,15 +29,12 @@ class MacModel:
                 tensor = getattr(model.get_submodule(part.path), part.name)
                 if getattr(tensor, "ndim", 0) > 1 and self.by_layer.get(part.path):
                     shapes[part.path, part.name] = tuple(tensor.shape)
-        weights = {
-            path: sum(p.numel() for p in model.get_submodule(path).parameters() if p.ndim > 1) for path, _ in shapes
-        }
+        weights = {path: sum(p.numel() for p in model.get_submodule(path).parameters() if p.ndim > 1) for path, _ in shapes}
         self._positions = {key: self.by_layer[key[0]] / weights[key[0]] for key in shapes}
         self._shapes = shapes
         self._rest = self.before - sum(self._positions[key] * np.prod(shape) for key, shape in shapes.items())
         self._owned = [
-            {(part.path, part.name, part.dim): int((part.unit_of == 0).sum()) for part in group.slices}
-            for group in groups
+            {(part.path, part.name, part.dim): int((part.unit_of == 0).sum()) for part in group.slices} for group in groups
         ]
 
     def after(self, counts: Sequence[int]) -> float:
@@ -82,33 +81,36 @@ def order(group: Group, scores: FloatArray, zeros: frozenset[int], multiple_of: 
     return Order(made.units, made.scores, made.counts, made.fitting(len(zeros)))
 
 
-def cheapest(orders: Sequence[Order], model: MacModel, goal: float) -> list[int]:
+def cheapest(orders: Sequence[Order], model: MacModel, goal: float, *, per_mac: bool) -> list[int]:
     """How many units of each group go until at most `goal` multiply-accumulates are left.
 
-    Units go in the order of score for each multiply-accumulate they save; if the goal is out of reach, all go that may.
+    Units go in the order of their scores, or with `per_mac` of score for each multiply-accumulate they save; the last ones
+    stay after all where the goal is met without them. If it is out of reach, all go that may.
     """
-    counts = [each.free for each in orders]
-    full = [0] * len(orders)
-    steps: list[tuple[float, int, int]] = []
-    for index, each in enumerate(orders):
-        saved = model.before - model.after([*full[:index], 1, *full[index + 1 :]])
-        for low, high in zip(each.counts, each.counts[1:], strict=False):
-            if high > each.free:
-                mean = float(np.mean(each.scores[low:high]))
-                steps.append((mean / max(saved, 1e-9), index, high))
-    steps.sort()
+    steps = _steps(orders, model, per_mac)
 
     def taken(number: int) -> list[int]:
-        result = list(counts)
-        for _, index, high in steps[:number]:
+        result = [each.free for each in orders]
+        for _, index, _, high in steps[:number]:
             result[index] = max(result[index], high)
         return result
 
-    low, high = 0, len(steps)
-    while low < high:
-        middle = (low + high) // 2
-        if model.after(taken(middle)) <= goal:
-            high = middle
-        else:
-            low = middle + 1
-    return taken(low)
+    number = bisect_left(range(len(steps)), True, key=lambda number: model.after(taken(number)) <= goal)
+    counts = taken(number)
+    for _, index, low, high in reversed(steps[:number]):
+        spared = [*counts[:index], low, *counts[index + 1 :]]
+        if counts[index] == high and model.after(spared) <= goal:
+            counts = spared
+    return counts
+
+
+def _steps(orders: Sequence[Order], model: MacModel, per_mac: bool) -> list[tuple[float, int, int, int]]:
+    """Every single cut that may be made, best first: its price, the group, and its number of lost units before and after."""
+    steps = []
+    for index, each in enumerate(orders):
+        one = [int(other == index) for other in range(len(orders))]
+        saved = max(model.before - model.after(one), 1.0) if per_mac else 1.0
+        for low, high in pairwise(each.counts):
+            if low >= each.free:
+                steps.append((float(np.mean(each.scores[low:high])) / saved, index, low, high))
+    return sorted(steps)

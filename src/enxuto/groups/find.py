@@ -47,22 +47,21 @@ def find_groups(model: nn.Module, batch: Batch) -> Groups:
     try:
         traced = trace(plain, batch)
     except Untraceable as error:
-        return Groups((), tuple(Change(path, WHOLE, str(error)) for path in _owners(plain)), ())
-    found, frozen, zeros = _assemble(traced, _order(plain))
+        return Groups((), tuple(Change(path, WHOLE, str(error)) for path in _layers(plain)), ())
+    places = _places(plain)
+    found, frozen, zeros = _assemble(traced, places)
     failed = rehearse(plain, found, batch)
     frozen += [Change(path, WHOLE, why) for group, why in failed for path in group.writers]
     bad = {id(group) for group, _ in failed}
     kept = [(group, zero) for group, zero in zip(found, zeros, strict=True) if id(group) not in bad]
     seen = {path for group in found for path in group.paths} | {change.path for change in frozen}
     frozen += [
-        Change(path, WHOLE, "the sample inputs do not reach it")
-        for path in _unreached(plain, traced)
-        if path not in seen
+        Change(path, WHOLE, "the sample inputs do not reach it") for path in _unreached(plain, traced, places) if path not in seen
     ]
     return Groups(tuple(group for group, _ in kept), tuple(frozen), tuple(zero for _, zero in kept))
 
 
-def _assemble(traced: Trace, order: Mapping[str, int]) -> tuple[list[Group], list[Change], list[frozenset[int]]]:
+def _assemble(traced: Trace, places: Places) -> tuple[list[Group], list[Change], list[frozenset[int]]]:
     """The groups, what is frozen and the zero units of each group."""
     ledger = traced.ledger
     _settle_raw(ledger)
@@ -86,18 +85,18 @@ def _assemble(traced: Trace, order: Mapping[str, int]) -> tuple[list[Group], lis
             frozen[units[0]] = ALONE
             del kinds[signature]
     live = live_channels(traced, channel)
-    made = [_group([key for key, _ in signature], units, ledger, lines, order) for signature, units in kinds.items()]
-    made.sort(key=lambda pair: order[pair[0].slices[0].address])
+    made = [_group([key for key, _ in signature], units, ledger, lines, places) for signature, units in kinds.items()]
+    made.sort(key=lambda pair: places.order[pair[0].slices[0].address])
     groups = [group for group, _ in made]
     zeros = [frozenset(index for index, unit in enumerate(units) if unit not in live) for _, units in made]
-    return groups, _frozen_changes(ledger, lines, frozen, order), zeros
+    return groups, _frozen_changes(ledger, lines, frozen, places), zeros
 
 
 def _group(
-    keys: list[Key], units: list[int], ledger: Ledger, lines: Mapping[Key, IntArray], order: Mapping[str, int]
+    keys: list[Key], units: list[int], ledger: Ledger, lines: Mapping[Key, IntArray], places: Places
 ) -> tuple[Group, list[int]]:
     """One group, its units in the order of its first writer."""
-    keys = sorted(keys, key=lambda key: (order[key[0]], key[1]))
+    keys = sorted(keys, key=places.rank)
     leading = next((key for key in keys if ledger.axes[key].writes), keys[0])
     wanted = set(units)
     ordered = [int(unit) for unit in dict.fromkeys(lines[leading].tolist()) if unit in wanted]
@@ -129,13 +128,12 @@ def _settle_raw(ledger: Ledger) -> None:
         ledger.axes[key, lines[0]] = Axis(labels[index])
 
 
-def _frozen_changes(
-    ledger: Ledger, lines: Mapping[Key, IntArray], frozen: Mapping[int, str], order: Mapping[str, int]
-) -> list[Change]:
+def _frozen_changes(ledger: Ledger, lines: Mapping[Key, IntArray], frozen: Mapping[int, str], places: Places) -> list[Change]:
     """One line for each module that writes channels that stay."""
     found: dict[str, Change] = {}
-    for key in sorted(lines, key=lambda key: (order[key[0]], key[1])):
-        path = key[0].rpartition(".")[0]
+    for key in sorted(lines, key=places.rank):
+        holders = places.holders[key[0]] if key[0] in places.holders else [key[0].rpartition(".")[0]]
+        path = next((writer for writer in ledger.axes[key].writers if writer in holders), holders[0])
         stay = [int(unit) for unit in lines[key] if int(unit) in frozen]
         if ledger.axes[key].writes and stay and path not in found:
             what = WHOLE if len(stay) == len(lines[key]) else f"{len(stay)} of {len(lines[key])} channels stay"
@@ -143,26 +141,39 @@ def _frozen_changes(
     return list(found.values())
 
 
-def _order(model: nn.Module) -> dict[str, int]:
-    """The place of every tensor, and of every channel count, in the network."""
-    names = [
-        f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
-        for name in [*module._parameters, *module._buffers, "num_features"]
-    ]
-    return {name: index for index, name in enumerate(names)}
+@dataclass(frozen=True)
+class Places:
+    """Where tensors are: their order in the network, and the paths of the modules that hold each, by its first name."""
+
+    order: Mapping[str, int]
+    holders: Mapping[str, list[str]]
+
+    def rank(self, key: Key) -> tuple[int, int]:
+        """Sorts the dimensions of tensors in the order of the network."""
+        return self.order[key[0]], key[1]
 
 
-def _owners(model: nn.Module) -> list[str]:
+def _places(model: nn.Module) -> Places:
+    order: dict[str, int] = {}
+    holders: dict[str, list[str]] = defaultdict(list)
+    first: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items(), ("num_features", None)]:
+            key = f"{path}.{name}" if path else name
+            order.setdefault(key, len(order))
+            if tensor is not None:
+                holders[first.setdefault(id(tensor), key)].append(path)
+    return Places(order, holders)
+
+
+def _layers(model: nn.Module) -> list[str]:
+    """The paths of modules that hold weights."""
     return [
-        path
-        for path, module in model.named_modules()
-        if any(p.ndim > 1 for p in module._parameters.values() if p is not None)
+        path for path, module in model.named_modules() if any(p is not None and p.ndim > 1 for p in module._parameters.values())
     ]
 
 
-def _unreached(model: nn.Module, traced: Trace) -> list[str]:
-    used = {key.rpartition(".")[0] for key, _ in traced.ledger.axes} | {
-        key.rpartition(".")[0] for key in traced.ledger.raw
-    }
-    return [path for path in _owners(model) if path not in used]
+def _unreached(model: nn.Module, traced: Trace, places: Places) -> list[str]:
+    used = {key for key, _ in traced.ledger.axes} | set(traced.ledger.raw)
+    reached = {path for key in used for path in places.holders.get(key, ())}
+    return [path for path in _layers(model) if path not in reached]

@@ -28,14 +28,14 @@ def convolution(call: Call) -> Value:
     groups, per_group = call.integer("groups", 1), weight.shape[1]
     if groups == 1:
         _read(call, "input", weight, 1, line)
-        out = call.ledger.axis(weight, 0, writes=True)
+        out = call.ledger.axis(weight, 0, writer=call.where)
     elif per_group == 1:
         out = call.ledger.axis(weight, 0)
         call.ledger.unify(out.view(groups, -1), _seen(line).view(groups, 1), MEETS, call.where)
     else:
         call.ledger.unify_rows(_seen(line).view(groups, per_group))
         _read(call, "input", weight, 1, line.view(groups, per_group)[0])
-        out = call.ledger.axis(weight, 0, writes=True)
+        out = call.ledger.axis(weight, 0, writer=call.where)
         call.ledger.unify_rows(out.view(groups, -1))
     _follow(call, "bias", out)
     return along(out, call.shape, channel)
@@ -50,12 +50,10 @@ def transposed(call: Call) -> Value:
     line = line_of(labels, channel)
     groups = call.integer("groups", 1)
     if line is None or (groups > 1 and groups != len(line)):
-        return call.freeze_all(
-            ELSEWHERE if line is None else "a grouped transposed convolution couples all its channels"
-        )
+        return call.freeze_all(ELSEWHERE if line is None else "a grouped transposed convolution couples all its channels")
     if groups == 1:
         _read(call, "input", weight, 0, line)
-        out = call.ledger.axis(weight, 1, writes=True)
+        out = call.ledger.axis(weight, 1, writer=call.where)
     else:
         rows = call.ledger.axis(weight, 0)
         call.ledger.unify(rows, _seen(line), MEETS, call.where)
@@ -79,9 +77,7 @@ def matmul(call: Call) -> Value:
         return _product(call, first, right, out_dim=1, bias="self" if call.name == "addmm" else "")
     left_labels, right_labels = call.labels(first), call.labels(second)
     if min(left_labels.ndim, right_labels.ndim) >= 2:
-        mixes = {left_labels.ndim - 1} & set(varying(left_labels)) or {right_labels.ndim - 2} & set(
-            varying(right_labels)
-        )
+        mixes = {left_labels.ndim - 1} & set(varying(left_labels)) or {right_labels.ndim - 2} & set(varying(right_labels))
         if not mixes and not varying(left_labels) and varying(right_labels) == [right_labels.ndim - 1]:
             line = line_of(right_labels, -1)  # fixed numbers mix positions, the channels pass
             assert line is not None
@@ -97,10 +93,12 @@ def _product(call: Call, data: str, weight: object, *, out_dim: int, bias: str) 
     line = line_of(labels, -1)
     if line is None:  # token mixing: the channels lie elsewhere and pass, this layer stays whole
         for dim in (0, 1):
-            call.ledger.freeze(call.ledger.axis(weight, dim, writes=dim == out_dim), ELSEWHERE, call.where)
+            call.ledger.freeze(
+                call.ledger.axis(weight, dim, writer=call.where if dim == out_dim else None), ELSEWHERE, call.where
+            )
         return call.freeze_all(ELSEWHERE)
     _read(call, data, weight, 1 - out_dim, line)
-    out = call.ledger.axis(weight, out_dim, writes=True)
+    out = call.ledger.axis(weight, out_dim, writer=call.where)
     if bias:
         _follow(call, bias, out)
     return along(out, call.shape, len(call.shape) - 1)
@@ -142,7 +140,7 @@ def embedding(call: Call) -> Value:
     weight = call.arguments["weight"]
     if not isinstance(weight, Weight):
         return call.freeze_all(COMPUTED)
-    line = call.ledger.axis(weight, 1, writes=True)
+    line = call.ledger.axis(weight, 1, writer=call.where)
     outputs = [along(line, call.shape, len(call.shape) - 1), *(fixed(shape) for shape in call.shapes[1:])]
     return call.result(*outputs)
 
@@ -170,9 +168,7 @@ def recurrent(call: Call) -> Value:
     for state, units in zip(states if isinstance(states, Sequence) else [states], (written, hidden), strict=False):
         _starts(call, state, units)
     outputs = [along(written.repeat(directions), call.shape, len(call.shape) - 1)]
-    outputs += [
-        along(units, shape, len(shape) - 1) for shape, units in zip(call.shapes[1:], (written, hidden), strict=False)
-    ]
+    outputs += [along(units, shape, len(shape) - 1) for shape, units in zip(call.shapes[1:], (written, hidden), strict=False)]
     return call.result(*outputs)
 
 
@@ -190,9 +186,7 @@ def recurrent_cell(call: Call) -> Value:
     return call.result(*(along(units, shape, len(shape) - 1) for shape in call.shapes))
 
 
-def _cell(
-    call: Call, params: Sequence[Weight], source: Tensor, hidden: Tensor | None, before: str, name: str
-) -> Tensor:
+def _cell(call: Call, params: Sequence[Weight], source: Tensor, hidden: Tensor | None, before: str, name: str) -> Tensor:
     """The labels of the hidden units of one direction of one layer, made the same as `hidden`. Shapes: -> [hidden].
 
     `before` names the values of the layer below, "" where the cell reads the input of the call; `name` its own values.
@@ -200,16 +194,16 @@ def _cell(
     w_ih, w_hh, *rest = params
     projection = rest[-1] if rest and len(rest[-1].shape) == 2 else None
     gates = w_ih.shape[0] // (w_hh if projection is None else projection).shape[1]
-    units = call.ledger.axis(w_ih, 0, writes=True).view(gates, -1)[0]
+    units = call.ledger.axis(w_ih, 0, writer=call.where).view(gates, -1)[0]
     for rows in [w_ih, w_hh, *rest]:
         if rows is not projection:
-            every = call.ledger.axis(rows, 0, writes=rows in (w_ih, w_hh)).view(gates, -1)
+            every = call.ledger.axis(rows, 0, writer=call.where if rows in (w_ih, w_hh) else None).view(gates, -1)
             call.ledger.unify(every, units.expand(gates, -1), "", "")
     if hidden is not None:
         call.ledger.unify(units, hidden, "", "")
     written = units
     if projection is not None:
-        written = call.ledger.axis(projection, 0, writes=True)
+        written = call.ledger.axis(projection, 0, writer=call.where)
         _sum(call, f"{name}.state", units, projection, 1, units)
     _sum(call, name, written, w_hh, 1, written)
     _sum(call, before or call.sources["input"], source if before else call.labels("input"), w_ih, 1, source)
@@ -219,8 +213,8 @@ def _cell(
 def _written(params: Sequence[Weight], per_cell: int, call: Call) -> Tensor:
     """The labels of what a recurrent layer hands on, the same in all cells: its hidden units, or their projection."""
     if per_cell not in (3, 5):
-        return call.ledger.axis(params[0], 0, writes=True)[: params[1].shape[1]]
-    lines = [call.ledger.axis(params[i], 0, writes=True) for i in range(per_cell - 1, len(params), per_cell)]
+        return call.ledger.axis(params[0], 0, writer=call.where)[: params[1].shape[1]]
+    lines = [call.ledger.axis(params[i], 0, writer=call.where) for i in range(per_cell - 1, len(params), per_cell)]
     for line in lines[1:]:
         call.ledger.unify(lines[0], line, "", "")
     return lines[0]

@@ -33,11 +33,16 @@ class Weight:
 
 @dataclass
 class Axis:
-    """One dimension of one tensor of the model: the label of each index, and what is done along it."""
+    """One dimension of one tensor of the model: the label of each index, who writes channels with it, who reads them."""
 
     labels: Tensor
-    writes: bool = False
+    writers: list[str] = field(default_factory=list)
     reads: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether the tensor makes values of these channels."""
+        return bool(self.writers)
 
 
 @dataclass
@@ -67,12 +72,16 @@ class Ledger:
         self.count += count
         return torch.arange(self.count - count, self.count)
 
-    def axis(self, weight: Weight, dim: int, *, writes: bool = False, reads: bool = False) -> Tensor:
-        """The labels along one dimension of a weight, the same at every call. Shapes: [size of the dimension]."""
+    def axis(self, weight: Weight, dim: int, *, writer: str | None = None, reads: bool = False) -> Tensor:
+        """The labels along one dimension of a weight, the same at every call. Shapes: [size of the dimension].
+
+        `writer` is the path of the module that makes channels with it.
+        """
         key = (weight.key, weight.axes[dim])
         if key not in self.axes:
             self.axes[key] = Axis(self.fresh(weight.shape[dim]))
-        self.axes[key].writes |= writes
+        if writer is not None and writer not in self.axes[key].writers:
+            self.axes[key].writers.append(writer)
         self.axes[key].reads |= reads
         return self.axes[key].labels
 
@@ -81,9 +90,7 @@ class Ledger:
         long = [dim for dim, size in enumerate(weight.shape) if size > 1]
         if len(long) <= 1:
             dim = long[0] if long else 0
-            return (
-                along(self.axis(weight, dim), weight.shape, dim) if weight.shape else torch.zeros((), dtype=torch.int64)
-            )
+            return along(self.axis(weight, dim), weight.shape, dim) if weight.shape else torch.zeros((), dtype=torch.int64)
         if int(np.prod(weight.shape)) > LARGEST_RAW:
             for dim in range(len(weight.shape)):
                 self.freeze(self.axis(weight, dim), f"'{weight.key}' is used without a layer around it", where)

@@ -91,9 +91,7 @@ class _Stage:
             if expected.shape != found.shape:
                 return f"without some channels the output is {tuple(found.shape)} and not {tuple(expected.shape)}"
             if not _equal(expected, found):
-                return (
-                    "without some channels that nobody reads, the outputs are others: forward depends on their number"
-                )
+                return "without some channels that nobody reads, the outputs are others: forward depends on their number"
         return ""
 
     def _outputs(self, model: nn.Module, batch: Batch) -> list[Tensor]:

@@ -38,9 +38,7 @@ def turned(call: Call) -> Value:
     if call.name == "permute":
         moved = [int(probe[dim]) for dim in _dims(call.arguments["dims"], len(value.shape))]
     else:
-        first, second = (
-            (call.integer("dim0"), call.integer("dim1", 1)) if call.name != "t" else (0, len(value.shape) - 1)
-        )
+        first, second = (call.integer("dim0"), call.integer("dim1", 1)) if call.name != "t" else (0, len(value.shape) - 1)
         moved = probe.transpose(0, 0).tolist()
         moved[first], moved[second] = moved[second], moved[first]
     return Weight(value.key, tuple(order.shape), tuple(value.axes[dim] for dim in moved))
@@ -150,9 +148,7 @@ def joined(call: Call) -> Value:
     lines = [labels.narrow(dim, 0, 1) for labels in parts if len(varying(labels)) <= 1]
     for labels in parts:
         for index in range(labels.shape[dim] if len(varying(labels)) > 1 else 1):
-            call.ledger.unify(
-                lines[0], labels.narrow(dim, index, 1), "it is joined with what cannot be cut", call.where
-            )
+            call.ledger.unify(lines[0], labels.narrow(dim, index, 1), "it is joined with what cannot be cut", call.where)
     first = next((line for line in lines if not bool((line == ADAPTS).any())), lines[0])
     return first.expand(call.shape)
 
@@ -270,9 +266,7 @@ SHAPES: dict[str, Rule] = {
     **_table("dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ clone contiguous", same),
     **_table("detach detach_ to _to_copy type_as alias lift_fresh lift_fresh_copy float double half", same),
     **_table("t transpose permute", turned),
-    **_table(
-        "view _unsafe_view reshape view_as reshape_as flatten unflatten squeeze unsqueeze expand expand_as", moved
-    ),
+    **_table("view _unsafe_view reshape view_as reshape_as flatten unflatten squeeze unsqueeze expand expand_as", moved),
     **_table("repeat repeat_interleave tile flip roll movedim swapaxes numpy_T mT narrow_copy pixel_unshuffle", moved),
     **_table("chunk split split_with_sizes tensor_split", parted),
     **_table("slice narrow", sliced),
@@ -280,19 +274,13 @@ SHAPES: dict[str, Rule] = {
     **_table("index index_select gather", indexed),
     **_table("cat concat concatenate stack", joined),
     **_table("pad constant_pad_nd", padded),
-    **_table(
-        "mean sum amax amin max min var std norm linalg_vector_norm prod logsumexp all any argmax argmin", reduced
-    ),
+    **_table("mean sum amax amin max min var std norm linalg_vector_norm prod logsumexp all any argmax argmin", reduced),
     **_table("softmax log_softmax cumsum cumprod _softmax _log_softmax sort", scanned),
     **_table("zeros ones full empty zeros_like ones_like full_like empty_like", made),
     **_table("new_zeros new_ones new_full new_empty", made),
     **_table("arange linspace eye rand randn rand_like randn_like scalar_tensor tril_indices triu_indices", unrelated),
-    **_table(
-        "hardswish hardswish_ softmax2d silu relu6 relu6_ selu selu_ celu rrelu _prelu_kernel threshold", pointwise
-    ),
-    **_table(
-        "clamp clamp_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ logit log_sigmoid softsign tanhshrink", pointwise
-    ),
+    **_table("hardswish hardswish_ softmax2d silu relu6 relu6_ selu selu_ celu rrelu _prelu_kernel threshold", pointwise),
+    **_table("clamp clamp_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ logit log_sigmoid softsign tanhshrink", pointwise),
     "pixel_shuffle": pixel_shuffle,
     "channel_shuffle": channel_shuffle,
     "native_channel_shuffle": channel_shuffle,

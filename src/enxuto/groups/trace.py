@@ -148,11 +148,7 @@ def _follow(node: fx.Node, values: Mapping[fx.Node, Value], ledger: Ledger) -> V
             for labels in _labels(values[given], ledger):
                 ledger.freeze(labels, f"{name} cannot be followed", module_path(node))
         return (
-            tuple(map(fixed, shapes))
-            if isinstance(node.meta.get("val"), tuple | list)
-            else fixed(shapes[0])
-            if shapes
-            else None
+            tuple(map(fixed, shapes)) if isinstance(node.meta.get("val"), tuple | list) else fixed(shapes[0]) if shapes else None
         )
     bound = _bind(node, values, ledger, shapes)
     if not shapes:

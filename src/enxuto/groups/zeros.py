@@ -102,9 +102,7 @@ def _value(
     return _unknown(node) if out is None else out
 
 
-def _computed(
-    node: fx.Node, op: OpOverload, args: list[Any], kwargs: dict[str, Any], inside: dict[str, Tensor]
-) -> object:
+def _computed(node: fx.Node, op: OpOverload, args: list[Any], kwargs: dict[str, Any], inside: dict[str, Tensor]) -> object:
     """The outputs of one call with unknown numbers among its inputs; None when nothing can be said."""
     name = op._schema.name.split("::")[-1]
     rule = shapes.SHAPES.get(name)
@@ -245,9 +243,7 @@ def _unknown(node: fx.Node) -> object:
         return torch.full(value.shape, UNKNOWN, dtype=value.dtype) if value.is_floating_point() else None
     if isinstance(value, list | tuple):
         return tuple(
-            torch.full(each.shape, UNKNOWN, dtype=each.dtype)
-            if isinstance(each, Tensor) and each.is_floating_point()
-            else None
+            torch.full(each.shape, UNKNOWN, dtype=each.dtype) if isinstance(each, Tensor) and each.is_floating_point() else None
             for each in value
         )
     return None

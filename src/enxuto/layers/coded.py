@@ -80,9 +80,7 @@ class CodedRecurrent(Coded):
 def coded_class(kind: type[nn.Module]) -> type[nn.Module]:
     """The coded variant of a layer class."""
     mixin = CodedRecurrent if issubclass(kind, nn.RNNBase) else Coded
-    return type(
-        f"Coded{kind.__name__}", (mixin, kind), {"__doc__": f"{kind.__name__} with coded weights.", "plain": kind}
-    )
+    return type(f"Coded{kind.__name__}", (mixin, kind), {"__doc__": f"{kind.__name__} with coded weights.", "plain": kind})
 
 
 def _bare(kind: type[nn.Module]) -> nn.Module:
@@ -103,9 +101,7 @@ def weight_names(module: nn.Module) -> tuple[str, ...]:
     """
     for kind, patterns in WEIGHTS:
         if isinstance(module, kind):
-            plain = [
-                name for name, parameter in module._parameters.items() if parameter is not None and parameter.numel()
-            ]
+            plain = [name for name, parameter in module._parameters.items() if parameter is not None and parameter.numel()]
             names = [*plain, *coded_names(module)]
             return tuple(n for n in names if any(n == p or (p.endswith("_") and n.startswith(p)) for p in patterns))
     return ()

@@ -108,9 +108,7 @@ def check_bits(bits: int) -> None:
 def _finite(weight: Tensor, path: str) -> Tensor:
     values = weight.detach().float()
     if not bool(torch.isfinite(values).all()):
-        raise RangeError(
-            f"'{path}' holds values that are not finite in 32 bits, which no grid covers; train or scale it again."
-        )
+        raise RangeError(f"'{path}' holds values that are not finite in 32 bits, which no grid covers; train or scale it again.")
     return values
 
 
@@ -198,9 +196,7 @@ class AffineTensor(CodedTensor):
         super().__init__(grid, shape, dtype)
         rows = {"tensor": 1, "channel": self.shape[0] if self.shape else 1}.get(grid.per, 0)
         if not rows and math.prod(self.shape) % grid.group:
-            raise ShapeError(
-                f"group={grid.group} does not divide the {math.prod(self.shape)} weights; use one that does."
-            )
+            raise ShapeError(f"group={grid.group} does not divide the {math.prod(self.shape)} weights; use one that does.")
         rows = rows or math.prod(self.shape) // grid.group
         self.register_buffer("scale", torch.empty(rows, dtype=torch.bfloat16 if grid.per == "group" else torch.float32))
 

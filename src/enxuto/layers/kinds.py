@@ -88,17 +88,13 @@ def build(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
     Raises: ArtifactError for a kind or an argument that is not known.
     """
     if kind not in KINDS:
-        raise ArtifactError(
-            f"the file names a layer kind {kind!r} that is not known; the kinds are {', '.join(sorted(KINDS))}."
-        )
+        raise ArtifactError(f"the file names a layer kind {kind!r} that is not known; the kinds are {', '.join(sorted(KINDS))}.")
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     try:
         with torch.device("meta"):
             return KINDS[kind](**plain)
     except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
-        raise ArtifactError(
-            f"the file's layer {kind}({plain}) cannot be built: {error}; the file is damaged."
-        ) from error
+        raise ArtifactError(f"the file's layer {kind}({plain}) cannot be built: {error}; the file is damaged.") from error
 
 
 def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:

@@ -27,7 +27,7 @@ from enxuto.steps.fold import NORMS, Fold
 from enxuto.steps.prune import Prune
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
-from enxuto.task import Evaluate, Record, Step, Target, Task
+from enxuto.task import Evaluate, Record, Step, Target, Task, count
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def margin(before: Tensor, after: Tensor, allowed: float) -> float:
 def seconds_per_epoch(task: Task) -> float:
     """How long one epoch of `Recover` takes, from a few batches of it."""
     source = task.train if task.train is not None else task.calibration
-    length = len(source) if hasattr(source, "__len__") else sum(1 for _ in source)
+    length = count(source) or sum(1 for _ in source)
     Recover(epochs=2 / length)(task.model, task)  # the first batches are slow
     _, record = Recover(epochs=6 / length)(task.model, task)
     return record.seconds / record.figures["batches"] * length

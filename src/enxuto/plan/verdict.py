@@ -72,9 +72,7 @@ def advise(search: Search, verdict: Sequence[Verdict]) -> tuple[str, ...]:
         best = max(fitting, key=lambda trial: trial.quality)
         advice.append(f"within the size, the best file lost {-_drop(search, best):.4f}: allow that much with max_drop.")
     if "max_drop" in missed and search.limit_bytes == math.inf:
-        advice.append(
-            "the drop on validation data was within the limit, but not on the final data: ask for a smaller max_drop."
-        )
+        advice.append("the drop on validation data was within the limit, but not on the final data: ask for a smaller max_drop.")
     if "macs" in missed or "latency" in missed:
         advice.append(
             "fewer channels could be cut than the goal needs: see which layers were left alone, and why, in the record."

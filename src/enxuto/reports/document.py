@@ -211,9 +211,7 @@ def _read(kind: object, value: object, where: str) -> object:
         number = float(value)
         if math.isfinite(number) and (kind is float or number.is_integer()):
             return int(value) if kind is int else number
-    raise ArtifactError(
-        f"'{where}' is {_brief(value)}, not {_word(kind)}; make result.json again with `enxuto compress`."
-    )
+    raise ArtifactError(f"'{where}' is {_brief(value)}, not {_word(kind)}; make result.json again with `enxuto compress`.")
 
 
 def _read_fields(kind: type, value: object, where: str) -> object:

@@ -127,9 +127,7 @@ def spread(samples: Sequence[float]) -> str:
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
     shown, unit = milliseconds(low).split(" ")
     return (
-        f"{shown} … {milliseconds(high)}"
-        if milliseconds(high).endswith(f" {unit}")
-        else f"{shown} {unit} … {milliseconds(high)}"
+        f"{shown} … {milliseconds(high)}" if milliseconds(high).endswith(f" {unit}") else f"{shown} {unit} … {milliseconds(high)}"
     )
 
 

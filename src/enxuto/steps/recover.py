@@ -48,9 +48,7 @@ class Recover:
                     f"{name}={getattr(self, name)} is not a positive number; the default is {getattr(type(self), name)}."
                 )
         if not 0 <= self.teacher <= 1:
-            raise RangeError(
-                f"teacher={self.teacher} is the teacher's weight in the loss and must be in [0, 1]; use 0.5."
-            )
+            raise RangeError(f"teacher={self.teacher} is the teacher's weight in the loss and must be in [0, 1]; use 0.5.")
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The trained copy."""
@@ -77,9 +75,7 @@ class Recover:
         labelled = task.train is not None and task.loss is not None
         source: Iterable[Any] = task.train if task.train is not None else task.calibration
         if iter(source) is source:
-            raise TaskError(
-                f"train is a {type(source).__name__}, which can be read only once; give a list or a DataLoader."
-            )
+            raise TaskError(f"train is a {type(source).__name__}, which can be read only once; give a list or a DataLoader.")
         length = count(source)
         length = sum(1 for _ in source) if length is None else length
         if not length:
@@ -97,9 +93,7 @@ class Recover:
                     if task.train is None:
                         yield item, None
                     elif not isinstance(item, (tuple, list)) or len(item) != 2:
-                        raise TaskError(
-                            f"train gave {type(item).__name__}; each batch must be a pair (inputs, targets)."
-                        )
+                        raise TaskError(f"train gave {type(item).__name__}; each batch must be a pair (inputs, targets).")
                     else:
                         yield item[0], item[1] if labelled else None
                     done += 1
@@ -115,9 +109,7 @@ class Recover:
         optimizer = torch.optim.AdamW(student.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         wrapped, optimizer = fabric.setup(student, optimizer)
         teacher = (
-            fabric.to_device(duplicate(task.model).eval())
-            if self.teacher or task.train is None or task.loss is None
-            else None
+            fabric.to_device(duplicate(task.model).eval()) if self.teacher or task.train is None or task.loss is None else None
         )
         loss_of = self._loss(task, teacher)
         warm = max(1, total // 20)

@@ -12,6 +12,4 @@ from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 
-STEPS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Fold, Prune, PruneChannels, Factorize, Quantize, Share, Recover)
-}
+STEPS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Fold, Prune, PruneChannels, Factorize, Quantize, Share, Recover)}
