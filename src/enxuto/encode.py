@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import Tensor, nn
 
-from enxuto.layers.coded import code_, coded_names, weight_names
+from enxuto.layers.coded import code_, coded_names, dense, weight_names
 from enxuto.layers.grids import Affine, CodedTensor, Grid
+from enxuto.layers.rehearsal import Rehearsal
 from enxuto.select import Patterns, matches
 from enxuto.surgery import Weight, leaves_, twins, weights
 from enxuto.task import Change
@@ -41,23 +41,45 @@ def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool) -
 
 def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:
     """Codes the one-dimensional parameters of weighted layers and norms, one scale each."""
-    grid = Affine(bits, "tensor")
     changes = []
-    shared: dict[Tensor, CodedTensor] = {}
-    for path, module in model.named_modules():
-        if not matches(path, layers) or not (weight_names(module) or isinstance(module, NORMS)):
-            continue
-        for name, parameter in list(module._parameters.items()):
-            if parameter is None or parameter.ndim != 1 or not parameter.numel() or name in coded_names(module):
-                continue
-            values, key = parameter.detach(), f"{path}.{name}" if path else name
-            if parameter not in shared:  # one bit has no code for zero, which biases often are: they get two
-                fits = replace(grid, bits=2) if bits == 1 and bool((values == 0).any()) else grid
-                shared[parameter] = fits.encode(values, key)
-            tensor = shared[parameter]
+    shared: dict[Tensor | nn.Module, CodedTensor] = {}
+    for key, module, name, held in _biases(model, layers):
+        if isinstance(held, Tensor):
+            values = held.detach()
+            tensor = shared.setdefault(held, _bias_grid(values, bits).encode(values, key))
             code_(module, name, tensor)
             changes.append(Change(key, f"{tensor.grid.bits} bits", _error(values, tensor())))
     return changes
+
+
+def rehearse_biases_on_(model: nn.Module, layers: Patterns, bits: int, *, now: bool) -> None:
+    """Lets float leaves of the biases be seen on their grids; later, unless `now`. A zero among them may become another value."""
+    shared: dict[Tensor | nn.Module, Rehearsal] = {}
+    for key, module, name, held in _biases(model, layers):
+        leaf = held if isinstance(held, Rehearsal) else shared.setdefault(held, Rehearsal(dense(held)))
+        code_(module, name, leaf)
+        if leaf.grid is None:
+            values = leaf.leaf.detach()
+            leaf.see_(_bias_grid(values, bits).encode(values, key), now=now)
+
+
+def _biases(model: nn.Module, layers: Patterns) -> list[tuple[str, nn.Module, str, Tensor | nn.Module]]:
+    """Key, module, name and tensor (or tensor module) of everything with one dimension in weighted layers and norms."""
+    found: list[tuple[str, nn.Module, str, Tensor | nn.Module]] = []
+    for path, module in model.named_modules():
+        if not matches(path, layers) or not (weight_names(module) or isinstance(module, NORMS)):
+            continue
+        coded = {name: module.get_submodule(f"coded.{name}") for name in coded_names(module) if name not in weight_names(module)}
+        for name, held in [*module._parameters.items(), *coded.items()]:
+            flat = held.ndim == 1 and held.numel() > 0 if isinstance(held, Tensor) else isinstance(held, Rehearsal)
+            if held is not None and flat:
+                found.append((f"{path}.{name}" if path else name, module, name, held))
+    return found
+
+
+def _bias_grid(values: Tensor, bits: int) -> Affine:
+    """One scale for all; one bit has no code for zero, which biases often are: those get two."""
+    return Affine(2 if bits == 1 and bool((values == 0).any()) else bits, "tensor")
 
 
 def _error(values: Tensor, coded: Tensor) -> str:

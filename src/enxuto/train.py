@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from enxuto.errors import LayerError, RangeError, RecipeError
-from enxuto.layers.coded import Coded, code_, coded_names, decode_
+from enxuto.layers.coded import Coded, code_, coded_names, decode_, dense
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.surgery import Weight, duplicate, twins, weights
@@ -26,11 +26,19 @@ class Rehearsable(Protocol):
     def rehearse_(self, model: nn.Module, strength: float) -> None: ...
 
 
+@runtime_checkable
+class Calibrated(Protocol):
+    """A step that looks at the calibration batches once before a user trains."""
+
+    def calibrate_(self, model: nn.Module, task: Task) -> None: ...
+
+
 def prepare(task: Task, steps: Sequence[Step], *, gradual: bool = False) -> nn.Module:
     """A copy of the task's model to train in a loop of one's own, in which every lossy step is already at work.
 
     Prune, Quantize and Share project float leaves at every forward pass; PruneChannels, Factorize and Fold are done at
-    once, so that the smaller layers are what trains. With `gradual`, projections wait for a `Schedule`. Make the
+    once, so that the smaller layers are what trains. With `gradual`, projections of weights wait for a `Schedule`. The ranges of
+    inputs, if Quantize is to round them, are those of before the training. Make the
     optimizer after this call, from the parameters of the copy.
     Raises: RecipeError for a step that trains by itself, or that changes layers after others made them train; the errors of
     the steps themselves.
@@ -42,6 +50,8 @@ def prepare(task: Task, steps: Sequence[Step], *, gradual: bool = False) -> nn.M
             raise RecipeError(f"{type(step).__name__} trains by itself; prepare is for your own loop: leave the step out.")
         if isinstance(step, Rehearsable):
             step.rehearse_(model, 0.0 if gradual else 1.0)
+            if isinstance(step, Calibrated):
+                step.calibrate_(model, task)
             projected = projected or type(step).__name__
         elif projected:
             raise RecipeError(
@@ -83,6 +93,8 @@ class Schedule:
     @property
     def strength(self) -> float:
         """How tight the steps are now, 0...1."""
+        if self.done >= self.last:
+            return 1.0
         part = (self.done - self.first) / max(1, self.last - self.first)
         return 1 - (1 - min(1.0, max(0.0, part))) ** 3
 
@@ -110,7 +122,9 @@ def rehearse_(model: nn.Module) -> nn.Module:
     for module in model.modules():  # coded biases and norms
         for name in coded_names(module):
             if isinstance(module.coded[name], CodedTensor):
-                code_(module, name, Rehearsal.of(module.coded[name]))
+                leaf = Rehearsal(dense(module.coded[name]))  # a zero among them may become another value
+                leaf.see_(module.coded[name])
+                code_(module, name, leaf)
     return model
 
 

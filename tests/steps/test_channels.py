@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "groups"))
 from channel_nets import Literal, image_nets
-
 from enxuto.cut import Group
 from enxuto.errors import LayerError, NothingChangedError, RangeError, TargetError
 from enxuto.groups import find_groups
 from enxuto.macs import total_macs
 from enxuto.steps.channels import PruneChannels
 from enxuto.task import Task
+from enxuto.zoo import build
 
 NETS = image_nets()
 IMAGES = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -81,7 +78,7 @@ def test_the_measured_macs_are_at_or_just_below_the_goal(name: str, scores: str)
     smaller, record = PruneChannels(macs=0.6, scores=scores)(model, task_for(model))  # type: ignore[arg-type]
     before, after = total_macs(model, IMAGES), total_macs(smaller, IMAGES)
     assert (record.figures["macs_before"], record.figures["macs_after"]) == (before, after)
-    assert 0.35 * before < after <= 0.6 * before
+    assert 0.45 * before < after <= 0.6 * before
     assert bool(torch.isfinite(outputs(smaller)).all())
 
 
@@ -109,6 +106,28 @@ def test_what_is_left_is_a_multiple() -> None:
     assert (smaller.stem[0].out_channels, smaller.conv1.out_channels, smaller.short.out_channels) == (4, 8, 8)
 
 
+def test_a_goal_in_macs_keeps_multiples_of_8_where_that_comes_close() -> None:
+    model = build("resnet-8", in_channels=3).eval()
+    smaller, _ = PruneChannels(macs=0.5)(model, task_for(model))
+    widths = [module.out_channels for module in smaller.modules() if isinstance(module, nn.Conv2d)]
+    assert all(width % 8 == 0 for width in widths)
+    assert total_macs(smaller, IMAGES) > 0.4 * total_macs(model, IMAGES)
+
+
+def test_a_multiple_that_was_asked_for_is_kept() -> None:
+    model = NETS["depthwise"]
+    with pytest.raises(TargetError, match="use multiple_of=1"):
+        PruneChannels(macs=0.05, multiple_of=8)(model, task_for(model))
+    figures = PruneChannels(macs=0.1)(model, task_for(model))[1].figures
+    assert 0.06 < figures["macs_after"] / figures["macs_before"] <= 0.1
+
+
+def test_hidden_units_of_a_recurrent_layer_are_counted_once_for_all_gates() -> None:
+    model = NETS["bidirectional gru"]
+    smaller, _ = PruneChannels(sparsity=0.3, multiple_of=4)(model, task_for(model))
+    assert smaller.rnn.hidden_size == 8
+
+
 def test_layers_restricts_to_groups_whose_writers_all_match() -> None:
     model = NETS["residual"]
     smaller, record = PruneChannels(sparsity=0.5, layers=["conv1", "conv2"])(model, task_for(model))
@@ -133,7 +152,7 @@ def test_zero_channels_go_first_even_when_magnitude_would_keep_them() -> None:
 
 def test_a_goal_out_of_reach_says_what_is_possible() -> None:
     model = NETS["literal"]
-    with pytest.raises(TargetError, match=r"macs=0.1 cannot be reached.*of the MACs remain"):
+    with pytest.raises(TargetError, match=r"macs=0.1 cannot be reached.*0\.\d+ of the MACs are left"):
         PruneChannels(macs=0.1)(model, task_for(model))
 
 

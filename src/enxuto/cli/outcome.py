@@ -21,6 +21,7 @@ FILES = {
     "report.html": "what was done to each layer and why; opens offline",
     "result.json": "every number, for scripts",
 }
+MOST_NOTES = 6  # the last ones: what was measured comes after what the exporters had to say
 
 
 def compress_into(
@@ -52,7 +53,10 @@ def compress_into(
     run.show(summary_table(document), headline(document))
     _show_verdict(run, document)
     if not run.quiet:
-        run.show(Text(certainty(document), style="dim"), *(Text(f"note: {note}", style="yellow") for note in document.notes))
+        run.show(Text(certainty(document), style="dim"))
+        run.show(*(Text(f"note: {note}", style="yellow") for note in document.notes[-MOST_NOTES:]))
+        if len(document.notes) > MOST_NOTES:
+            run.show(f"and {len(document.notes) - MOST_NOTES} more notes, in report.html")
         run.show("", *(_file_line(path, FILES[name]) for name, path in files.items()))
     if not result.met:
         raise typer.Exit(GOAL_MISSED)

@@ -79,7 +79,7 @@ def weight_scales(model: nn.Module) -> dict[str, Tensor]:
     return {
         name: tensor.scale
         for name, tensor in coded_tensors(model).items()
-        if isinstance(tensor, AffineTensor) and tensor.grid.per in ("tensor", "channel")
+        if isinstance(tensor, AffineTensor) and tensor.grid.per in ("tensor", "channel") and len(tensor.shape) > 1
     }
 
 

@@ -52,6 +52,8 @@ class MacModel:
 def allowed_counts(group: Group, multiple_of: int) -> list[int]:
     """How many units may go, ascending from 0: at least one stays, and what stays of the first layer is a multiple."""
     lead = next((part for part in group.slices if part.writes), group.slices[0])
+    recurrent = (part for part in group.slices if part.reads and part.path == lead.path and part.name != lead.name)
+    lead = next(recurrent, lead)  # the rows of a recurrent layer are gates times units, its columns the units themselves
     each = int((lead.unit_of == 0).sum())
     counts = [count for count in range(1, group.size) if (len(lead.unit_of) - count * each) % multiple_of == 0]
     return [0, *counts]

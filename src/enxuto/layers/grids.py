@@ -69,7 +69,7 @@ class Affine:
     def scales(self, rows: Tensor) -> Tensor:
         """The scale of each row; in bfloat16 for groups, so that scales stay small beside the codes."""
         scale = (fit_scale if self.fit == "mse" or self.bits == 1 else absmax_scale)(rows, self.bits)
-        return scale.to(torch.bfloat16) if self.per == "group" else scale
+        return shipped_scale(self, scale)
 
     def encode(self, weight: Tensor, path: str = "") -> AffineTensor:
         """The weight on this grid."""
@@ -97,6 +97,11 @@ class Table:
 
 
 Grid = Affine | Table
+
+
+def shipped_scale(grid: Affine, scale: Tensor) -> Tensor:
+    """The scales as a tensor keeps them: bfloat16 for groups, else float32 with 16 significant bits."""
+    return scale.to(torch.bfloat16) if grid.per == "group" else short(scale.float())
 
 
 def check_bits(bits: int) -> None:
@@ -204,8 +209,7 @@ class AffineTensor(CodedTensor):
     def of(cls, grid: Affine, weight: Tensor, scale: Tensor) -> AffineTensor:
         """The weight with the given scales [scales]."""
         made = cls(grid, weight.shape, weight.dtype).to(weight.device)
-        scale = scale.detach().to(made.scale.dtype)
-        made.scale = scale if grid.per == "group" else short(scale)
+        made.scale = shipped_scale(grid, scale.detach())
         signed = to_codes(weight.detach().float().reshape(made.scale.numel(), -1), made.scale.float(), grid.bits)
         codes = (signed + 1) / 2 if grid.bits == 1 else signed + largest_code(grid.bits)
         made.codes = pack(codes.flatten(), grid.bits)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from enxuto.functional.affine import learned_rounding
 from enxuto.functional.table import nearest_entries
-from enxuto.layers.grids import AffineTensor, CodedTensor, Grid, Table, TableTensor
+from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Grid, Table, TableTensor, shipped_scale
 
 
 class Rehearsal(nn.Module):
@@ -66,11 +66,13 @@ class Rehearsal(nn.Module):
         return self.leaf + (projected - self.leaf).detach() if self.grow else projected
 
     def learned(self) -> Tensor:
-        """The scales or the codebook as they are now; the codebook's zero stays zero."""
+        """The scales or the codebook as they are now; the codebook's zero stays zero, and scales are those that ship."""
         assert self.base is not None
         if isinstance(self.grid, Table):
             return self.base + self.base.std(unbiased=False) * self.change * (self.base != 0)
-        return self.base * self.change.exp()
+        scale = self.base * self.change.exp()
+        assert isinstance(self.grid, Affine)
+        return scale + (shipped_scale(self.grid, scale.detach()).float() - scale.detach())
 
     def forward(self) -> Tensor:
         weight = self.kept()

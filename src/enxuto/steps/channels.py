@@ -22,6 +22,7 @@ from enxuto.surgery import duplicate, to_float
 from enxuto.task import Change, Record, Task
 
 MULTIPLES = (8, 4, 2, 1)  # measured on ResNet-20 in ONNX Runtime: docs/prune-channels.md
+CLOSE = 0.9  # of the goal: fewer MACs left than that are too few, and a finer multiple is tried
 _log = logging.getLogger(__name__)
 
 
@@ -33,7 +34,7 @@ class PruneChannels:
     first, over all layers. `sparsity` is the fraction of units that goes in every group instead. With neither, only
     units that are zero for every input come out, and no output changes; they come first in any case.
     What is left of a layer is a multiple of `multiple_of`: runtimes compute odd numbers of channels slower than the full
-    layer. Left to itself it is 1, and for a goal in MACs the first of 8, 4, 2 and 1 with which the goal can be reached.
+    layer. Left to itself it is 1, and for a goal in MACs the first of 8, 4, 2 and 1 that comes close to it.
     `layers` must match every layer that writes a group, as coupled layers can only shrink together.
     Raises: RangeError for numbers that make no sense.
     Source: Fang et al. 2023, "DepGraph", for cutting coupled channels together; scores as in `enxuto.groups.scores`.
@@ -106,22 +107,27 @@ class PruneChannels:
 
         Raises: TargetError when the MACs cannot be brought down so far.
         """
-        given = self.multiple_of or (1 if self.macs is None else None)
-        left = 1.0
-        for multiple in (given,) if given else MULTIPLES:
+        if self.macs is None:
+            orders = [order(*each, self.multiple_of or 1) for each in zip(groups, scores, zeros, strict=True)]
+            part = self.sparsity or 0.0
+            return orders, [max(each.free, each.fitting(round(part * len(each.units)))) for each in orders]
+        best, left, lowest = None, 0.0, 1.0
+        for multiple in (self.multiple_of,) if self.multiple_of else MULTIPLES:
             orders = [order(*each, multiple) for each in zip(groups, scores, zeros, strict=True)]
-            if self.macs is None:
-                part = self.sparsity or 0.0
-                return orders, [max(each.free, each.fitting(round(part * len(each.units)))) for each in orders]
             counts = cheapest(orders, costs, self.macs * costs.before, per_mac=self.scores == "taylor")
-            left = costs.after(counts) / costs.before
-            if left <= self.macs:
-                return orders, counts
-        raise TargetError(
-            f"macs={self.macs} cannot be reached in the layers {self.layers!r} with multiple_of={self.multiple_of}: as little "
-            f"as can be left in {len(groups)} groups of channels is {left:.3f} of the MACs; ask for that, use "
-            "multiple_of=1, or let more layers be cut."
-        )
+            reached = costs.after(counts) / costs.before
+            lowest = min(lowest, reached)
+            if left < reached <= self.macs:
+                best, left = (orders, counts), reached
+            if left >= CLOSE * self.macs:
+                break
+        if best is None:
+            raise TargetError(
+                f"macs={self.macs} cannot be reached in the layers {self.layers!r}: with multiple_of={self.multiple_of or 1} "
+                f"at least {lowest:.3f} of the MACs are left, in {len(groups)} groups of channels; ask for more than that"
+                f"{', use multiple_of=1' if (self.multiple_of or 1) > 1 else ''} or let more layers be cut."
+            )
+        return best
 
     def _nothing(self, what: str, found: Groups) -> str:
         reasons = "; ".join(f"'{change.path}': {change.why}" for change in found.frozen[:5])

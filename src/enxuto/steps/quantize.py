@@ -9,13 +9,13 @@ from typing import Literal
 from torch import nn
 
 from enxuto.calibrate import input_ranges
-from enxuto.encode import code_biases_, code_weights_, rehearse_on_
+from enxuto.encode import code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
 from enxuto.errors import RangeError
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded
 from enxuto.layers.grids import Affine, Grid, Per
-from enxuto.select import Patterns
+from enxuto.select import Patterns, matches
 from enxuto.surgery import duplicate, left_in_float, weights
 from enxuto.task import Change, Record, Task
 
@@ -55,19 +55,37 @@ class Quantize:
         """The quantized copy."""
         start = time.monotonic()
         model = duplicate(model)
-        ranges = input_ranges(model, task.calibration) if self.activations else {}
+        ranges = self._ranges(model, task)
         changes = code_weights_(model, weights(model, self.layers), self.grid())
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
-        treated = {change.path.rpartition(".")[0] for change in changes}
-        for path, module in model.named_modules():
-            if path in treated and path in ranges and isinstance(module, INTEGER_LAYERS) and isinstance(module, Coded):
-                low, high = ranges[path]
-                module.input_grid = ActivationGrid(*activation_grid(low, high))
-                changes.append(Change(path, "input in 8 bits", f"inputs were seen from {low:.3g} to {high:.3g}"))
+        changes += _grid_inputs(model, ranges)
         skipped = tuple(left_in_float(model, self.layers))
         return model, Record(str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start)
+
+    def calibrate_(self, model: nn.Module, task: Task) -> None:
+        """Rounds the inputs of the layers from now on, if asked for, to the ranges that they have now."""
+        _grid_inputs(model, self._ranges(model, task))
+
+    def _ranges(self, model: nn.Module, task: Task) -> dict[str, tuple[float, float]]:
+        if not self.activations:
+            return {}
+        ranges = input_ranges(model, task.calibration)
+        chosen = {path for path, module in model.named_modules() if matches(path, self.layers) and isinstance(module, INTEGER_LAYERS)}
+        return {path: seen for path, seen in ranges.items() if path in chosen}
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
         """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready."""
         rehearse_on_(model, self.layers, self.grid(), now=strength >= 1)
+        if self.biases is not None:
+            rehearse_biases_on_(model, self.layers, self.biases, now=strength >= 1)
+
+
+def _grid_inputs(model: nn.Module, ranges: dict[str, tuple[float, float]]) -> list[Change]:
+    changes = []
+    for path, (low, high) in ranges.items():
+        module = model.get_submodule(path)
+        if isinstance(module, Coded) and "weight" in module.coded:
+            module.input_grid = ActivationGrid(*activation_grid(low, high))
+            changes.append(Change(path, "input in 8 bits", f"inputs were seen from {low:.3g} to {high:.3g}"))
+    return changes

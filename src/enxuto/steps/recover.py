@@ -16,7 +16,7 @@ from enxuto.errors import RangeError, TaskError
 from enxuto.functional.distill import same_outputs, soft_labels
 from enxuto.progress import counted
 from enxuto.surgery import duplicate
-from enxuto.task import Batch, Change, Record, Task, call, check_finite, count, evaluating, first_tensor
+from enxuto.task import Batch, Change, Record, Task, call, count, evaluating, first_tensor
 from enxuto.train import rehearse_, settle_
 
 logger = logging.getLogger(__name__)
@@ -53,17 +53,21 @@ class Recover:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The trained copy."""
         start = time.monotonic()
-        images = any(isinstance(m, nn.Conv2d) for m in model.modules()) and all(p.ndim < 5 for p in model.parameters())
-        layout = torch.channels_last if images else torch.contiguous_format  # convolutions train faster so
-        student = rehearse_(duplicate(model)).to(memory_format=layout)
+        student = rehearse_(duplicate(model))
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise TaskError("no parameter of the model can be trained, all have requires_grad=False; call requires_grad_(True) on it.")
+        flat = all(tensor.ndim < 5 for tensor in [*student.parameters(), *student.buffers()])
+        images = flat and any(isinstance(module, nn.Conv2d) for module in student.modules())
+        student.to(memory_format=torch.channels_last if images else torch.contiguous_format)  # convolutions train faster so
         batches, total = self.batches(task)
         losses = self._train(student, task, batches, total)
-        if not all(map(math.isfinite, losses)):
+        if not losses:
+            raise TaskError("train said that it holds batches, but gave none; give a list or a DataLoader.")
+        if not all(map(math.isfinite, losses)) or not all(bool(torch.isfinite(p).all()) for p in student.parameters()):
             raise TaskError(
                 f"training diverged: the loss became {losses[-1]} after {len(losses)} batches; use a lower learning_rate than "
                 f"{self.learning_rate}."
             )
-        check_finite(student)
         settle_(student.to(memory_format=torch.contiguous_format)).train(model.training)
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
@@ -74,7 +78,7 @@ class Recover:
         """The batches of all epochs as (inputs, targets), and how many there are."""
         labelled = task.train is not None and task.loss is not None
         source: Iterable[Any] = task.train if task.train is not None else task.calibration
-        if iter(source) is source:
+        if isinstance(source, Iterator):
             raise TaskError(f"train is a {type(source).__name__}, which can be read only once; give a list or a DataLoader.")
         length = count(source)
         length = sum(1 for _ in source) if length is None else length
@@ -124,6 +128,8 @@ class Recover:
                     group["lr"] = self.learning_rate * share
                 optimizer.zero_grad(set_to_none=True)
                 loss = loss_of(call(wrapped, inputs), inputs, targets)
+                if loss.numel() != 1:
+                    raise TaskError(f"loss gave a tensor of shape {tuple(loss.shape)}; it must be one number: take the mean over the batch.")
                 fabric.backward(loss)
                 fabric.clip_gradients(wrapped, optimizer, max_norm=5.0, error_if_nonfinite=False)
                 losses.append(float(loss.detach()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from enxuto.encode import code_biases_, code_weights_, rehearse_on_
+from enxuto.encode import code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
 from enxuto.layers.grids import Affine, Grid, Table
 from enxuto.select import Patterns
 from enxuto.surgery import duplicate, left_in_float, weights
@@ -49,3 +49,5 @@ class Share:
     def rehearse_(self, model: nn.Module, strength: float) -> None:
         """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready."""
         rehearse_on_(model, self.layers, self.grid(), now=strength >= 1)
+        if self.biases is not None:
+            rehearse_biases_on_(model, self.layers, self.biases, now=strength >= 1)

@@ -1,0 +1,219 @@
+import pytest
+import torch
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from enxuto.artifact.save import save
+from enxuto.errors import RangeError, TaskError
+from enxuto.layers import Coded, Rehearsal
+from enxuto.recipe import run
+from enxuto.steps.factorize import Factorize
+from enxuto.steps.prune import Prune
+from enxuto.steps.quantize import Quantize
+from enxuto.steps.recover import Recover
+from enxuto.steps.share import Share
+from enxuto.surgery import weights
+from enxuto.task import Task
+
+
+def labelled(kind, batches=6):
+    x = inputs(kind)
+    generator = torch.Generator().manual_seed(1)
+    pairs = [(x + 0.1 * torch.randn(x.shape, generator=generator), torch.randint(0, 5, x.shape[:1], generator=generator)) for _ in range(batches)]
+    return Task(seeded(kind), calibration=[x], train=pairs, loss=nn.functional.cross_entropy)
+
+
+@pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])
+@pytest.mark.parametrize("first", [[Prune(sparsity=0.8)], [Prune(sparsity=0.8), Share(3)], [Prune(sparsity=0.5), Quantize(4)]], ids=str)
+def test_zeros_stay_zero_and_the_rest_learns(kind, first):
+    task = labelled(kind)
+    small, _ = run(task, first)
+    model, record = Recover(learning_rate=1e-2)(small, task)
+    for before, after in zip(weights(small), weights(model), strict=True):
+        assert type(before.tensor) is type(after.tensor)
+        assert bool((after.read()[before.read() == 0] == 0).all())
+        assert not torch.equal(before.read(), after.read())
+    assert record.figures["batches"] == 6
+
+
+@pytest.mark.parametrize("first", [Quantize(4), Quantize(1), Quantize(3, per="tensor"), Share(2)], ids=str)
+def test_codes_and_grids_learn(first):
+    task = labelled(Mlp)
+    small, _ = first(task.model, task)
+    model, _ = Recover(epochs=4, learning_rate=3e-2)(small, task)
+    before, after = small.fc1.coded["weight"], model.fc1.coded["weight"]
+    assert not torch.equal(before.codes, after.codes)
+    grids = [tensor.scale if hasattr(tensor, "scale") else tensor.codebook for tensor in (before, after)]
+    assert not torch.equal(*grids)
+    assert len(weights(model)[0].read().unique()) <= 2**8
+
+
+def test_recovering_brings_the_outputs_nearer_to_the_teacher():
+    x = torch.randn(64, 12)
+    task = Task(seeded(Mlp), calibration=list(x.split(8)))
+    small, _ = Prune(sparsity=0.6)(task.model, task)
+    model, record = Recover(epochs=10, learning_rate=5e-3)(small, task)
+
+    def far(m):
+        return float((output(m, x) - output(task.model, x)).norm())
+
+    assert far(model) < 0.6 * far(small)
+    assert record.figures["loss_last"] < record.figures["loss_first"]
+
+
+@pytest.mark.parametrize("first", [Prune(sparsity=0.7), Share(3)], ids=str)
+def test_the_same_seed_gives_the_same_bytes(first, tmp_path):
+    for name in ("a", "b"):
+        torch.manual_seed(hash(name) % 1000)  # the state of torch's own generator must not matter
+        task = labelled(ResidualCnn)
+        model, _ = run(task, [first, Recover()])
+        save(model, tmp_path / name, original=task.model)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_shuffled_loader_and_dropout_follow_the_seed():
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 3)))
+    data = torch.utils.data.TensorDataset(torch.randn(24, 4), torch.randint(0, 3, (24,)))
+
+    def trained(seed):
+        loader = DataLoader(data, batch_size=4, shuffle=True)
+        task = Task(model, calibration=[torch.randn(2, 4)], train=loader, loss=nn.functional.cross_entropy, seed=seed)
+        return Recover(learning_rate=1e-2)(model, task)[0][0].weight
+
+    assert torch.equal(trained(0), trained(0))
+    assert not torch.equal(trained(0), trained(1))
+
+
+@pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])
+def test_models_and_random_numbers_are_left_as_they_were(kind):
+    task = labelled(kind)
+    task.model.train()
+    small, _ = Prune(sparsity=0.5)(task.model, task)
+    before, given, chance = photograph(task.model), photograph(small), torch.get_rng_state()
+    Recover(epochs=0.5)(small, task)
+    assert unchanged(task.model, before)
+    assert unchanged(small, given)
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+@pytest.mark.parametrize("first", [Prune(sparsity=0.5), Share(3), Quantize(4)], ids=str)
+def test_tied_weights_stay_tied(first):
+    task = Task(seeded(Tied), calibration=[torch.arange(6).view(2, 3)])
+    small, _ = first(task.model, task)
+    model, _ = Recover()(small, task)
+    own, twin = weights(model)[0], model.head
+    assert torch.equal(own.read(), twin.weight)
+    if isinstance(model.head, Coded):
+        assert model.head.coded["weight"] is model.embed.coded["weight"]
+    else:
+        assert model.head.weight is model.embed.weight
+
+
+def test_nothing_of_the_training_remains_in_the_model():
+    task = labelled(ResidualCnn)
+    small, _ = run(task, [Prune(sparsity=0.5), Share(3, "fc"), Quantize(8, "conv*", biases=8)])
+    model, _ = Recover()(small, task)
+    assert not any(isinstance(module, Rehearsal) for module in model.modules())
+    assert sorted(model.state_dict()) == sorted(small.state_dict())
+    assert [type(m) for m in model.modules()] == [type(m) for m in small.modules()]
+    assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
+
+
+def test_networks_with_two_and_three_dimensional_convolutions_train():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat, self.deep = nn.Conv2d(3, 4, 3), nn.Conv3d(1, 2, 2)
+
+        def forward(self, x):
+            return self.deep(self.flat(x)[:, None]).mean(dim=(2, 3, 4))
+
+    task = Task(Both(), calibration=[torch.randn(2, 3, 6, 6)])
+    for first in (Prune(sparsity=0.5), Quantize(4)):
+        model, _ = run(task, [first, Recover()])
+        assert output(model, task.calibration[0]).shape == (2, 2)
+
+
+def test_thin_layers_train_as_well():
+    task = labelled(Mlp)
+    small, _ = Factorize(rank=4)(task.model, task)
+    model, _ = Recover(learning_rate=1e-2)(small, task)
+    assert not torch.equal(model.fc1.down.weight, small.fc1.down.weight)
+
+
+def test_loops_over_data_end():
+    x, y = torch.randn(4, 12), torch.randint(0, 5, (4,))
+    model = seeded(Mlp)
+    generator = ((x, y) for _ in range(3))
+    with pytest.raises(TaskError, match="can be read only once; give a list"):
+        Recover()(model, Task(model, calibration=[x], train=generator, loss=nn.functional.cross_entropy))
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([(x[0], y[0])] * 8)
+
+    task = Task(model, calibration=[x], train=DataLoader(Stream(), batch_size=4), loss=nn.functional.cross_entropy)
+    assert Recover(epochs=2)(model, task)[1].figures["batches"] == 4
+
+    class Once:
+        def __init__(self, times):
+            self.left = times
+
+        def __len__(self):
+            return 1
+
+        def __iter__(self):
+            self.left -= 1
+            return iter([(x, y)] * (self.left >= 0))
+
+    Recover(epochs=3)(model, Task(model, calibration=[x], train=Once(1), loss=nn.functional.cross_entropy))
+    with pytest.raises(TaskError, match="gave none"):
+        Recover(epochs=3)(model, Task(model, calibration=[x], train=Once(0), loss=nn.functional.cross_entropy))
+
+
+X, Y = torch.ones(4, 12), torch.zeros(4, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("given", "step", "words"),
+    [
+        ({"train": [], "loss": nn.functional.cross_entropy}, Recover(), "no batch to train on"),
+        ({"train": [X], "loss": nn.functional.cross_entropy}, Recover(), "must be a pair"),
+        ({"train": [(X, Y)], "loss": nn.CrossEntropyLoss(reduction="none")}, Recover(teacher=0), "mean over the batch"),
+        ({"train": [(X * 1e4, Y)] * 20, "loss": nn.functional.cross_entropy}, Recover(learning_rate=1e30), "diverged"),
+    ],
+)
+def test_training_data_that_make_no_sense_are_refused(given, step, words):
+    model = seeded(Mlp)
+    before = photograph(model)
+    with pytest.raises(TaskError, match=words):
+        step(model, Task(model, calibration=[X], **given))
+    assert unchanged(model, before)
+
+
+def test_a_frozen_model_is_told_so():
+    model = seeded(Mlp).requires_grad_(False)
+    with pytest.raises(TaskError, match="requires_grad=False"):
+        Recover()(model, Task(model, calibration=[X]))
+
+
+def test_a_loss_without_training_data_leaves_the_teacher_alone_to_teach():
+    model = seeded(Mlp)
+    task = Task(model, calibration=[X], loss=nn.functional.cross_entropy)
+    assert Recover(teacher=0.0)(model, task)[1].figures["batches"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"epochs": float("inf")}, "epochs=inf"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"teacher": 1.5}, "teacher=1.5"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_at_once(arguments, words):
+    with pytest.raises(RangeError, match=words):
+        Recover(**arguments)

@@ -1,0 +1,207 @@
+import pytest
+import torch
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
+from torch import nn
+
+from enxuto.artifact.save import load, save
+from enxuto.errors import RangeError, RecipeError, ShapeError
+from enxuto.layers import Coded, LowRankLinear, Rehearsal
+from enxuto.steps.channels import PruneChannels
+from enxuto.steps.factorize import Factorize
+from enxuto.steps.fold import Fold
+from enxuto.steps.prune import Prune
+from enxuto.steps.quantize import Quantize
+from enxuto.steps.recover import Recover
+from enxuto.steps.share import Share
+from enxuto.surgery import weights
+from enxuto.task import Task
+from enxuto.train import Schedule, convert, prepare
+
+RECIPES = {
+    "Prune": [Prune(sparsity=0.8)],
+    "Quantize": [Quantize(4)],
+    "Prune, Share": [Prune(sparsity=0.8), Share(3)],
+    "Factorize, Quantize": [Factorize(rank=3), Quantize(4)],
+    "pattern, Quantize": [Prune(pattern="2:4", layers="fc"), Quantize(8)],
+}
+
+
+def fit(model, x, y, *, steps=12, schedule=None, rate=1e-2):
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    seen = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+            seen.append(schedule.strength)
+    return optimizer, seen
+
+
+def sparsity(model):
+    found = [weight.read() for weight in weights(model)]
+    return sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)
+
+
+@pytest.mark.parametrize("kind", [Mlp, ResidualCnn])
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("gradual", [False, True])
+def test_a_plain_loop_trains_what_will_ship(kind, recipe, gradual, tmp_path):
+    steps = RECIPES[recipe]
+    if recipe.startswith("pattern") and kind is Mlp:
+        steps = [Prune(pattern="2:4"), Quantize(8)]
+    x, y = inputs(kind), torch.arange(len(inputs(kind))) % 5
+    task = Task(seeded(kind), calibration=[x])
+    before = photograph(task.model)
+    model = prepare(task, steps, gradual=gradual)
+    schedule = Schedule(model, steps, batches=12, end=0.6) if gradual else None
+    optimizer, strengths = fit(model, x, y, schedule=schedule)
+    assert model.training
+    assert unchanged(task.model, before)
+    assert {id(p) for p in model.parameters()} == {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert strengths == sorted(strengths)
+    assert not gradual or strengths[-1] == 1.0
+    shipped = convert(model)
+    assert not any(isinstance(module, Rehearsal) for module in shipped.modules())
+    # the entries of a codebook ship in two bytes each
+    assert torch.allclose(output(shipped, x), output(model.eval(), x), atol=3e-3 if "Share" in recipe else 1e-5)
+    gone, total = sparsity(shipped)
+    if recipe == "Prune":
+        assert gone == round(0.8 * total)
+    if recipe == "Prune, Share":
+        assert gone >= round(0.8 * total)
+        assert all(len(weight.read().unique()) <= 8 for weight in weights(shipped))
+    if "Factorize" in recipe:
+        assert any(type(module).__name__.startswith("LowRank") for module in shipped.modules())
+    assert all(isinstance(w.module, Coded) for w in weights(shipped)) == (recipe != "Prune")
+    save(shipped, tmp_path / "a.nxt", original=task.model)
+    assert torch.equal(output(load(tmp_path / "a.nxt", into=seeded(kind, seed=1)), x), output(shipped, x))
+
+
+def test_nothing_is_projected_before_the_schedule_begins_and_all_of_it_at_its_end():
+    x = inputs(Mlp)
+    steps = [Prune(sparsity=0.75), Quantize(3)]
+    model = prepare(Task(seeded(Mlp), calibration=[x]), steps, gradual=True)
+    assert torch.equal(output(model.eval(), x), output(seeded(Mlp), x))
+    schedule = Schedule(model, steps, batches=20, begin=0.2, end=0.8, updates=6)
+    counts = []
+    for _ in range(20):
+        schedule.step()
+        counts.append(sparsity(model)[0])
+    assert counts == sorted(counts)
+    assert counts[3] == 0
+    total = sparsity(model)[1]
+    assert counts[-1] >= round(0.75 * total)
+    assert len(set(counts)) > 4
+    assert all(len(row.unique()) <= 7 for weight in weights(model) for row in weight.read())
+
+
+def test_gradients_reach_pruned_weights_so_that_they_may_come_back():
+    x, y = inputs(Mlp), torch.arange(8) % 5
+    steps = [Prune(sparsity=0.8)]
+    model = prepare(Task(seeded(Mlp), calibration=[x]), steps)
+    first = [weight.read() == 0 for weight in weights(model)]
+    fit(model, x, y, steps=40, rate=3e-2)
+    steps[0].rehearse_(model, 1.0)
+    second = [weight.read() == 0 for weight in weights(model)]
+    assert any(bool((a & ~b).any()) for a, b in zip(first, second, strict=True))
+    assert sum(int(z.sum()) for z in second) == round(0.8 * sum(z.numel() for z in second))
+
+
+def test_attention_embeddings_and_recurrent_layers_rehearse_too():
+    for kind in (Block,):
+        x, y = inputs(kind), torch.arange(4) % 5
+        model = prepare(Task(seeded(kind), calibration=[x]), [Quantize(4)])
+        fit(model, x, y, steps=3)
+        assert torch.allclose(output(convert(model), x), output(model.eval(), x), atol=1e-3)
+    net = nn.Sequential(nn.LSTM(4, 6, batch_first=True))
+    task = Task(net, calibration=[torch.randn(2, 3, 4)])
+    model = prepare(task, [Prune(sparsity=0.5), Share(3)])
+    model(task.sample)[0].sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip([convert(model)(task.sample)[0]], [model(task.sample)[0]], strict=True))
+
+
+def test_tied_weights_share_one_leaf_and_ship_as_one():
+    task = Task(seeded(Tied), calibration=[torch.arange(6).view(2, 3)])
+    for steps in ([Prune(sparsity=0.5)], [Share(3)]):
+        model = prepare(task, steps)
+        assert model.embed.coded["weight"] is model.head.coded["weight"]
+        shipped = convert(model)
+        held = [m.coded["weight"] if isinstance(m, Coded) else m.weight for m in (shipped.embed, shipped.head)]
+        assert held[0] is held[1]
+
+
+def test_converting_leaves_the_training_model_as_it_is():
+    model = prepare(Task(seeded(Mlp), calibration=[inputs(Mlp)]), [Prune(sparsity=0.5), Quantize(4)])
+    before = photograph(model)
+    convert(model)
+    assert unchanged(model, before)
+
+
+def test_a_training_state_can_be_kept_and_taken_up_again():
+    task, steps = Task(seeded(Mlp), calibration=[inputs(Mlp)]), [Prune(sparsity=0.5), Quantize(4)]
+    model = prepare(task, steps)
+    fit(model, inputs(Mlp), torch.arange(8) % 5, steps=3)
+    other = prepare(task, steps)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(output(other.eval(), inputs(Mlp)), output(model.eval(), inputs(Mlp)))
+
+
+def test_steps_that_make_new_layers_come_before_those_that_train_them():
+    task = Task(seeded(ResidualCnn), calibration=[inputs(ResidualCnn)])
+    model = prepare(task, [Fold(), PruneChannels(sparsity=0.25), Factorize(rank=2), Prune(sparsity=0.5), Quantize(4)])
+    assert output(convert(model), inputs(ResidualCnn)).shape == (4, 5)
+    for late in (Fold(), PruneChannels(sparsity=0.25), Factorize(rank=2)):
+        with pytest.raises(RecipeError, match=f"put {type(late).__name__} first"):
+            prepare(task, [Prune(sparsity=0.5), late])
+
+
+def test_a_step_that_trains_by_itself_is_refused():
+    with pytest.raises(RecipeError, match="Recover trains by itself"):
+        prepare(Task(seeded(Mlp), calibration=[inputs(Mlp)]), [Prune(sparsity=0.5), Recover()])
+
+
+def test_what_cannot_be_rehearsed_is_refused_before_training():
+    task = Task(seeded(Mlp), calibration=[inputs(Mlp)])
+    with pytest.raises(ShapeError, match="no code for zero"):
+        prepare(task, [Prune(sparsity=0.5), Quantize(1)])
+
+
+@pytest.mark.parametrize("step", [Quantize(8, activations=8), Quantize(8, biases=8), Share(4, biases=8)], ids=str)
+def test_inputs_and_biases_are_not_forgotten(step):
+    """What a step would do by itself is what ships after a loop, too."""
+    x = inputs(Mlp)
+    task = Task(seeded(Mlp), calibration=[x])
+    alone, _ = step(task.model, task)
+    shipped = convert(prepare(task, [step]))
+    assert [type(m) for m in shipped.modules()] == [type(m) for m in alone.modules()]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"batches": 0}, {"batches": 5, "begin": 0.8, "end": 0.5}, {"batches": 5, "end": 1.5}, {"batches": 5, "updates": 0}]
+)
+def test_a_schedule_that_makes_no_sense_is_refused(arguments):
+    with pytest.raises(RangeError, match="makes no sense"):
+        Schedule(seeded(Mlp), [], **arguments)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 30])
+@pytest.mark.parametrize(("begin", "end"), [(0.0, 0.7), (0.3, 1.0), (0.9, 0.95)])
+def test_every_schedule_ends_at_full_strength(batches, begin, end):
+    steps = [Prune(sparsity=0.5)]
+    model = prepare(Task(seeded(Mlp), calibration=[inputs(Mlp)]), steps, gradual=True)
+    schedule = Schedule(model, steps, batches=batches, begin=begin, end=end)
+    for _ in range(batches):
+        schedule.step()
+    gone, total = sparsity(model)
+    assert gone == round(0.5 * total)
+    assert schedule.strength == 1.0
+
+
+def test_a_low_rank_layer_is_what_trains():
+    model = prepare(Task(seeded(Mlp), calibration=[inputs(Mlp)]), [Factorize(rank=3)])
+    assert isinstance(model.fc1, LowRankLinear)
+    assert all(parameter.requires_grad for parameter in model.parameters())
