@@ -39,14 +39,13 @@ class Result:
     verdict: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     history: tuple[Trial, ...] = ()
-    name: str = ""
 
     def document(self) -> dict[str, Any]:
         """Everything but the model as JSON-able data: the content of result.json, and all that a report needs."""
         evaluation = asdict(self.evaluation)
         target = asdict(self.target) if self.target is not None else None
         plain = {
-            "name": self.name or type(self.task.model).__name__,
+            "name": self.task.name or type(self.task.model).__name__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "enxuto": version("enxuto"),
             "seed": self.task.seed,

@@ -69,7 +69,6 @@ class Task:
     The least is a model and `calibration`: sample inputs, no labels. `evaluate` gives quality on validation data
     (higher is better; one value per sample makes differences paired). `train` (batches of inputs and targets) and
     `loss(outputs, targets)` let steps recover what they lost. `test` is called once, at the very end.
-    `fresh`, a function without arguments that builds the network anew, is only needed when a copy of the model would not do.
     Raises: TaskError when the model has NaN or infinite weights, fails on its own sample inputs, or nothing was given.
     """
 
@@ -80,6 +79,7 @@ class Task:
     loss: Callable[[Any, Any], Tensor] | None = field(default=None, kw_only=True)
     test: Evaluate | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
+    name: str = field(default="", kw_only=True)  # the title of the report; the class of the model unless given
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):

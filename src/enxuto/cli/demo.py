@@ -80,6 +80,7 @@ def demo_task(source: str, seed: int) -> Task:
         loss=functional.cross_entropy,
         test=data.accuracy(images.test_x, images.test_y),
         seed=seed,
+        name=f"{NETWORK} on {images.name}",
     )
 
 

@@ -152,7 +152,7 @@ class Search:
         if self.limit_bytes == math.inf and self.target.drop == math.inf:
             return  # MACs or latency alone: nothing asks for a smaller file
         epochs = self._epochs(share=1 / 20)
-        tail = max(EPOCHS[0], epochs / 2)
+        tail = max(EPOCHS[0], round(epochs / 2, 3))
         yield self.base + self._finish(4, tail)
         yield from self._ladder(epochs, tail)
 
@@ -185,13 +185,13 @@ class Search:
         while passed / failed > 1.08 and self.limit_bytes == math.inf:
             density = math.sqrt(passed * failed)
             level = (*good, Prune(round(1 - density, 4)), Recover(epochs=2 * epochs))
-            yield level + self._finish(4, 2 * tail)
+            yield level + self._finish(4, round(2 * tail, 3))
             if self.drops[-1] <= self.target.drop:
                 good, passed = level, density
             else:
                 failed = density
-        yield good + self._finish(3, 3 * tail)
-        yield good + self._finish(4, 4 * tail)
+        yield good + self._finish(3, round(3 * tail, 3))
+        yield good + self._finish(4, round(4 * tail, 3))
 
 
 def margin(before: Tensor, after: Tensor, allowed: float) -> float:
