@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import common
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import common
 from enxuto.errors import NothingChangedError
 from enxuto.groups import find_groups
 from enxuto.steps.channels import PruneChannels

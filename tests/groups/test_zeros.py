@@ -26,7 +26,7 @@ def silence_(model: nn.Module, group: Group, units: list[int]) -> None:
 @pytest.mark.parametrize(
     "name",
     ["residual", "depthwise", "dense", "grouped", "shuffled", "permuted", "lstm", "gru", "rnn", "bidirectional lstm",
-     "bidirectional gru", "gates", "tokens", "padded"],
+     "bidirectional gru", "projected lstm", "steps", "gates", "tokens", "padded"],
 )  # fmt: skip
 def test_exactly_the_silent_units_are_found(name: str) -> None:
     model = copy.deepcopy(NETS[name])

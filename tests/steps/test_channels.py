@@ -52,7 +52,7 @@ def silenced(name: str) -> tuple[nn.Module, int]:
 @pytest.mark.parametrize(
     "name",
     ["residual", "depthwise", "dense", "grouped", "shuffled", "permuted", "lstm", "gru", "bidirectional lstm",
-     "bidirectional gru", "padded", "tokens"],
+     "bidirectional gru", "projected lstm", "steps", "gates", "padded", "tokens"],
 )  # fmt: skip
 def test_channels_that_are_zero_come_out_and_no_output_changes(name: str) -> None:
     model, count = silenced(name)

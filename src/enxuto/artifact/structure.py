@@ -65,12 +65,13 @@ def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:
     """
     model = copy.deepcopy(model)
     seen: set[str] = set()
+    places = {name: place for place, name in enumerate(shapes)}
     for edit in found:
         try:
             if edit["path"] in seen:
                 raise ArtifactError(f"the file describes the layer '{edit['path']}' twice; it is damaged.")
             seen.add(edit["path"])
-            _apply_one(model, edit, shapes)
+            _apply_one(model, edit, shapes, places)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             if isinstance(error, ArtifactError):
                 raise
@@ -80,7 +81,7 @@ def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:
     return model
 
 
-def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes) -> None:
+def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes, places: Mapping[str, int]) -> None:
     path = edit["path"]
     try:
         module = model.get_submodule(path)
@@ -108,8 +109,10 @@ def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes) -> None:
         setattr(module, name, tuple(value) if isinstance(value, list) else value)
     if "tensors" in edit:
         _retensor_(module, path, edit["tensors"], shapes)
-    for name, (kind, *arguments) in edit.get("coded", {}).items():
-        shape = shapes[f"{path}.coded.{name}.codes" if path else f"coded.{name}.codes"]
+    coded = {name: f"{path}.coded.{name}.codes" if path else f"coded.{name}.codes" for name in edit.get("coded", {})}
+    for name in sorted(coded, key=lambda name: places[coded[name]]):  # JSON has sorted them; the tensors are as they were
+        kind, *arguments = edit["coded"][name]
+        shape = shapes[coded[name]]
         code_(module, name, _tensor(kind, arguments, shape, edit.get("dtypes", {}).get(name, "float32")))
     if "input" in edit:
         module.input_grid = ActivationGrid()

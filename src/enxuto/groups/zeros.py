@@ -110,6 +110,8 @@ def _computed(node: fx.Node, op: OpOverload, args: list[Any], kwargs: dict[str, 
         return _bilinear(op, args)
     if name in GATE:
         return _recurrent(node, name, args, inside)
+    if name.removesuffix("_cell") in GATE:
+        return _recurrent_cell(node, name, args, inside)
     if name in ("batch_norm", "instance_norm"):
         return _norm(op, args)
     if name in ("mul", "mul_"):
@@ -184,34 +186,67 @@ def _norm(op: OpOverload, args: list[Any]) -> Tensor | None:
 
 def _recurrent(node: fx.Node, name: str, args: list[Any], inside: dict[str, Tensor]) -> object:
     """A hidden unit is zero for ever when it starts at zero and nothing but zeros makes its new content."""
-    gates, content = GATE[name]
     first, states, params = args[0], args[1], args[2]
-    assert isinstance(first, Tensor)
-    assert isinstance(params, Sequence)
-    has_biases, layers, bidirectional = bool(args[3]), int(args[4]), bool(args[7])
-    directions, per_cell = (2 if bidirectional else 1), (4 if has_biases else 2)
+    layers, directions = int(args[4]), 2 if args[7] else 1
     starts = states if isinstance(states, Sequence) else [states]
-    if len(params) != layers * directions * per_cell or not all(bool((start == 0).all()) for start in starts):
+    if not all(bool((start == 0).all()) for start in starts):
         return None
+    per_cell = len(params) // (layers * directions)
     silent = (first == 0).flatten(0, -2).all(0)
-    zeros: list[Tensor] = []
+    units: list[Tensor] = []
+    written: list[Tensor] = []
     for cell in range(layers * directions):
         if cell and cell % directions == 0:
-            silent = torch.cat(zeros[-directions:])
+            silent = torch.cat(written[-directions:])
             inside[f"{node.name}.layer{cell // directions - 1}"] = _as_values(silent)
-        w_ih, w_hh, *biases = params[cell * per_cell : (cell + 1) * per_cell]
-        still = (w_ih.chunk(gates)[content][:, ~silent] == 0).all(1)
-        for bias in biases:
-            still = still & (bias.chunk(gates)[content] == 0)
-        own = w_hh.chunk(gates)[content]
-        while bool((still & (own[:, ~still] != 0).any(1)).any()):
-            still = still & (own[:, ~still] == 0).all(1)
-        zeros.append(still)
-        inside[f"{node.name}.cell{cell}"] = _as_values(still)
-    outputs = [torch.zeros(value.shape) for value in node.meta["val"]]
-    top = _as_values(torch.cat(zeros[-directions:]))
-    states_out = torch.stack([_as_values(still) for still in zeros])[:, None, :]
-    return (outputs[0] + top, *(out + states_out for out in outputs[1:]))
+        own = params[cell * per_cell : (cell + 1) * per_cell]
+        projection = own.pop() if per_cell in (3, 5) else None
+        still, out = _silent_units(name, own, projection, silent)
+        units.append(still)
+        written.append(out)
+        inside[f"{node.name}.cell{cell}"] = _as_values(out)
+        inside[f"{node.name}.cell{cell}.state"] = _as_values(still)
+    shapes_out = [value.shape for value in node.meta["val"]]
+    top = _as_values(torch.cat(written[-directions:])).expand(shapes_out[0])
+    kept = [torch.stack([_as_values(zero) for zero in zeros])[:, None, :] for zeros in (written, units)]
+    return (top, *(values.expand(shape) for values, shape in zip(kept, shapes_out[1:], strict=False)))
+
+
+def _silent_units(name: str, params: Sequence[Tensor], projection: Tensor | None, silent: Tensor) -> tuple[Tensor, Tensor]:
+    """Which hidden units of one cell stay zero, and which of the numbers it hands on: the same ones without a projection.
+
+    All are taken for zero first, and those that something wakes are struck out until none is left to strike.
+    Shapes: silent bool [in] -> bool [hidden], bool [hidden or projected].
+    """
+    gates, content = GATE[name.removesuffix("_cell")]
+    w_ih, w_hh, *biases = (tensor.chunk(gates)[content] for tensor in params)
+    still = (w_ih[:, ~silent] == 0).all(1)
+    for bias in biases:
+        still = still & (bias == 0)
+    while True:
+        out = still if projection is None else (projection[:, ~still] == 0).all(1)
+        remaining = still & (w_hh[:, ~out] == 0).all(1)
+        if bool((remaining == still).all()):
+            return still, out
+        still = remaining
+
+
+def _recurrent_cell(node: fx.Node, name: str, args: list[Any], inside: dict[str, Tensor]) -> object:
+    """One step: what was zero and gets no new content stays zero."""
+    states = args[1] if isinstance(args[1], Sequence) else [args[1]]
+    before = torch.stack([(state == 0).flatten(0, -2).all(0) for state in states]).all(0)
+    gates, content = GATE[name.removesuffix("_cell")]
+    inputs = (args[0] == 0).flatten(0, -2).all(0)
+    w_ih, w_hh, *biases = (tensor.chunk(gates)[content] for tensor in args[2:] if isinstance(tensor, Tensor))
+    still = (w_ih[:, ~inputs] == 0).all(1) & (w_hh[:, ~before] == 0).all(1)
+    if gates > 1:
+        still = still & before
+    for bias in biases:
+        still = still & (bias == 0)
+    inside[f"{node.name}.cell0"] = _as_values(before)
+    values = _as_values(still)
+    meta = node.meta["val"]
+    return values.expand(meta.shape) if isinstance(meta, Tensor) else tuple(values.expand(each.shape) for each in meta)
 
 
 def _as_values(zero: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import quantiles
 from typing import Any
 
 from enxuto.reports import words
@@ -71,11 +72,22 @@ def headline(document: Document) -> str:
         sentence += f" ({', '.join(inside)})" if inside else ""
     if before.latency_ms and after.latency_ms:
         ratio = before.latency_ms / after.latency_ms
-        if ratio > 1.005:
+        if not clearly_timed(document):
+            sentence += "; about as fast (the spreads of the clock overlap)"
+        elif ratio > 1.005:
             sentence += f"; {words.significant(ratio)} times faster"
         else:
             sentence += f"; {words.significant(1 / ratio)} times slower" if ratio < 0.995 else "; as fast as before"
     return f"{sentence}."
+
+
+def clearly_timed(document: Document) -> bool:
+    """True unless the middle halves of the two networks' latency samples overlap: then no ratio means anything."""
+    samples = (document.original.latency_samples_ms, document.compressed.latency_samples_ms)
+    if min(map(len, samples)) < 4:
+        return True
+    (low, _, high), (other_low, _, other_high) = (quantiles(each, n=4) for each in samples)
+    return high < other_low or other_high < low
 
 
 def certainty(document: Document) -> str:
@@ -131,7 +143,7 @@ def summary_rows(document: Document) -> list[Row]:
             before.latency_ms,
             after.latency_ms,
             words.milliseconds,
-            ("faster", "slower"),
+            ("faster", "slower") if clearly_timed(document) else None,
             details=(_timing(before), _timing(after)),
         ),
         _row("peak memory", before.peak_memory_bytes, after.peak_memory_bytes, format_bytes, ("less", "more")),
@@ -229,7 +241,7 @@ def _row(
     before: int | float | None,
     after: int | float | None,
     show: Callable[[Any], str],
-    better: tuple[str, str],
+    better: tuple[str, str] | None,
     details: tuple[str, str] = ("", ""),
 ) -> Row:
     shown = [words.MISSING if value is None else show(value) for value in (before, after)]
@@ -240,7 +252,7 @@ def _row(
         measure,
         Cell(shown[0], details[0]),
         Cell(shown[1], details[1]),
-        Cell(words.times(before, after, *better)),
+        Cell(words.times(before, after, *better) if better else "spreads overlap"),
         shares,
     )
 
