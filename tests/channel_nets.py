@@ -154,7 +154,7 @@ class Gates(nn.Module):
         self.squeeze, self.excite = nn.Linear(12, 4), nn.Linear(4, 12)
         self.norm, self.up = nn.InstanceNorm2d(12), nn.ConvTranspose2d(12, 16, 2)
         self.deep = nn.ConvTranspose2d(8, 8, 2, groups=8)
-        self.last, self.fc = nn.Conv2d(8, 8, 1), nn.Linear(2, 5)
+        self.last, self.fc = nn.Conv2d(8, 12, 1), nn.Linear(3, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.conv(x))

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
 from torch import nn
 
 from enxuto.artifact.save import load, save
@@ -16,6 +15,7 @@ from enxuto.steps.share import Share
 from enxuto.surgery import weights
 from enxuto.task import Task
 from enxuto.train import Schedule, convert, prepare
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
 
 RECIPES = {
     "Prune": [Prune(sparsity=0.8)],
@@ -121,7 +121,9 @@ def test_attention_embeddings_and_recurrent_layers_rehearse_too():
     model = prepare(task, [Prune(sparsity=0.5), Share(3)])
     model(task.sample)[0].sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip([convert(model)(task.sample)[0]], [model(task.sample)[0]], strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-5) for a, b in zip([convert(model)(task.sample)[0]], [model(task.sample)[0]], strict=True)
+    )
 
 
 def test_tied_weights_share_one_leaf_and_ship_as_one():
@@ -181,7 +183,8 @@ def test_inputs_and_biases_are_not_forgotten(step):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"batches": 0}, {"batches": 5, "begin": 0.8, "end": 0.5}, {"batches": 5, "end": 1.5}, {"batches": 5, "updates": 0}]
+    "arguments",
+    [{"batches": 0}, {"batches": 5, "begin": 0.8, "end": 0.5}, {"batches": 5, "end": 1.5}, {"batches": 5, "updates": 0}],
 )
 def test_a_schedule_that_makes_no_sense_is_refused(arguments):
     with pytest.raises(RangeError, match="makes no sense"):

@@ -28,7 +28,7 @@ def input_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tuple[
         return see
 
     leaves = [(path, module) for path, module in model.named_modules() if _is_layer(module)]
-    hooks = [module.register_forward_pre_hook(watch(path)) for path, module in leaves]  # type: ignore[arg-type]
+    hooks = [module.register_forward_pre_hook(watch(path)) for path, module in leaves]
     try:
         with evaluating(model):
             for batch in batches:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from enxuto.errors import LayerError, RangeError, RecipeError
-from enxuto.layers.coded import Coded, code_, coded_names, decode_, dense
+from enxuto.layers.coded import Coded, code_, decode_, dense, sources
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.surgery import Weight, duplicate, twins, weights
@@ -120,10 +120,10 @@ def rehearse_(model: nn.Module) -> nn.Module:
             for twin in twins(model, weight):
                 twin.code_(leaf)
     for module in model.modules():  # coded biases and norms
-        for name in coded_names(module):
-            if isinstance(module.coded[name], CodedTensor):
-                leaf = Rehearsal(dense(module.coded[name]))  # a zero among them may become another value
-                leaf.see_(module.coded[name])
+        for name, tensor in list(sources(module).items()):
+            if isinstance(tensor, CodedTensor):
+                leaf = Rehearsal(dense(tensor))  # a zero among them may become another value
+                leaf.see_(tensor)
                 code_(module, name, leaf)
     return model
 
@@ -132,8 +132,7 @@ def settle_(model: nn.Module) -> nn.Module:
     """Ends every rehearsal: codes where there was a grid, plain floats where there was none."""
     settled: dict[nn.Module, nn.Parameter | CodedTensor] = {}  # tied layers stay tied
     for module in list(model.modules()):
-        for name in coded_names(module):
-            leaf = module.coded[name]  # type: ignore[index]
+        for name, leaf in list(sources(module).items()):
             if not isinstance(leaf, Rehearsal):
                 continue
             if leaf not in settled:
@@ -143,9 +142,9 @@ def settle_(model: nn.Module) -> nn.Module:
             if isinstance(now, CodedTensor):
                 code_(module, name, now)
             else:
-                del module.coded[name]  # type: ignore[operator]
+                del sources(module)[name]
                 module.register_parameter(name, now)
-        if isinstance(module, Coded) and not module.coded:
+        if isinstance(module, Coded) and not sources(module):
             decode_(module)
     return model
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
 from torch import nn
 
 from enxuto.artifact.checkpoints import FolderCheckpoints, fingerprint
@@ -30,6 +29,7 @@ from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 from enxuto.surgery import weights
 from enxuto.task import Task
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
 
 SHARE = Share(3, biases=8)
 
@@ -86,7 +86,7 @@ class Odd(nn.Module):
         self.register_buffer("nothing", torch.zeros(0, 3))
         self.register_buffer("phase", torch.tensor([1 + 2j]))
         self.register_buffer("small", torch.arange(-3, 3, dtype=torch.int8))
-        self.register_buffer("half", torch.randn(5).half())
+        self.register_buffer("sixteenth", torch.randn(5).half())
         self.register_buffer("eighth", torch.randn(5).to(torch.float8_e4m3fn))
         self.register_buffer("hidden", torch.full((3,), 7.0), persistent=False)
         self.register_buffer("absent", None)
@@ -312,7 +312,7 @@ def file(tmp_path):
 
 def test_a_truncated_file_is_refused(file):
     data = file.read_bytes()
-    for length in [*range(0, 40), *range(40, len(data), 97), len(data) - 1]:
+    for length in [*range(40), *range(40, len(data), 97), len(data) - 1]:
         file.write_bytes(data[:length])
         with pytest.raises(ArtifactError):
             load(file, into=seeded(ResidualCnn))
@@ -320,7 +320,7 @@ def test_a_truncated_file_is_refused(file):
 
 def test_a_flipped_bit_is_refused(file):
     data = bytearray(file.read_bytes())
-    for place in [*range(0, 30), *range(30, len(data), 61)]:
+    for place in [*range(30), *range(30, len(data), 61)]:
         data[place] ^= 1 << place % 8
         file.write_bytes(data)
         with pytest.raises(ArtifactError):
@@ -372,11 +372,23 @@ EDITS = {
     "arguments that are a list": {"path": "fc", "kind": "Linear", "args": [1, 2]},
     "an unknown kind": {"path": "fc", "kind": "os.system", "args": {}},
     "a kind that is a list": {"path": "fc", "kind": [], "args": {}},
-    "an impossible padding": {"path": "fc", "kind": "Embedding", "args": {"num_embeddings": 2, "embedding_dim": 2, "padding_idx": 9}},
+    "an impossible padding": {
+        "path": "fc",
+        "kind": "Embedding",
+        "args": {"num_embeddings": 2, "embedding_dim": 2, "padding_idx": 9},
+    },
     "an impossible kernel": {
         "path": "fc",
         "kind": "LowRankConv",
-        "args": {"in_channels": 1, "out_channels": 1, "kernel_size": [1] * 9, "rank": 1, "stride": [1], "padding": [0], "dilation": [1]},
+        "args": {
+            "in_channels": 1,
+            "out_channels": 1,
+            "kernel_size": [1] * 9,
+            "rank": 1,
+            "stride": [1],
+            "padding": [0],
+            "dilation": [1],
+        },
     },
     "no groups": {"path": "fc", "kind": "Conv2d", "args": {"in_channels": 1, "out_channels": 1, "kernel_size": 1, "groups": 0}},
     "a path that climbs": {"path": "..", "kind": "Identity", "args": {}},

@@ -6,9 +6,9 @@ import functools
 import numpy as np
 import pytest
 import torch
-from channel_nets import Literal, Residual, Tied, image_nets
 from torch import Tensor, nn
 
+from channel_nets import Literal, Residual, Tied, image_nets
 from enxuto.cut import Group, cut_, tensor_at
 from enxuto.groups import Groups, find_groups, masked_
 from enxuto.zoo import NAMES, build
@@ -80,7 +80,7 @@ def test_a_tied_table_stays_tied_and_exact() -> None:
         ("bidirectional gru", [10]),
         ("projected lstm", [10, 6]),
         ("steps", [10]),
-        ("gates", [12, 4, 8, 2]),
+        ("gates", [12, 4, 8, 3]),
         ("padded", [8]),
         ("tokens", [16, 20]),
         ("literal", [9]),

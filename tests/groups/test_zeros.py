@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from channel_nets import image_nets
 from torch import Tensor, nn
 
+from channel_nets import image_nets
 from enxuto.cut import Group, tensor_at
 from enxuto.groups import find_groups
 

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from toys import ResidualCnn, inputs, output, photograph, seeded, task_of, unchanged
 from torch import nn
 
 from enxuto.errors import NothingChangedError
@@ -8,6 +7,7 @@ from enxuto.steps.fold import Fold
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.task import Task
+from toys import ResidualCnn, inputs, output, photograph, seeded, task_of, unchanged
 
 
 def stack(*layers):
@@ -97,8 +97,16 @@ REFUSED = {
     "an output read twice": (lambda m, x: (lambda y: m.norm(y) + y)(m.conv(x)), {}, "also read elsewhere"),
     "a layer called twice": (lambda m, x: m.norm(m.conv(m.conv(x))), {}, "called more than once"),
     "a norm called twice": (lambda m, x: m.norm(m.norm(m.conv(x))), {}, "does not directly follow"),
-    "no statistics": (lambda m, x: m.norm(m.conv(x)), {"norm": nn.BatchNorm2d(4, track_running_stats=False)}, "no running statistics"),
-    "a layer with a forward of its own": (lambda m, x: m.norm(m.conv(x)), {"conv": Standardized(4, 4, 3)}, "does not directly follow"),
+    "no statistics": (
+        lambda m, x: m.norm(m.conv(x)),
+        {"norm": nn.BatchNorm2d(4, track_running_stats=False)},
+        "no running statistics",
+    ),
+    "a layer with a forward of its own": (
+        lambda m, x: m.norm(m.conv(x)),
+        {"conv": Standardized(4, 4, 3)},
+        "does not directly follow",
+    ),
     "a norm with a forward of its own": (lambda m, x: m.norm(m.conv(x)), {"norm": Louder(4)}, "forward of its own"),
     "a computed weight": (
         lambda m, x: m.norm(m.conv(x)),
@@ -152,7 +160,9 @@ def test_a_functional_batch_norm_is_left_alone():
         Fold()(model, Task(model, calibration=[torch.randn(2, 4, 6, 6)]))
 
 
-@pytest.mark.parametrize("step", [Quantize(8), Quantize(3, per="tensor"), Quantize(1), Quantize(4, "fc"), Quantize(8, activations=8)], ids=str)
+@pytest.mark.parametrize(
+    "step", [Quantize(8), Quantize(3, per="tensor"), Quantize(1), Quantize(4, "fc"), Quantize(8, activations=8)], ids=str
+)
 def test_a_coded_layer_keeps_its_codes_and_the_model_its_outputs(step):
     task, x = task_of(ResidualCnn), inputs(ResidualCnn)
     with torch.no_grad():
@@ -215,7 +225,9 @@ def test_samples_may_be_tuples_and_dicts(batch):
 
 
 def test_a_frozen_model_of_tokens_folds_as_well():
-    model = seeded(lambda: nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(18, 8), nn.BatchNorm1d(8))).requires_grad_(False)
+    model = seeded(lambda: nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(18, 8), nn.BatchNorm1d(8))).requires_grad_(
+        False
+    )
     x = torch.arange(6).view(2, 3)
     folded, _ = Fold()(model, Task(model, calibration=[x]))
     assert torch.allclose(output(folded, x), output(model, x), atol=1e-5)

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -15,17 +14,23 @@ from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 from enxuto.surgery import weights
 from enxuto.task import Task
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
 
 
 def labelled(kind, batches=6):
     x = inputs(kind)
     generator = torch.Generator().manual_seed(1)
-    pairs = [(x + 0.1 * torch.randn(x.shape, generator=generator), torch.randint(0, 5, x.shape[:1], generator=generator)) for _ in range(batches)]
+    pairs = [
+        (x + 0.1 * torch.randn(x.shape, generator=generator), torch.randint(0, 5, x.shape[:1], generator=generator))
+        for _ in range(batches)
+    ]
     return Task(seeded(kind), calibration=[x], train=pairs, loss=nn.functional.cross_entropy)
 
 
 @pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])
-@pytest.mark.parametrize("first", [[Prune(sparsity=0.8)], [Prune(sparsity=0.8), Share(3)], [Prune(sparsity=0.5), Quantize(4)]], ids=str)
+@pytest.mark.parametrize(
+    "first", [[Prune(sparsity=0.8)], [Prune(sparsity=0.8), Share(3)], [Prune(sparsity=0.5), Quantize(4)]], ids=str
+)
 def test_zeros_stay_zero_and_the_rest_learns(kind, first):
     task = labelled(kind)
     small, _ = run(task, first)

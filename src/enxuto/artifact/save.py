@@ -53,14 +53,17 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     if not isinstance(meta.get("edits"), list) or not isinstance(same, dict) or not all(type(n) is str for n in same.values()):
         raise ArtifactError(f"'{path}' holds no enxuto model; pack and unpack are for plain tensors.")
     shapes = {section.name: section.shape for section in sections}
+    held = set(shapes)
+    for name, first in same.items():
+        if first not in held or name in held:
+            raise ArtifactError(f"'{path}': '{name}' is said to equal '{first}', but the file lacks that or holds both; it is damaged.")
+        shapes[name] = shapes[first]
     try:
         model = apply(into, meta["edits"], shapes)
     except ArtifactError as error:
         raise ArtifactError(f"'{path}': {error}") from error
     tensors = {section.name: _to_torch(section) for section in sections}
     for name, first in same.items():
-        if first not in tensors:
-            raise ArtifactError(f"'{path}': '{name}' is said to equal '{first}', which the file lacks; it is damaged.")
         tensors[name] = tensors[first]
     _check_names(model, tensors, os.fspath(path))
     for name, tensor in tensors.items():
@@ -94,7 +97,9 @@ def _entries(by_name: dict[str, int]) -> list[Entry]:
 
 def _sections(model: nn.Module) -> tuple[list[Section], dict[str, str]]:
     coded = {path: module for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, CodedTensor)}
-    sections, same, seen = [], {}, {}
+    sections: list[Section] = []
+    same: dict[str, str] = {}
+    seen: dict[Any, str] = {}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
             raise ArtifactError(f"'{name}' is extra state of type {type(tensor).__name__}; only tensors can be kept.")

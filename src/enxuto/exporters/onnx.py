@@ -68,14 +68,14 @@ def to_onnx(model: nn.Module, sample: Batch, path: str | os.PathLike[str], *, dy
 
 def _write(model: nn.Module, sample: Batch, outputs: Any, path: os.PathLike[str], *, dynamic: bool) -> None:
     arguments, named = _call_arguments(_twice(sample) if dynamic and batch_size(sample) == 1 else sample)
-    shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    shapes = torch.export.ShapesCollection()
     axis = torch.export.Dim("batch")
     for tensor in leaves((arguments, named)):
         if dynamic and tensor.dim() and len(tensor) == batch_size((arguments, named)):
             shapes[tensor] = {0: axis}
     try:
         with _quiet(), evaluating(model):
-            free = shapes.dynamic_shapes(model, arguments, named)  # type: ignore[no-untyped-call]
+            free = shapes.dynamic_shapes(model, arguments, named)
             program = torch.export.export(model, arguments, named, dynamic_shapes=free)
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:

@@ -100,7 +100,7 @@ def _solver() -> Callable[[Floats, Floats, int], NDArray[np.int64]]:
     """The compiled dynamic programme; numba is imported at the first use."""
     from numba import njit
 
-    @njit(cache=True)  # type: ignore[untyped-decorator]
+    @njit(cache=True)
     def solve(points, counts, clusters):  # type: ignore[no-untyped-def]
         n = points.size
         weight = np.zeros(n + 1)

@@ -34,7 +34,10 @@ GATE = {
     "rnn_relu": (1, 0),
 }  # gates, and the one that makes new content
 AVERAGES = frozenset(("mean", "sum", "amax"))
-MOVES = (shapes.same, shapes.turned, shapes.moved, shapes.parted, shapes.sliced, shapes.picked, shapes.joined)
+MOVES = (
+    *(shapes.same, shapes.turned, shapes.moved, shapes.parted, shapes.sliced, shapes.picked, shapes.joined),
+    *(shapes.pixel_shuffle, shapes.channel_shuffle),
+)
 
 
 def live_channels(traced: Trace, channel: IntArray) -> set[int]:

@@ -6,7 +6,6 @@ The layer's own `forward` runs unchanged, so subclasses with a forward of their 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ class Coded(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles name the plain class, which is found by its name, in place of the one made here."""
-        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        state = self.__getstate__()  # type: ignore[no-untyped-call]
         return _bare, (plain_class(type(self)),), state
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,9 +75,17 @@ class CodedRecurrent(Coded):
         return False  # asked by torch at each call, and answered there by decoding every weight
 
 
-@functools.cache
+_CODED: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def coded_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """The coded variant of a layer class."""
+    """The coded variant of a layer class, made once."""
+    if kind not in _CODED:
+        _CODED[kind] = _make(kind)
+    return _CODED[kind]
+
+
+def _make(kind: type[nn.Module]) -> type[nn.Module]:
     mixin = CodedRecurrent if issubclass(kind, nn.RNNBase) else Coded
     return type(f"Coded{kind.__name__}", (mixin, kind), {"__doc__": f"{kind.__name__} with coded weights.", "plain": kind})
 
@@ -107,9 +114,15 @@ def weight_names(module: nn.Module) -> tuple[str, ...]:
     return ()
 
 
+def sources(module: nn.Module) -> nn.ModuleDict:
+    """What a layer reads its coded or rehearsed tensors from, by name; empty for a plain layer."""
+    coded = module._modules.get("coded") if isinstance(module, Coded) else None
+    return coded if isinstance(coded, nn.ModuleDict) else nn.ModuleDict()
+
+
 def coded_names(module: nn.Module) -> tuple[str, ...]:
     """The names under which a layer keeps coded or rehearsed tensors."""
-    return tuple(module.coded) if isinstance(module, Coded) else ()
+    return tuple(sources(module))
 
 
 def code_(module: nn.Module, name: str, tensor: nn.Module) -> None:
@@ -119,7 +132,7 @@ def code_(module: nn.Module, name: str, tensor: nn.Module) -> None:
         module._modules["coded"] = nn.ModuleDict()
         module.__dict__.pop("_flat_weights", None)
     module._parameters.pop(name, None)
-    module.coded[name] = tensor
+    sources(module)[name] = tensor
 
 
 def decode_(module: nn.Module, shared: dict[nn.Module, nn.Parameter] | None = None) -> None:
@@ -130,14 +143,15 @@ def decode_(module: nn.Module, shared: dict[nn.Module, nn.Parameter] | None = No
     if not isinstance(module, Coded):
         return
     shared = {} if shared is None else shared
-    tensors = dict(module.coded.items())
+    tensors = dict(sources(module).items())
     for tensor in tensors.values():
         if tensor not in shared:
             shared[tensor] = nn.Parameter(tensor().detach().clone())
     order = list(getattr(module, "_flat_weights_names", ()))
     del module._modules["coded"]
     module._modules.pop("input_grid", None)
-    module.__class__ = plain_class(type(module))
+    plain: nn.Module = module
+    plain.__class__ = plain_class(type(module))
     for name, tensor in tensors.items():
         module.register_parameter(name, shared[tensor])
     if isinstance(module, nn.RNNBase):
@@ -149,9 +163,9 @@ def coded_tensors(model: nn.Module) -> dict[str, CodedTensor]:
     """All coded weights of a model by parameter name, as in "fc1.weight"; one shared by two layers comes twice."""
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        for name in coded_names(module):
-            if isinstance(module.coded[name], CodedTensor):
-                found[f"{path}.{name}" if path else name] = module.coded[name]
+        for name, tensor in sources(module).items():
+            if isinstance(tensor, CodedTensor):
+                found[f"{path}.{name}" if path else name] = tensor
     return found
 
 

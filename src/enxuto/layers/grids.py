@@ -172,7 +172,7 @@ class CodedTensor(nn.Module):
         """Follows a model to another device or dtype: decoded weights get the dtype, the grid keeps its precision."""
         kept = dict(self._buffers)
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in kept.items():
             now = self._buffers[name]
             if before is not None and now is not None and now.dtype != before.dtype:

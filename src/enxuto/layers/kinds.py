@@ -102,7 +102,7 @@ def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
     for base in kind.__mro__:  # LSTM(*args, **kwargs) names its arguments in the class above
         if "__init__" not in base.__dict__:
             continue
-        named = inspect.signature(base.__init__).parameters
+        named = inspect.signature(base.__dict__["__init__"]).parameters
         hidden = ("self", "mode") if base is nn.RNNBase else ("self",)  # LSTM, GRU and RNN set their mode themselves
         found |= {n: p for n, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and n not in hidden}
         if not any(p.kind == p.VAR_KEYWORD for p in named.values()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ class LowRankLinear(nn.Sequential):
 class LowRankConv(nn.Sequential):
     """`up(down(x))`: a convolution to `rank` channels, then a 1x1 convolution to the outputs. Shapes as nn.Conv1d/2d/3d."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the arguments of a convolution, and the rank
         self,
         in_channels: int,
         out_channels: int,
@@ -43,7 +43,7 @@ class LowRankConv(nn.Sequential):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel_size) - 1]
+        kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel_size) - 1]  # the three take tuples of 1, 2, 3 numbers
         self.down = kind(
             in_channels,
             rank,
@@ -52,7 +52,7 @@ class LowRankConv(nn.Sequential):
             padding,
             dilation,
             bias=False,
-            padding_mode=padding_mode,  # type: ignore[arg-type]
+            padding_mode=padding_mode,
         )
         self.up = kind(rank, out_channels, 1, bias=bias)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from enxuto.errors import NothingChangedError, RangeError
 from enxuto.functional.lowrank import rank_for_energy
-from enxuto.layers.coded import Coded, decode_, plain_class
-from enxuto.layers.grids import Affine
+from enxuto.layers.coded import decode_, plain_class, sources
+from enxuto.layers.grids import Affine, CodedTensor
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear
 from enxuto.select import Patterns, select
 from enxuto.surgery import Weight, duplicate, replace_, twins
@@ -83,7 +83,7 @@ def _refusal(model: nn.Module, path: str, layer: nn.Module, matrix: Tensor, rank
 
 
 def _thin(layer: nn.Module, rank: int, path: str) -> nn.Module:
-    grids = {name: tensor.grid for name, tensor in layer.coded.items()} if isinstance(layer, Coded) else {}
+    grids = {name: tensor.grid for name, tensor in sources(layer).items() if isinstance(tensor, CodedTensor)}
     input_grid = layer._modules.get("input_grid")
     decode_(layer)
     thin: LowRankLinear | LowRankConv

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from enxuto.errors import NothingChangedError
-from enxuto.layers.coded import Coded, code_, decode_, plain_class
+from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
 from enxuto.layers.grids import AffineTensor
 from enxuto.select import Patterns, matches
 from enxuto.surgery import duplicate, replace_
@@ -115,8 +116,8 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     sample = _with_gradients(sample)
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS) and matches(path, layers)}
     sources = {path: m for path, m in model.named_modules() if _is_plain(m, LAYERS)}
-    hooks = [m.register_forward_hook(gave(path)) for path, m in sources.items()]  # type: ignore[arg-type]
-    hooks += [m.register_forward_pre_hook(read(path)) for path, m in norms.items()]  # type: ignore[arg-type]
+    hooks = [m.register_forward_hook(gave(path)) for path, m in sources.items()]
+    hooks += [m.register_forward_pre_hook(read(path)) for path, m in norms.items()]
     try:
         with evaluating(model), torch.enable_grad():
             output = call(model, sample)
@@ -193,14 +194,14 @@ def _tensors(value: object) -> list[Tensor]:
     return [tensor for item in inner for tensor in _tensors(item)]
 
 
-def _gain(norm: nn.Module) -> Tensor:
+def _gain(norm: Any) -> Tensor:
     gain = torch.rsqrt(norm.running_var + norm.eps)
     return (gain if norm.weight is None else gain * norm.weight).detach()
 
 
 def _refusal(layer: nn.Module, norm: nn.Module) -> str:
     """Why the codes of a layer could not stay when its channels are multiplied; empty when they can."""
-    tensor = layer.coded["weight"] if isinstance(layer, Coded) and "weight" in layer.coded else None
+    tensor = dict(sources(layer).items()).get("weight")
     if tensor is None:
         return ""
     if not isinstance(tensor, AffineTensor):
@@ -213,9 +214,9 @@ def _refusal(layer: nn.Module, norm: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _fold_(layer: nn.Module, norm: nn.Module) -> None:
+def _fold_(layer: Any, norm: Any) -> None:
     """w · g and (b − mean) · g + beta, with g = gamma / sqrt(var + eps); a coded weight keeps its codes."""
-    tensor = layer.coded["weight"] if isinstance(layer, Coded) and "weight" in layer.coded else None
+    tensor = dict(sources(layer).items()).get("weight")
     input_grid = layer._modules.get("input_grid")
     decode_(layer)
     decode_(norm)

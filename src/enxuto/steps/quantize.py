@@ -71,7 +71,9 @@ class Quantize:
         if not self.activations:
             return {}
         ranges = input_ranges(model, task.calibration)
-        chosen = {path for path, module in model.named_modules() if matches(path, self.layers) and isinstance(module, INTEGER_LAYERS)}
+        chosen = {
+            path for path, module in model.named_modules() if matches(path, self.layers) and isinstance(module, INTEGER_LAYERS)
+        }
         return {path: seen for path, seen in ranges.items() if path in chosen}
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:

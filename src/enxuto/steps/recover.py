@@ -55,10 +55,13 @@ class Recover:
         start = time.monotonic()
         student = rehearse_(duplicate(model))
         if not any(parameter.requires_grad for parameter in student.parameters()):
-            raise TaskError("no parameter of the model can be trained, all have requires_grad=False; call requires_grad_(True) on it.")
+            raise TaskError(
+                "no parameter of the model can be trained, all have requires_grad=False; call requires_grad_(True) on it."
+            )
         flat = all(tensor.ndim < 5 for tensor in [*student.parameters(), *student.buffers()])
         images = flat and any(isinstance(module, nn.Conv2d) for module in student.modules())
-        student.to(memory_format=torch.channels_last if images else torch.contiguous_format)  # convolutions train faster so
+        if images:
+            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions train faster so
         batches, total = self.batches(task)
         losses = self._train(student, task, batches, total)
         if not losses:
@@ -68,7 +71,8 @@ class Recover:
                 f"training diverged: the loss became {losses[-1]} after {len(losses)} batches; use a lower learning_rate than "
                 f"{self.learning_rate}."
             )
-        settle_(student.to(memory_format=torch.contiguous_format)).train(model.training)
+        student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        settle_(student).train(model.training)
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
         change = Change("", f"trained for {total} batches", f"loss {losses[0]:.3g} to {figures['loss_last']:.3g}")
@@ -129,7 +133,9 @@ class Recover:
                 optimizer.zero_grad(set_to_none=True)
                 loss = loss_of(call(wrapped, inputs), inputs, targets)
                 if loss.numel() != 1:
-                    raise TaskError(f"loss gave a tensor of shape {tuple(loss.shape)}; it must be one number: take the mean over the batch.")
+                    raise TaskError(
+                        f"loss gave a tensor of shape {tuple(loss.shape)}; it must be one number: take the mean over the batch."
+                    )
                 fabric.backward(loss)
                 fabric.clip_gradients(wrapped, optimizer, max_norm=5.0, error_if_nonfinite=False)
                 losses.append(float(loss.detach()))

@@ -82,7 +82,7 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 scores = student(x.contiguous(memory_format=layout))
                 loss = functional.cross_entropy(scores, y, label_smoothing=training.label_smoothing)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 done += 1
                 if progress is not None:
