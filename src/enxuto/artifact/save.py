@@ -56,7 +56,9 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     held = set(shapes)
     for name, first in same.items():
         if first not in held or name in held:
-            raise ArtifactError(f"'{path}': '{name}' is said to equal '{first}', but the file lacks that or holds both; it is damaged.")
+            raise ArtifactError(
+                f"'{path}': '{name}' is said to equal '{first}', but the file lacks that or holds both; it is damaged."
+            )
         shapes[name] = shapes[first]
     try:
         model = apply(into, meta["edits"], shapes)

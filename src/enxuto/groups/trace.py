@@ -50,6 +50,8 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
     for node in program.graph.nodes:
         if node.op == "placeholder":
             values[node] = _placeholder(node, names)
+        elif node.op == "get_attr":
+            values[node] = None
         elif node.op == "call_function":
             values[node] = _follow(node, values, ledger)
         elif node.op == "output":
@@ -68,7 +70,7 @@ def export(model: nn.Module, batch: Batch) -> ExportedProgram:
     double = copy.deepcopy(model, shared).eval()  # another structure around the same tensors
     args, kwargs = _arguments(batch)
     try:
-        with warnings.catch_warnings(), slow_attention():
+        with warnings.catch_warnings(), slow_attention(), torch.no_grad():
             warnings.simplefilter("ignore")  # export speaks of what it does to its own copy
             return torch.export.export(double, args, kwargs, strict=False)
     except Exception as error:  # whatever a stranger's forward raises means the same: it cannot be followed

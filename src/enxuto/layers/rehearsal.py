@@ -68,7 +68,8 @@ class Rehearsal(nn.Module):
 
     def learned(self) -> Tensor:
         """The scales or the codebook as they are now; the codebook's zero stays zero, and scales are those that ship."""
-        assert self.base is not None and self.change is not None
+        assert self.base is not None
+        assert self.change is not None
         if isinstance(self.grid, Table):
             return self.base + self.base.std(unbiased=False) * self.change * (self.base != 0)
         scale = self.base * self.change.exp()

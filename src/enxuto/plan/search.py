@@ -20,6 +20,7 @@ from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import load, save
 from enxuto.errors import Error, NothingChangedError, TargetError
 from enxuto.evaluation.quality import paired_change, quality
+from enxuto.plan.speed import channels_for_latency
 from enxuto.recipe import line, run
 from enxuto.sizes import format_bytes
 from enxuto.steps.channels import PruneChannels
@@ -76,6 +77,11 @@ class Search:
         """Seconds of the budget that remain."""
         return self.seconds - (time.monotonic() - self.start)
 
+    @property
+    def free(self) -> bool:
+        """True when nothing asks for a smaller file: MACs or latency alone."""
+        return self.limit_bytes == math.inf and self.target.drop == math.inf
+
     def run(self) -> None:
         """Tries recipes until the goal is met and nothing better is to be had, or the time is over."""
         try:
@@ -130,9 +136,12 @@ class Search:
         return bounded and self.target.drop < math.inf and self.rank(index, self.trials[index].file_bytes)[0] == 0
 
     def _base(self) -> tuple[Step, ...]:
-        if self.target.macs is None:
-            return ()
-        return (PruneChannels(macs=self.target.macs), Recover(epochs=self._epochs(share=0.3)))
+        cuts: tuple[Step, ...] = ()
+        if self.target.macs is not None:
+            cuts = (PruneChannels(macs=self.target.macs),)
+        if self.target.latency is not None:
+            cuts = channels_for_latency(self.task, self.target.latency, self.folder, macs=self.target.macs)
+        return (*cuts, Recover(epochs=self._epochs(share=0.7 if self.free else 0.3))) if cuts else ()
 
     def _epochs(self, share: float) -> float:
         """The longest training in EPOCHS that takes no more than this share of the time that is left."""
@@ -145,12 +154,12 @@ class Search:
         return (*coded, Recover(epochs=epochs, learning_rate=3e-4)) if epochs else coded
 
     def _recipes(self) -> Iterator[tuple[Step, ...]]:
-        for bits in (8, 6, 5, 4):  # nothing trained: seconds, and something is in hand
+        for bits in (8,) if self.free else (8, 6, 5, 4):  # nothing trained: seconds, and something is in hand
             yield self.base + self._finish(bits, 0)
             if self.trials and self.drops[-1] > self.target.drop:
                 break
-        if self.limit_bytes == math.inf and self.target.drop == math.inf:
-            return  # MACs or latency alone: nothing asks for a smaller file
+        if self.free:
+            return
         epochs = self._epochs(share=1 / 20)
         tail = max(EPOCHS[0], round(epochs / 2, 3))
         yield self.base + self._finish(4, tail)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,7 +94,7 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     reads: dict[str, str] = {}
     calls: dict[str, int] = {}
 
-    def gave(path: str) -> object:
+    def gave(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             calls[path] = calls.get(path, 0) + 1
             if isinstance(output, Tensor):
@@ -103,11 +103,11 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
 
         return hook
 
-    def read(path: str) -> object:
+    def read(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             calls[path] = calls.get(path, 0) + 1
             source, output = given.get(id(inputs[0]), ("", inputs[0]))
-            wide = bool(source) and output.ndim == sources[source].weight.ndim  # else the norm's channels lie elsewhere
+            wide = bool(source) and output.ndim == candidates[source].weight.ndim  # else the norm's channels lie elsewhere
             reads[path] = source if wide and versions[id(output)] == output._version else ""
 
         return hook
@@ -115,8 +115,8 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     model = duplicate(model).requires_grad_(True)
     sample = _with_gradients(sample)
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS) and matches(path, layers)}
-    sources = {path: m for path, m in model.named_modules() if _is_plain(m, LAYERS)}
-    hooks = [m.register_forward_hook(gave(path)) for path, m in sources.items()]
+    candidates: dict[str, Any] = {path: m for path, m in model.named_modules() if _is_plain(m, LAYERS)}
+    hooks = [m.register_forward_hook(gave(path)) for path, m in candidates.items()]
     hooks += [m.register_forward_pre_hook(read(path)) for path, m in norms.items()]
     try:
         with evaluating(model), torch.enable_grad():
@@ -128,24 +128,29 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     pairs, skipped = [], []
     for path, norm in norms.items():
         source = reads.get(path, "")
-        reason = ""
-        if not _is_plain(norm, NORMS):
-            reason = f"{type(norm).__name__} is a norm with a forward of its own"
-        elif not source:
-            reason = "it does not directly follow a Linear or convolution"
-        elif calls[path] > 1 or calls[source] > 1:
-            reason = "it or the layer before it is called more than once"
-        elif source not in users:
-            reason = f"what reads the output of '{source}' could not be seen"
-        elif users[source] > 1:
-            reason = f"the output of '{source}' is also read elsewhere"
-        elif norm.running_mean is None:
-            reason = "it keeps no running statistics"
+        reason = _reason(norm, source, users, many=calls.get(path, 0) > 1 or calls.get(source, 0) > 1)
         if reason:
             skipped.append(Change(path, "not folded", reason))
         else:
             pairs.append((source, path))
     return pairs, skipped
+
+
+def _reason(norm: nn.Module, source: str, users: Mapping[str, int], *, many: bool) -> str:
+    """Why a norm that reads from `source` cannot be folded; empty when it can."""
+    if not _is_plain(norm, NORMS):
+        return f"{type(norm).__name__} is a norm with a forward of its own"
+    if not source:
+        return "it does not directly follow a Linear or convolution"
+    if many:
+        return "it or the layer before it is called more than once"
+    if source not in users:
+        return f"what reads the output of '{source}' could not be seen"
+    if users[source] > 1:
+        return f"the output of '{source}' is also read elsewhere"
+    if norm.running_mean is None:
+        return "it keeps no running statistics"
+    return ""
 
 
 def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
