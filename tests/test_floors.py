@@ -1,4 +1,4 @@
-"""The house's own rules, read from its sources: imports only go down, files and functions stay short, nothing prints or swallows."""
+"""The house's own rules, read from its sources: imports go down, files and functions are short, nothing prints or swallows."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ CATCH_ALL = {
     "enxuto.evaluation.fresh._sendable": "an error class of a user's may fail in any way while it is rebuilt",
     "enxuto.evaluation.fresh._main": "every error travels to the process that waits for it",
     "enxuto.groups.rehearse.__init__": "a model that does not run in double precision runs in its own",
+    "enxuto.groups.rehearse.failure": "why a cut does not work is what it is asked for",
     "enxuto.groups.trace.small_batch": "a model that does not take fewer samples gets the whole batch",
 }
 
@@ -123,7 +124,9 @@ def test_imports_only_go_down(name):
 
 
 def test_nobody_imports_the_front_door():
-    assert [name for name in MODULES for target in imports(name, at_start=False) if target == "enxuto" and place(name) != "cli"] == []
+    assert [
+        name for name in MODULES for target in imports(name, at_start=False) if target == "enxuto" and place(name) != "cli"
+    ] == []
 
 
 def test_nobody_imports_the_command_line():
@@ -215,7 +218,9 @@ def test_no_file_is_called_utils_and_each_says_what_it_is(name):
     assert not {"utils", "helpers", "common", "misc"} & set(name.split("."))
     source = tree(name)
     assert not source.body or ast.get_docstring(source), f"{name} has no docstring"
-    stars = [node for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)]
+    stars = [
+        node for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+    ]
     assert stars == []
 
 
@@ -223,7 +228,11 @@ def test_the_reader_of_imports_sees_what_it_must():
     """The test of the tests: a module that breaks every rule is caught."""
     code = "import torch.nn as nn\nfrom enxuto.steps import fold\ndef f():\n    from enxuto import cli\n"
     found = [target for node in ast.walk(ast.parse(code)) for target in targets(node)]
-    assert found == ["torch.nn", "enxuto.steps.fold", "enxuto.cli"] or set(found) == {"torch.nn", "enxuto.steps.fold", "enxuto.cli"}
+    assert found == ["torch.nn", "enxuto.steps.fold", "enxuto.cli"] or set(found) == {
+        "torch.nn",
+        "enxuto.steps.fold",
+        "enxuto.cli",
+    }
     assert "enxuto.task" in imports("enxuto.surgery", at_start=True)
     assert "numba" in imports("enxuto.functional.table", at_start=False)
     assert "numba" not in imports("enxuto.functional.table", at_start=True)

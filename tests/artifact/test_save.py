@@ -29,6 +29,7 @@ from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 from enxuto.surgery import weights
 from enxuto.task import Task
+from enxuto.train import all_weights
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
 
 SHARE = Share(3, biases=8)
@@ -151,15 +152,11 @@ class Shared(nn.Module):
         return self.c(self.b(torch.relu(self.a(x))))
 
 
-@pytest.mark.parametrize("step", [None, Factorize(rank=2), Quantize(4), PruneChannels(sparsity=0.5, scores="magnitude")], ids=str)
+@pytest.mark.parametrize("step", [None, Factorize(rank=2), Quantize(4), Prune(sparsity=0.5)], ids=str)
 @pytest.mark.parametrize("known", [True, False])
 def test_a_layer_with_two_names_stays_one_layer(step, known, tmp_path):
     model, x = seeded(Shared), torch.randn(2, 12)
-    try:
-        small = step(model, Task(model, calibration=[x]))[0] if step else model
-    except Exception as error:
-        assert type(error).__name__ == "NothingChangedError"  # a layer that reads its own outputs stays whole
-        return
+    small = step(model, Task(model, calibration=[x]))[0] if step else model
     loaded = back(small, tmp_path / "a.nxt", seeded(Shared, seed=1), model if known else None)
     assert torch.equal(output(loaded, x), output(small, x))
     assert loaded.a is loaded.b
@@ -205,10 +202,9 @@ def test_every_kind_of_layer_comes_back_without_the_original(kind, coded, tmp_pa
     model = nn.Sequential(make()).eval()
     x = torch.randint(0, 9, (3, 4)) if shape is None else torch.randn(shape)
     if coded:
-        try:
-            model, _ = Quantize(4)(model, Task(model, calibration=[x]))
-        except LookupError:
-            assert "Norm" in kind or kind == "PReLU"  # no weights to code
+        if not all_weights(model):
+            pytest.skip("no weights to code")
+        model, _ = Quantize(4)(model, Task(model, calibration=[x]))
     loaded = back(model, tmp_path / "a.nxt", nn.Sequential(make()))
     with torch.no_grad():
         given, expected = loaded(x), model(x)
@@ -274,26 +270,34 @@ class Wider(nn.Module):
         self.fc1, self.fc2, self.fc3 = nn.Linear(12, 33), nn.Linear(33, 24), nn.Linear(24, 5)
 
 
+STRANGERS = {
+    "another": lambda: seeded(ResidualCnn),
+    "other sizes": Wider,
+    "one layer": lambda: nn.Linear(12, 5),
+    "another dtype": lambda: seeded(Mlp).half(),
+    "nothing": nn.Identity,
+    "empty": nn.Sequential,
+}
+# A file that describes every layer whole brings all that a network of these names needs.
+WHOLE = {"other sizes", "another dtype"}
+
+
 @pytest.mark.parametrize("step", [None, Quantize(4), Share(3), Factorize(rank=3), PruneChannels(sparsity=0.25)], ids=str)
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize(
-    "into",
-    [lambda: seeded(ResidualCnn), Wider, lambda: nn.Linear(12, 5), lambda: seeded(Mlp).half(), nn.Identity, nn.Sequential],
-    ids=["another", "other sizes", "one layer", "another dtype", "nothing", "empty"],
-)
-def test_the_wrong_network_is_refused(step, known, into, tmp_path):
+@pytest.mark.parametrize("known", [True, False], ids=["original known", "original unknown"])
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_the_wrong_network_is_refused(step, known, stranger, tmp_path):
     model = seeded(Mlp)
     small = step(model, Task(model, calibration=[inputs(Mlp)]))[0] if step else model
     save(small, tmp_path / "a.nxt", original=model if known else None)
-    wrong = into()
+    wrong = STRANGERS[stranger]()
     before = photograph(wrong)
-    try:
-        loaded = load(tmp_path / "a.nxt", into=wrong)
-    except ArtifactError as error:
-        assert "a.nxt" in str(error)
-        assert unchanged(wrong, before)
-    else:  # a file that describes every layer, or replaces those that differ, fits all networks of these names
-        assert torch.equal(output(nn.Module.__call__ and loaded_as_mlp(loaded), inputs(Mlp)), output(small, inputs(Mlp)))
+    if stranger in WHOLE and (not known or isinstance(step, (Factorize, PruneChannels))):
+        loaded = loaded_as_mlp(load(tmp_path / "a.nxt", into=wrong))
+        assert torch.equal(output(loaded, inputs(Mlp)), output(small, inputs(Mlp)))
+    else:
+        with pytest.raises(ArtifactError, match=r"a\.nxt"):
+            load(tmp_path / "a.nxt", into=wrong)
+    assert unchanged(wrong, before)
 
 
 def loaded_as_mlp(loaded):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -222,3 +223,59 @@ def test_cut_parameters_keep_dtype_and_requires_grad() -> None:
     assert not model.conv1.weight.requires_grad
     assert model.conv2.weight.requires_grad
     assert all(tensor_at(model, part).shape[part.dim] == 11 for part in group.slices)
+
+
+class Odd(nn.Module):
+    """Two convolutions and a Linear, with a forward of one's own."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.own = forward
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.own(self, torch.relu(self.conv1(x))).mean((2, 3)))
+
+
+def test_a_weight_read_without_its_layer_is_named() -> None:
+    odd = Odd(lambda model, x: torch.einsum("bchw,dc->bdhw", x, model.conv2.weight[:, :, 0, 0])).eval()
+    reasons = {change.path: change.why for change in find_groups(odd, IMAGES).frozen}
+    assert set(reasons) == {"conv1", "conv2", "fc"}
+    assert "aten.einsum cannot be followed" in reasons["conv1"]
+
+
+def test_a_weight_computed_in_forward_is_named() -> None:
+    odd = Odd(lambda model, x: model.conv2(x)).eval()
+    nn.utils.parametrizations.weight_norm(odd.conv1)
+    found = find_groups(odd, IMAGES)
+    assert [group.writers for group in found.groups] == [("conv2",)]
+    reasons = {change.path: change.why for change in found.frozen}
+    assert "aten._weight_norm cannot be followed" in reasons["conv1.parametrizations.weight"]
+
+
+def test_blocks_without_gradients_do_not_hide_layers() -> None:
+    def quiet(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.relu(model.conv2(x))
+
+    assert len(find_groups(Odd(quiet).eval(), IMAGES).groups) == 2
+
+
+def test_a_part_of_the_channels_that_is_written_to_stays() -> None:
+    def shift(model: nn.Module, x: Tensor) -> Tensor:
+        x = x.clone()
+        x[:, :4] += 1
+        return torch.relu(model.conv2(x))
+
+    found = find_groups(Odd(shift).eval(), IMAGES)
+    assert [group.writers for group in found.groups] == [("conv2",)]
+    assert found.frozen[0].path == "conv1"
+
+
+def test_channels_spread_from_one_or_mixed_into_one_stay() -> None:
+    def attend(model: nn.Module, x: Tensor) -> Tensor:
+        return model.conv2(x) * torch.sigmoid(x.mean(1, keepdim=True))
+
+    found = find_groups(Odd(attend).eval(), IMAGES)
+    assert [group.writers for group in found.groups] == [("conv2",)]
+    assert {change.path: change.why for change in found.frozen}["conv1"] == "mean works across the channels"

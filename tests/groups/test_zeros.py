@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -12,6 +13,11 @@ from enxuto.groups import find_groups
 
 NETS = image_nets()
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@functools.cache
+def groups_of(name: str) -> tuple[Group, ...]:
+    return find_groups(NETS[name], IMAGES).groups
 
 
 def silence_(model: nn.Module, group: Group, units: list[int]) -> None:
@@ -30,7 +36,7 @@ def silence_(model: nn.Module, group: Group, units: list[int]) -> None:
 )  # fmt: skip
 def test_exactly_the_silent_units_are_found(name: str) -> None:
     model = copy.deepcopy(NETS[name])
-    groups = find_groups(model, IMAGES).groups
+    groups = groups_of(name)
     silent = [[unit for unit in (1, 3, 4) if unit < group.size - 1] for group in groups]
     for group, units in zip(groups, silent, strict=True):
         silence_(model, group, units)
@@ -78,7 +84,7 @@ def test_a_channel_that_only_zeros_read_can_go() -> None:
 
 def test_a_hidden_unit_that_another_unit_wakes_is_not_zero() -> None:
     model = copy.deepcopy(NETS["gru"])
-    group = find_groups(model, IMAGES).groups[0]
+    group = groups_of("gru")[0]
     silence_(model, group, [1, 3])
     with torch.no_grad():
         model.rnn.weight_hh_l0[2 * 10 + 3, 0] = 0.1  # the content gate of unit 3 listens to unit 0

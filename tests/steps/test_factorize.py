@@ -75,7 +75,7 @@ def test_what_cannot_be_factorized_is_named_with_its_reason():
 
 def test_attention_keeps_the_layers_it_reads_directly():
     task = task_of(Block)
-    model, record = Factorize(rank=3)(task.model, task)
+    _, record = Factorize(rank=3)(task.model, task)
     assert "attention.out_proj" in {change.path for change in record.skipped}
     encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     wrapped = nn.Sequential(encoder, nn.Linear(16, 16))

@@ -69,6 +69,11 @@ class Net(nn.Module):
         return self.wanted(self, x)
 
 
+def twice(m, x):
+    y = m.conv(x)
+    return m.norm(y) + y
+
+
 def in_place(m, x):
     y = m.conv(x)
     y += 1
@@ -94,7 +99,7 @@ REFUSED = {
         "does not directly follow",
     ),
     "a sum in place": (in_place, {}, "does not directly follow"),
-    "an output read twice": (lambda m, x: (lambda y: m.norm(y) + y)(m.conv(x)), {}, "also read elsewhere"),
+    "an output read twice": (twice, {}, "also read elsewhere"),
     "a layer called twice": (lambda m, x: m.norm(m.conv(m.conv(x))), {}, "called more than once"),
     "a norm called twice": (lambda m, x: m.norm(m.norm(m.conv(x))), {}, "does not directly follow"),
     "no statistics": (

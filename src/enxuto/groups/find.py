@@ -19,8 +19,11 @@ from enxuto.surgery import to_float
 from enxuto.task import Batch, Change
 
 Key = tuple[str, int]
+Signature = tuple[tuple[Key, int], ...]
 IntArray = npt.NDArray[np.int64]
 UNREAD = "no layer with weights reads it"
+UNWRITTEN = "no layer makes it"
+UNREACHED = "the sample inputs do not reach it"
 ALONE = "it is a single channel"
 WHOLE = "all channels stay"
 
@@ -49,47 +52,53 @@ def find_groups(model: nn.Module, batch: Batch) -> Groups:
     except Untraceable as error:
         return Groups((), tuple(Change(path, WHOLE, str(error)) for path in _layers(plain)), ())
     places = _places(plain)
-    found, frozen, zeros = _assemble(traced, places)
+    found, zeros, frozen, reasons = _assemble(traced, places)
     failed = rehearse(plain, found, batch)
     frozen += [Change(path, WHOLE, why) for group, why in failed for path in group.writers]
     bad = {id(group) for group, _ in failed}
     kept = [(group, zero) for group, zero in zip(found, zeros, strict=True) if id(group) not in bad]
     seen = {path for group in found for path in group.paths} | {change.path for change in frozen}
-    frozen += [
-        Change(path, WHOLE, "the sample inputs do not reach it") for path in _unreached(plain, traced, places) if path not in seen
-    ]
+    frozen += [Change(path, WHOLE, reasons.get(path, UNREACHED)) for path in _layers(plain) if path not in seen]
     return Groups(tuple(group for group, _ in kept), tuple(frozen), tuple(zero for _, zero in kept))
 
 
-def _assemble(traced: Trace, places: Places) -> tuple[list[Group], list[Change], list[frozenset[int]]]:
-    """The groups, what is frozen and the zero units of each group."""
+def _assemble(traced: Trace, places: Places) -> tuple[list[Group], list[frozenset[int]], list[Change], dict[str, str]]:
+    """The groups, the zero units of each, what is frozen, and for every layer the first reason, should it be in neither."""
     ledger = traced.ledger
     _settle_raw(ledger)
     channel, frozen = ledger.components()
     lines = {key: channel[axis.labels.numpy()] for key, axis in ledger.axes.items()}
-    owners: dict[int, dict[Key, int]] = defaultdict(lambda: defaultdict(int))
+    kinds = _kinds(ledger, lines, frozen)
+    live = live_channels(traced, channel)
+    made = [_group([key for key, _ in signature], units, ledger, lines, places) for signature, units in kinds.items()]
+    made.sort(key=lambda pair: places.order[pair[0].slices[0].address])
+    zeros = [frozenset(index for index, unit in enumerate(units) if unit not in live) for _, units in made]
+    reasons: dict[str, str] = {}
+    for key, labels in [*((key, axis.labels) for (key, _), axis in ledger.axes.items()), *ledger.raw.items()]:
+        why = next((frozen[unit] for unit in np.unique(channel[labels.numpy()]).tolist() if unit in frozen), "")
+        for path in places.holders.get(key, ()):
+            reasons.setdefault(path, why or UNREAD)
+    return [group for group, _ in made], zeros, _frozen_changes(ledger, lines, frozen, places), reasons
+
+
+def _kinds(ledger: Ledger, lines: Mapping[Key, IntArray], frozen: dict[int, str]) -> dict[Signature, list[int]]:
+    """The channels that may be cut, by the tensors they own slices of and how many indices of each; the others are frozen."""
+    owners: dict[int, dict[Key, int]] = defaultdict(dict)
     for key, line in lines.items():
         for unit, count in zip(*np.unique(line, return_counts=True), strict=True):
             owners[int(unit)][key] = int(count)
+    kinds: dict[Signature, list[int]] = defaultdict(list)
     for unit, owned in owners.items():
         if not any(ledger.axes[key].reads for key in owned):
             frozen.setdefault(unit, UNREAD)
         elif all(ledger.axes[key].reads and not ledger.axes[key].writes for key in owned):
-            frozen.setdefault(unit, "nothing in the model writes it")
-    kinds: dict[tuple[tuple[Key, int], ...], list[int]] = defaultdict(list)
-    for unit, owned in owners.items():
+            frozen.setdefault(unit, UNWRITTEN)
         if unit not in frozen:
             kinds[tuple(sorted(owned.items()))].append(unit)
-    for signature, units in list(kinds.items()):
+    for units in kinds.values():
         if len(units) == 1:
             frozen[units[0]] = ALONE
-            del kinds[signature]
-    live = live_channels(traced, channel)
-    made = [_group([key for key, _ in signature], units, ledger, lines, places) for signature, units in kinds.items()]
-    made.sort(key=lambda pair: places.order[pair[0].slices[0].address])
-    groups = [group for group, _ in made]
-    zeros = [frozenset(index for index, unit in enumerate(units) if unit not in live) for _, units in made]
-    return groups, _frozen_changes(ledger, lines, frozen, places), zeros
+    return {signature: units for signature, units in kinds.items() if len(units) > 1}
 
 
 def _group(
@@ -171,9 +180,3 @@ def _layers(model: nn.Module) -> list[str]:
     return [
         path for path, module in model.named_modules() if any(p is not None and p.ndim > 1 for p in module._parameters.values())
     ]
-
-
-def _unreached(model: nn.Module, traced: Trace, places: Places) -> list[str]:
-    used = {key for key, _ in traced.ledger.axes} | set(traced.ledger.raw)
-    reached = {path for key in used for path in places.holders.get(key, ())}
-    return [path for path in _layers(model) if path not in reached]

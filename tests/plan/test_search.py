@@ -1,0 +1,157 @@
+"""The search keeps the best so far, ends when it should, and says what it tried."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import enxuto as ex
+from enxuto.plan.search import Search, margin, smallest_bytes
+from enxuto.plan.verdict import advise, judge
+from toys import Mlp
+
+
+def task(**more: object) -> ex.Task:
+    x = torch.randn(256, 12)
+    model = Mlp()
+    y = model(x).argmax(1)
+    parts = {
+        "calibration": [x[:64]],
+        "evaluate": lambda m: (m(x).argmax(1) == y).float(),
+        "train": [(x[:128], y[:128]), (x[128:], y[128:])],
+        "loss": functional.cross_entropy,
+    }
+    return ex.Task(model, **(parts | more))
+
+
+def search(folder: Path, target: ex.Target, seconds: float = 20.0, **more: object) -> Search:
+    brought = task(**more)
+    assert brought.evaluate is not None
+    return Search(brought, target, seconds, folder, brought.evaluate, target.limit_bytes(6000))
+
+
+def test_a_search_for_a_size_ends_at_the_first_file_that_fits_and_loses_little(tmp_path: Path) -> None:
+    found = search(tmp_path, ex.Target(size=1500, max_drop=0.2))
+    found.run()
+    assert found.stopped == "the goal is met"
+    assert found.trials[found.best].file_bytes <= 1500
+    assert found.drops[found.best] <= 0.2
+    assert all(trial.file_bytes > 1500 for trial in found.trials[:-1])
+
+
+def test_the_best_is_the_best_of_what_was_tried(tmp_path: Path) -> None:
+    found = search(tmp_path, ex.Target(max_drop=0.3), seconds=6)
+    found.run()
+    allowed = [t.file_bytes for t, drop in zip(found.trials, found.drops, strict=True) if drop <= 0.3]
+    assert found.trials[found.best].file_bytes == min(allowed)
+    assert [trial.kept for trial in found.trials].count(True) >= 1
+
+
+def test_an_interrupt_keeps_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = search(tmp_path, ex.Target(max_drop=0.3))
+    attempt, calls = found.attempt, []
+
+    def interrupted(recipe: tuple[ex.task.Step, ...]) -> bool:
+        calls.append(recipe)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return attempt(recipe)
+
+    monkeypatch.setattr(found, "attempt", interrupted)
+    found.run()
+    assert found.stopped == "it was interrupted"
+    assert found.best >= 0
+
+
+def test_an_interrupt_before_the_first_result_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = search(tmp_path, ex.Target(max_drop=0.3))
+
+    def stop(recipe: tuple[ex.task.Step, ...]) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(found, "attempt", stop)
+    with pytest.raises(KeyboardInterrupt):
+        found.run()
+
+
+def test_macs_alone_ask_for_no_smaller_file(tmp_path: Path) -> None:
+    found = search(tmp_path, ex.Target(macs=0.6))
+    found.run()
+    assert len(found.trials) == 1
+    assert "PruneChannels" in found.trials[0].recipe
+
+
+def test_the_margin_grows_with_chance_and_never_takes_more_than_half() -> None:
+    before, after = torch.ones(100), torch.ones(100)
+    assert margin(before, after, 0.01) == 0
+    after[:10] = 0
+    assert margin(before, after, 0.01) == 0.005
+    assert 0 < margin(before.repeat(1000), after.repeat(1000), 0.01) < 0.005
+    assert margin(torch.tensor(0.9), torch.tensor(0.8), 0.01) == 0
+    assert margin(before, after, math.inf) == 0
+
+
+def test_no_recipe_goes_below_the_smallest_file(tmp_path: Path) -> None:
+    found = search(tmp_path, ex.Target(max_drop=1.0), seconds=4)
+    found.run()
+    assert smallest_bytes(found.task, tmp_path) < min(trial.file_bytes for trial in found.trials)
+
+
+def test_a_missed_goal_is_explained(tmp_path: Path) -> None:
+    found = search(tmp_path, ex.Target(size=700, max_drop=0.0), seconds=3)
+    found.run()
+    missed = [line for line in judge(found.target, _evaluation(found)) if not line.met]
+    assert [line.goal for line in missed] == ["size"]
+    advice = " ".join(advise(found, missed))
+    assert "the smallest file was" in advice
+    assert "search ended because" in advice
+
+
+def test_a_met_goal_needs_no_advice(tmp_path: Path) -> None:
+    found = search(tmp_path, ex.Target(size=5000), seconds=3)
+    found.run()
+    assert advise(found, judge(found.target, _evaluation(found))) == ()
+
+
+def _evaluation(found: Search) -> ex.evaluation.measurement.Evaluation:
+    from enxuto.evaluation.measurement import Evaluation, Measurement
+
+    def measured(size: int) -> Measurement:
+        return Measurement(
+            file_bytes=size,
+            quality=1.0,
+            parameters=1,
+            macs=1,
+            latency_ms=1.0,
+            latency_samples_ms=(1.0,),
+            peak_memory_bytes=1,
+            precision="fp32",
+        )
+
+    return Evaluation(
+        original=measured(6000),
+        compressed=measured(found.trials[found.best].file_bytes),
+        quality_name="test",
+        quality_change=0.0,
+        quality_change_interval=None,
+        samples=0,
+    )
+
+
+def test_a_network_of_no_known_layer_is_refused(tmp_path: Path) -> None:
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(12, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.w
+
+    brought = ex.Task(Raw(), calibration=[torch.randn(4, 12)])
+    with pytest.raises(ex.Error, match="Raw"):
+        ex.compress(brought, target=ex.Target(max_drop=0.1), time="3s", out=tmp_path)

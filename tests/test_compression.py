@@ -1,0 +1,193 @@
+"""The one verb, end to end on a small network: files, numbers, proof, and what happens when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+import enxuto as ex
+from toys import Mlp
+
+NAMES = ("file_bytes", "quality", "parameters", "macs", "latency_ms", "latency_samples_ms", "peak_memory_bytes")
+
+
+def task(**more: object) -> ex.Task:
+    x = torch.randn(300, 12)
+    model = Mlp()
+    y = model(x).argmax(1)
+    parts = {"calibration": [x[:64]], "evaluate": Accuracy(x, y), "train": [(x, y)], "loss": functional.cross_entropy}
+    return ex.Task(model, **(parts | more))
+
+
+class Accuracy:
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __call__(self, model: torch.nn.Module) -> torch.Tensor:
+        return (model(self.x).argmax(1) == self.y).float()
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> ex.Result:
+    torch.manual_seed(0)
+    steps = [ex.Prune(sparsity=0.5), ex.Share(bits=4, biases=8), ex.Recover(epochs=2)]
+    return ex.compress(task(), steps=steps, out=tmp_path_factory.mktemp("out"))
+
+
+def test_the_folder_holds_the_files_that_were_measured(result: ex.Result) -> None:
+    folder = result.artifact.parent
+    assert {path.name for path in folder.iterdir()} == {
+        "small.nxt",
+        "small.onnx",
+        "small.fp32.onnx",
+        "small.int8.onnx",
+        "original.onnx",
+        "result.json",
+    }
+    assert result.evaluation.compressed.file_bytes == os.path.getsize(result.artifact)
+    assert sum(entry.bytes for entry in result.ledger) == os.path.getsize(result.artifact)
+
+
+def test_result_json_holds_what_scripts_rely_on(result: ex.Result) -> None:
+    plain = json.loads((result.artifact.parent / "result.json").read_text())
+    for which in ("original", "compressed"):
+        assert all(plain[which][name] is not None for name in NAMES), which
+    assert plain["compression"] == pytest.approx(plain["original"]["file_bytes"] / plain["compressed"]["file_bytes"])
+    assert plain["quality_change"] == pytest.approx(plain["compressed"]["quality"] - plain["original"]["quality"])
+    low, high = plain["quality_change_interval"]
+    assert low <= plain["quality_change"] <= high
+    assert plain["seed"] == 0
+    assert plain["environment"]["torch"] == torch.__version__
+    assert [item["step"] for item in plain["recipe"]] == ["Prune", "Share", "Recover"]
+    assert [record["step"].split("(")[0] for record in plain["records"]] == ["Prune", "Share", "Recover"]
+
+
+def test_the_file_gives_the_model_back_bit_for_bit(result: ex.Result) -> None:
+    x = torch.randn(9, 12)
+    assert torch.equal(ex.load(result.artifact, into=Mlp())(x), result.model(x))
+
+
+def test_the_original_is_untouched(tmp_path: Path) -> None:
+    brought = task()
+    before = {name: tensor.clone() for name, tensor in brought.model.state_dict().items()}
+    ex.compress(brought, steps=[ex.Quantize(bits=4)], out=tmp_path)
+    after = brought.model.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert brought.model.training
+
+
+def test_the_same_seed_gives_the_same_bytes(result: ex.Result, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    again = ex.compress(task(), steps=result.steps, out=tmp_path)
+    assert again.artifact.read_bytes() == result.artifact.read_bytes()
+
+
+def test_a_result_saves_exports_reports_and_evaluates(result: ex.Result, tmp_path: Path) -> None:
+    ex.save(result, tmp_path / "again.nxt")
+    assert (tmp_path / "again.nxt").read_bytes() == result.artifact.read_bytes()
+    assert ex.export(result, tmp_path / "again.onnx").path.exists()
+    ex.report(result, tmp_path / "one.html")
+    ex.report(result.artifact.parent, tmp_path / "two.html")
+    assert "smaller" in (tmp_path / "one.html").read_text()
+    with pytest.raises(ex.Error, match=r"\.onnx"):
+        ex.export(result, tmp_path / "model.tflite")
+    evaluation = ex.evaluate(result.task, result.artifact)
+    assert evaluation.compressed.quality == result.evaluation.compressed.quality
+
+
+def test_without_labels_quality_is_agreement(tmp_path: Path) -> None:
+    brought = ex.Task(Mlp(), calibration=[torch.randn(50, 12)])
+    found = ex.compress(brought, steps=[ex.Quantize(bits=8)], out=tmp_path)
+    assert found.evaluation.quality_name == "agreement"
+    assert found.evaluation.original.quality == 1.0
+
+
+def test_one_number_has_no_interval(tmp_path: Path) -> None:
+    brought = task()
+    judge = Accuracy(brought.evaluate.x, brought.evaluate.y)
+    brought = ex.Task(brought.model, calibration=brought.calibration, evaluate=Mean(judge))
+    found = ex.compress(brought, steps=[ex.Quantize(bits=8)], out=tmp_path)
+    assert found.document()["quality_change_interval"] is None
+
+
+class Mean:
+    def __init__(self, judge: Accuracy) -> None:
+        self.judge = judge
+
+    def __call__(self, model: torch.nn.Module) -> float:
+        return float(self.judge(model).mean())
+
+
+def test_a_goal_is_met_from_a_target_alone(tmp_path: Path) -> None:
+    found = ex.compress(task(), target=ex.Target(size="1.6 kB", max_drop=0.3), time="20s", out=tmp_path)
+    assert found.met
+    assert os.path.getsize(found.artifact) <= 1600
+    assert found.history
+    assert sum(trial.kept for trial in found.history) >= 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({}, "give either"),
+        ({"steps": [ex.Fold()], "target": ex.Target(size=1000)}, "give either"),
+        ({"target": ex.Target(size=50)}, "ask for more"),
+        ({"target": ex.Target(compression=1e6)}, "ask for more"),
+        ({"steps": [ex.Prune(0.5, layers="nothing*")]}, "matches nothing"),
+        ({"target": ex.Target(size=1000), "time": "soon"}, "20 min"),
+    ],
+)
+def test_bad_goals_are_refused_before_anything_is_written(more: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ex.Error, match=message):
+        ex.compress(task(), **more, out=tmp_path)
+    assert not (tmp_path / "small.nxt").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ex.Error, match="cannot be written"):
+        ex.compress(task(), steps=[ex.Quantize()], out=tmp_path / "file")
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_compression import task
+import enxuto as ex
+from enxuto.artifact.checkpoints import FolderCheckpoints
+torch.manual_seed(0)
+out = Path({out!r})
+steps = [ex.Prune(0.3), ex.Recover(epochs=20), ex.Prune(0.6), ex.Recover(epochs=20), ex.Share(bits=4), ex.Recover(epochs=5)]
+brought = task()
+model, _ = ex.run(brought, steps, checkpoints=FolderCheckpoints(out))
+ex.save(model, out / "small.nxt", original=brought.model)
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        out.mkdir(exist_ok=True)
+        code = KILLED.format(tests=str(Path(__file__).parent), out=str(out))
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    victim = start(tmp_path / "killed")
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and len(list((tmp_path / "killed").glob("*.json"))) < 2:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert 2 <= len(list((tmp_path / "killed").glob("*.json"))) < 6
+    assert start(tmp_path / "killed").wait(timeout=200) == 0
+    assert start(tmp_path / "whole").wait(timeout=200) == 0
+    assert (tmp_path / "killed/small.nxt").read_bytes() == (tmp_path / "whole/small.nxt").read_bytes()

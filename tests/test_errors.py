@@ -1,0 +1,38 @@
+import inspect
+import pickle
+
+import pytest
+
+from enxuto import errors
+
+CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, errors.Error)]
+CONCRETE = [kind for kind in CLASSES if kind is not errors.Error]
+
+
+def drawn() -> dict[str, str]:
+    """The tree at the top of the file: name -> built-in."""
+    lines = [line for line in str(errors.__doc__).splitlines() if "──" in line]
+    return {line.split()[1]: line.split("(")[1].split(")")[0] for line in lines}
+
+
+def test_the_drawing_at_the_top_shows_the_tree_as_it_is():
+    assert drawn() == {kind.__name__: kind.__bases__[1].__name__ for kind in CONCRETE}
+
+
+@pytest.mark.parametrize("kind", CONCRETE)
+def test_each_error_is_ours_and_the_built_in_that_it_refines(kind):
+    own, built_in = kind.__bases__
+    assert own is errors.Error
+    assert built_in.__module__ == "builtins"
+    with pytest.raises(built_in, match="why"):
+        raise kind("why")
+    with pytest.raises(errors.Error):
+        raise kind("why")
+    assert kind.__doc__
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_messages_survive_the_journey_between_processes(kind):
+    error = pickle.loads(pickle.dumps(kind("group=5 does not divide 12")))
+    assert type(error) is kind
+    assert str(error) == "group=5 does not divide 12"

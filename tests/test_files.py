@@ -1,0 +1,62 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from enxuto.errors import OutputError
+from enxuto.files import whole_file, writable_folder, write_bytes
+
+
+def test_a_file_is_written_whole_and_nothing_else_remains(tmp_path):
+    write_bytes(tmp_path / "a.bin", b"one")
+    write_bytes(str(tmp_path / "a.bin"), b"two")
+    assert (tmp_path / "a.bin").read_bytes() == b"two"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_an_error_inside_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail():
+        with whole_file(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error("in between")
+
+    with pytest.raises(OutputError if error is OSError else error):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(OutputError, match=r"'.*none/a.bin' could not be written: No such file or directory; .*choose a folder"):
+        write_bytes(tmp_path / "none" / "a.bin", b"x")
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/full"])
+def test_a_device_is_not_replaced_by_a_file(path):
+    with pytest.raises(OutputError, match="a folder or a device"):
+        write_bytes(path, b"x")
+    assert Path(path).is_char_device()
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(OutputError, match="a folder or a device"):
+        write_bytes(tmp_path / "sub", b"x")
+
+
+def test_an_output_folder_is_made_with_its_parents_and_left_empty(tmp_path):
+    folder = writable_folder(tmp_path / "a" / "b")
+    assert folder.is_dir()
+    assert os.listdir(folder) == []
+    assert writable_folder(folder) == folder
+
+
+def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/enxuto"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            writable_folder(path)

@@ -1,0 +1,111 @@
+import json
+import logging
+
+import pytest
+import torch
+
+from enxuto.errors import NothingChangedError, RangeError, RecipeError
+from enxuto.progress import listening
+from enxuto.recipe import from_data, from_yaml, line, run, to_data, to_yaml
+from enxuto.steps.channels import PruneChannels
+from enxuto.steps.factorize import Factorize
+from enxuto.steps.fold import Fold
+from enxuto.steps.prune import Prune
+from enxuto.steps.quantize import Quantize
+from enxuto.steps.recover import Recover
+from enxuto.steps.share import Share
+from enxuto.steps.table import STEPS
+from toys import Mlp, inputs, output, photograph, task_of, unchanged
+
+RECIPE = (
+    Fold(),
+    Prune(sparsity=0.9, layers=("*", "!fc3"), scores="magnitude"),
+    Prune(pattern="2:4"),
+    PruneChannels(macs=0.5),
+    Factorize(rank=3),
+    Quantize(bits=4, per="group", group=16, activations=8, biases=8),
+    Share(bits=3),
+    Recover(epochs=2.5, learning_rate=1e-4),
+)
+
+
+def test_a_recipe_survives_data_json_and_yaml():
+    assert {type(step).__name__ for step in RECIPE} == set(STEPS)
+    assert from_data(to_data(RECIPE)) == RECIPE
+    assert from_data(json.loads(json.dumps(to_data(RECIPE)))) == RECIPE
+    assert from_yaml(to_yaml(RECIPE)) == RECIPE
+    assert from_yaml(json.dumps(to_data(RECIPE))) == RECIPE
+    assert from_yaml(to_yaml([])) == ()
+
+
+def test_only_what_differs_from_the_defaults_is_written():
+    assert to_data([Quantize(bits=8, per="tensor")]) == [{"step": "Quantize", "per": "tensor"}]
+    assert line(Share()) == "Share()"
+    assert line(Recover(epochs=2.0)) == "Recover(epochs=2.0)"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("- step: Shrink", RecipeError, r"step 1 of the recipe is 'Shrink', which is not known; use one of Fold, Prune"),
+        ("- step: Prune\n  amount: 0.5", RecipeError, r"step 1, Prune, has no argument 'amount'; its arguments are sparsity"),
+        ("- step: Prune\n- step: 7", RecipeError, "step 2 of the recipe is 7"),
+        ("- step: [Prune]", RecipeError, r"step 1 of the recipe is \['Prune'\]"),
+        ("- Prune", RecipeError, "step 1 of the recipe is 'Prune'"),
+        ("- sparsity: 0.5", RecipeError, "step 1 of the recipe is None"),
+        ("step: Prune", RecipeError, "a recipe is a list of steps, not dict"),
+        ("Prune", RecipeError, "a recipe is a list of steps, not str"),
+        ("", RecipeError, "a recipe is a list of steps, not NoneType"),
+        ("- step: Prune\n  sparsity: high", RecipeError, "step 1, Prune, has an argument of the wrong type"),
+        ("- step: Prune\n  sparsity: 2", RangeError, "sparsity=2"),
+        ("- step: Quantize\n  bits: four", RangeError, "bits=four"),
+        ("- {step: Prune", RecipeError, "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", RecipeError, "not valid YAML"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused_with_its_place(text, error, words):
+    with pytest.raises(error, match=words):
+        from_yaml(text)
+
+
+def test_running_a_recipe_edits_nothing_and_says_what_each_step_did(caplog):
+    task = task_of(Mlp)
+    task.model.train()
+    before = photograph(task.model)
+    heard = []
+    with listening(lambda *said: heard.append(said)), caplog.at_level(logging.INFO):
+        model, records = run(task, [Prune(sparsity=0.5), Share(3)])
+    assert unchanged(task.model, before)
+    assert not model.training
+    assert [record.step for record in records] == ["Prune()", "Share(bits=3)"]
+    assert [said for said in heard if said[2] == 2] == [("Prune()", 0, 2), ("Share(bits=3)", 1, 2)]
+    assert "Share(bits=3)" in caplog.text
+
+
+def test_an_empty_recipe_gives_a_copy():
+    task = task_of(Mlp)
+    model, records = run(task, [])
+    assert records == ()
+    assert model is not task.model
+    assert torch.equal(output(model, inputs(Mlp)), output(task.model, inputs(Mlp)))
+
+
+def test_a_step_that_refuses_leaves_everything_as_it_was():
+    task = task_of(Mlp)
+    before, chance = photograph(task.model), torch.get_rng_state()
+    with pytest.raises(NothingChangedError):
+        run(task, [Prune(sparsity=0.5), Fold()])
+    assert unchanged(task.model, before)
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_compress_leaves_the_model_as_it_was(tmp_path):
+    from enxuto.compression import compress
+
+    task = task_of(Mlp)
+    task.model.train()
+    task.model.fc2.eval()
+    before = photograph(task.model)
+    result = compress(task, steps=[Prune(sparsity=0.5), Quantize(bits=8, activations=8)], out=tmp_path)
+    assert unchanged(task.model, before)
+    assert result.model is not task.model

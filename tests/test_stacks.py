@@ -1,0 +1,126 @@
+"""Every ordered pair of steps on three small networks: save, load, equal outputs; and each pair once in ONNX Runtime.
+
+A new step needs one line in `STEPS_HERE` and is then tested against all others.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from enxuto.artifact.save import load, save
+from enxuto.errors import NothingChangedError
+from enxuto.exporters import export
+from enxuto.recipe import run
+from enxuto.steps.table import STEPS
+from toys import Block, Mlp, ResidualCnn, inputs, output, photograph, seeded, task_of, unchanged
+
+NETS = (Mlp, ResidualCnn, Block)
+
+# Arguments of each step when it comes first, and what is different when it comes second, so that it still has work to do.
+STEPS_HERE: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "Fold": ({}, {}),
+    "Prune": ({"sparsity": 0.6}, {"sparsity": 0.85}),
+    "PruneChannels": ({"sparsity": 0.25}, {"sparsity": 0.5}),
+    "Factorize": ({"rank": 3}, {"rank": 1}),
+    "Quantize": ({"bits": 4, "activations": 8, "biases": 8}, {}),
+    "Share": ({"bits": 3}, {}),
+    "Recover": ({"epochs": 1}, {}),
+}
+
+# What is rightly refused, with the words of the refusal. Whatever is not here must work, and whatever is here must not.
+NO_NORM = "the model has no batch norm"
+REFUSED: dict[tuple[type[nn.Module], str, str], str] = {
+    **{(net, "Fold", name): NO_NORM for net in (Mlp, Block) for name in STEPS_HERE},
+    **{(net, name, "Fold"): NO_NORM for net in (Mlp, Block) for name in STEPS_HERE},
+    **{(net, "Factorize", "Factorize"): "one half of a factorized layer" for net in NETS},
+    (ResidualCnn, "Fold", "Fold"): NO_NORM,
+    (ResidualCnn, "Share", "Fold"): "fold first, then share",
+}
+
+PAIRS = list(itertools.product(STEPS_HERE, repeat=2))
+CASES = [(net, first, second) for net in NETS for first, second in PAIRS]
+
+
+def exported() -> list[tuple[type[nn.Module], str, str]]:
+    """Each pair on one of the networks that take it, in turn: an export of all would take minutes."""
+    found = []
+    for place, pair in enumerate(PAIRS):
+        takers = [net for net in NETS if (net, *pair) not in REFUSED]
+        found += [(takers[place % len(takers)], *pair)] if takers else []
+    return found
+
+
+def steps_of(first: str, second: str):
+    one, two = STEPS_HERE[first][0], STEPS_HERE[second][0] | STEPS_HERE[second][1]
+    return [STEPS[first](**one), STEPS[second](**two)]
+
+
+@functools.cache
+def stacked(net: type[nn.Module], first: str, second: str) -> nn.Module:
+    return run(task_of(net), steps_of(first, second))[0]
+
+
+def named(case: object) -> str:
+    return case.__name__ if isinstance(case, type) else str(case)
+
+
+def test_every_step_is_here():
+    assert set(STEPS_HERE) == set(STEPS)
+
+
+def test_every_pair_that_any_network_takes_is_exported():
+    assert len(exported()) == len(PAIRS) - sum(all((net, *pair) in REFUSED for net in NETS) for pair in PAIRS)
+    assert {net for net, _, _ in exported()} == set(NETS)
+
+
+@pytest.mark.parametrize(("net", "first", "second"), [case for case in CASES if case in REFUSED], ids=named)
+def test_what_makes_no_sense_is_refused_and_harms_nothing(net, first, second):
+    task = task_of(net)
+    before = photograph(task.model)
+    with pytest.raises(NothingChangedError, match=REFUSED[net, first, second]):
+        run(task, steps_of(first, second))
+    assert unchanged(task.model, before)
+
+
+@pytest.mark.parametrize(("net", "first", "second"), [case for case in CASES if case not in REFUSED], ids=named)
+def test_two_steps_save_and_load_with_equal_outputs(net, first, second, tmp_path):
+    task = task_of(net)
+    before = photograph(task.model)
+    model, records = run(task, steps_of(first, second))
+    assert unchanged(task.model, before)
+    assert [record.step.partition("(")[0] for record in records] == [first, second]
+    assert all(record.changes for record in records)
+    save(model, tmp_path / "a.nxt", original=task.model)
+    loaded = load(tmp_path / "a.nxt", into=seeded(net, seed=1))
+    x = inputs(net)
+    assert torch.equal(output(loaded, x), output(model, x))
+    assert torch.isfinite(output(loaded, x)).all()
+    assert not torch.equal(output(loaded, x), output(task.model, x))
+    again, _ = run(task, steps_of(first, second))
+    assert torch.equal(output(again, x), output(model, x))
+
+
+@pytest.mark.parametrize(("net", "first", "second"), exported(), ids=named)
+def test_two_steps_export_and_run_with_close_outputs(net, first, second, tmp_path):
+    import onnxruntime
+
+    model, x = stacked(net, first, second), inputs(net)
+    export(model, tmp_path / "a.onnx", calibration=[x])
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    for batch in (x, x[:1]):
+        (given,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+        expected = plain_output(model, batch).numpy()
+        assert np.abs(given - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+
+
+def plain_output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What float32 runtimes compute: the decoded weights, and inputs that are not rounded."""
+    from enxuto.surgery import to_float
+
+    return output(to_float(model), x)

@@ -1,0 +1,162 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from enxuto.errors import RangeError, TargetError, TaskError
+from enxuto.task import Target, Task, call, count, evaluating, first_tensor
+from toys import Mlp, ResidualCnn, inputs, photograph, seeded, unchanged
+
+X = torch.randn(2, 12)
+
+
+def test_the_least_task_is_a_model_and_inputs():
+    task = Task(seeded(Mlp), calibration=[X])
+    assert torch.equal(task.sample, X)
+    assert task.seed == 0
+
+
+def test_making_a_task_leaves_the_model_as_it_was():
+    model = seeded(ResidualCnn).train()
+    model.bn1.eval()
+    before = photograph(model)
+    Task(model, calibration=[inputs(ResidualCnn)])
+    assert unchanged(model, before)
+
+
+def test_a_generator_of_batches_can_be_read_again_and_again():
+    task = Task(seeded(Mlp), calibration=(X for _ in range(3)))
+    assert len(list(task.calibration)) == len(list(task.calibration)) == 3
+
+
+class Broken(nn.Module):
+    def __init__(self, value=None):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        if self.value is None:
+            raise KeyError("inside")
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Task("net", calibration=[X]), "model is str, not a torch.nn.Module"),
+        (lambda: Task(Mlp, calibration=[X]), "model is type, not a torch.nn.Module"),
+        (lambda: Task(seeded(Mlp), calibration=[]), "calibration holds no batch"),
+        (lambda: Task(seeded(Mlp), calibration=X), r"write calibration=\[x\]"),
+        (lambda: Task(seeded(Mlp), calibration=None), "must be a list of input batches"),
+        (lambda: Task(seeded(Mlp), calibration="data"), "must be a list of input batches"),
+        (lambda: Task(seeded(Mlp), calibration=iter(())), "calibration holds no batch"),
+        (
+            lambda: Task(seeded(Mlp), calibration=[torch.randn(2, 7)]),
+            r"fails on its own sample inputs \(\(2, 7\)\): RuntimeError",
+        ),
+        (lambda: Task(seeded(Mlp), calibration=[(X, torch.zeros(2))]), r"fails on its own sample inputs \(tuple\): TypeError"),
+        (lambda: Task(Broken(), calibration=[X]), "KeyError: 'inside'"),
+        (lambda: Task(Broken("text"), calibration=[X]), "returned str without a tensor"),
+        (lambda: Task(Broken(torch.tensor(float("nan"))), calibration=[X]), "NaN or infinite outputs"),
+        (lambda: Task(seeded(Mlp), calibration=[X], evaluate=0.9), "evaluate is float, not a function"),
+        (lambda: Task(seeded(Mlp), calibration=[X], loss="mse"), "loss is str, not a function"),
+        (lambda: Task(seeded(Mlp), calibration=[X], test=[1]), "test is list, not a function"),
+    ],
+)
+def test_what_is_missing_or_broken_is_said_at_once(make, words):
+    with pytest.raises(TaskError, match=words):
+        make()
+
+
+@pytest.mark.parametrize(("path", "value"), [("fc2.weight", float("nan")), ("fc1.bias", float("inf"))])
+def test_weights_that_are_not_finite_are_named(path, value):
+    model = seeded(Mlp)
+    model.get_parameter(path).data.view(-1)[3] = value
+    with pytest.raises(TaskError, match=rf"'{path}' holds 1 NaN or infinite values of \d+; train or load"):
+        Task(model, calibration=[X])
+
+
+def test_buffers_that_are_not_finite_are_named():
+    model = seeded(ResidualCnn)
+    model.bn2.running_var[0] = float("nan")
+    with pytest.raises(TaskError, match=r"'bn2\.running_var'"):
+        Task(model, calibration=[inputs(ResidualCnn)])
+
+
+def test_batches_are_tensors_tuples_or_dicts():
+    class Sum(nn.Module):
+        def forward(self, a, b=0, *, c=0):
+            return a + 2 * b + 3 * c
+
+    one = torch.ones(())
+    assert call(Sum(), one) == 1
+    assert call(Sum(), (one, one)) == 3
+    assert call(Sum(), [one, one]) == 3
+    assert call(Sum(), {"a": one, "c": one}) == 4
+
+
+def test_the_first_tensor_is_found_wherever_it_is():
+    x = torch.ones(2)
+    for outputs in (x, (x, 1), [None, x], {"a": "text", "b": (x,)}, ((None, ()), {"c": [x]})):
+        assert first_tensor(outputs) is x
+    for outputs in (None, 3, [], {"a": {}}):
+        with pytest.raises(TaskError, match="without a tensor"):
+            first_tensor(outputs)
+
+
+def test_evaluating_gives_modes_back_also_after_an_error():
+    model = seeded(ResidualCnn).train()
+    model.bn2.eval()
+    before = [module.training for module in model.modules()]
+
+    def fail():
+        with evaluating(model):
+            assert not model.training
+            assert not torch.is_grad_enabled()
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fail()
+    assert [module.training for module in model.modules()] == before
+    assert torch.is_grad_enabled()
+
+
+def test_only_batches_that_know_their_number_say_it():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(range(4))
+
+    assert count([1, 2]) == 2
+    assert count(DataLoader([1, 2, 3], batch_size=2)) == 2
+    assert count(DataLoader(Stream())) is None
+    assert count(iter([1])) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({}, TargetError, "the target is empty"),
+        ({"size": "big"}, RangeError, "'big' is not understood"),
+        ({"size": 0}, RangeError, "not a positive number"),
+        ({"compression": 0.5}, RangeError, "compression=0.5"),
+        ({"compression": float("nan")}, RangeError, "compression=nan"),
+        ({"macs": 0}, RangeError, "macs=0"),
+        ({"macs": 2}, RangeError, "macs=2"),
+        ({"latency": -1}, RangeError, "latency=-1"),
+        ({"max_drop": -0.1}, RangeError, "max_drop=-0.1"),
+        ({"max_drop": "some"}, RangeError, "'some' is not understood"),
+        ({"max_drop": float("nan")}, RangeError, "max_drop=nan"),
+    ],
+)
+def test_a_target_that_makes_no_sense_is_refused(arguments, error, words):
+    with pytest.raises(error, match=words):
+        Target(**arguments)
+
+
+def test_a_target_is_kept_in_bytes_and_fractions():
+    target = Target(size="100 kB", compression=20, max_drop="0.5%")
+    assert target.size == 100_000
+    assert target.drop == pytest.approx(0.005)
+    assert target.limit_bytes(1_000_000) == 50_000
+    assert target.limit_bytes(10_000_000) == 100_000
+    assert Target(macs=0.5).drop == Target(macs=0.5).limit_bytes(10) == float("inf")
