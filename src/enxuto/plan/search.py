@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 DENSER, LEVEL = 0.5, 0.6  # fraction of weights left after the first level, and what each further level leaves of it
 SPARSEST = 0.004
-CONFIDENCE = 0.84  # standard errors that a drop must stay below its limit: a one-sided 80 % bound
+CONFIDENCE = 1.64  # standard errors that a drop must stay below its limit: a one-sided 95 % bound
 EPOCHS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # of training at each level; the largest that the time allows
 
 
@@ -204,11 +204,14 @@ class Search:
 
 
 def margin(before: Tensor, after: Tensor, allowed: float) -> float:
-    """What chance may add to a drop measured on few samples: CONFIDENCE standard errors, at most half of what is allowed."""
+    """What chance may add to a drop measured on few samples: CONFIDENCE standard errors, at most all that is allowed.
+
+    With half the margin, the best of many recipes on 5,000 samples lost 0.8 points on the test where 0.5 were allowed.
+    """
     if before.ndim == 0 or before.numel() < 2 or allowed == math.inf:
         return 0.0
     error = float((after - before).double().std() / math.sqrt(before.numel()))
-    return min(CONFIDENCE * error, allowed / 2)
+    return min(CONFIDENCE * error, allowed)
 
 
 def seconds_per_epoch(task: Task) -> float:
