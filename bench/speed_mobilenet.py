@@ -22,7 +22,7 @@ def main() -> None:
     model = zoo.build("mobilenet-v2", in_channels=3, classes=1000, stem_stride=2).eval()
     batches = [torch.randn(2, 3, 224, 224) for _ in range(4)]
     task = ex.Task(model, calibration=batches)
-    small, _ = ex.run(task, [ex.PruneChannels(macs=0.5, multiple_of=8, scores="magnitude"), ex.Fold()])
+    small, _ = ex.run(task, [ex.PruneChannels(macs=0.5, scores="magnitude"), ex.Fold()])
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         for name, network, precision in (

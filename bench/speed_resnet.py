@@ -25,10 +25,10 @@ def main() -> None:
     model = common.trained("resnet-20", EPOCHS, stem_stride=2)
     task = common.task(model)
     steps = [
-        ex.PruneChannels(macs=0.5, multiple_of=4),
+        ex.PruneChannels(macs=0.5),
         ex.Recover(epochs=RECOVER),
         ex.Fold(),
-        ex.Quantize(bits=8, activations=8),
+        ex.Quantize(bits=7, activations=8),
     ]
     with tempfile.TemporaryDirectory() as folder:
         result = ex.compress(task, steps=steps, out=folder)

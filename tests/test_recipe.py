@@ -97,15 +97,3 @@ def test_a_step_that_refuses_leaves_everything_as_it_was():
         run(task, [Prune(sparsity=0.5), Fold()])
     assert unchanged(task.model, before)
     assert torch.equal(torch.get_rng_state(), chance)
-
-
-def test_compress_leaves_the_model_as_it_was(tmp_path):
-    from enxuto.compression import compress
-
-    task = task_of(Mlp)
-    task.model.train()
-    task.model.fc2.eval()
-    before = photograph(task.model)
-    result = compress(task, steps=[Prune(sparsity=0.5), Quantize(bits=8, activations=8)], out=tmp_path)
-    assert unchanged(task.model, before)
-    assert result.model is not task.model

@@ -172,3 +172,12 @@ def test_other_dtypes_stay_what_they_are(dtype):
 def test_arguments_that_make_no_sense_are_refused_at_once(arguments, words):
     with pytest.raises(RangeError, match=words):
         Quantize(**arguments)
+
+
+def test_rounded_inputs_are_seen_in_fused_encoder_layers_too():
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)).eval()
+    x = torch.randn(2, 5, 16)
+    task = Task(model, calibration=[x])
+    small, _ = Quantize(8, activations=8)(model, task)
+    assert torch.allclose(output(small, x), small(x).detach(), atol=1e-5)
+    assert not torch.allclose(output(small, x), output(Quantize(8)(model, task)[0], x), atol=1e-5)

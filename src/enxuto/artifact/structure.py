@@ -87,20 +87,17 @@ def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes, places: Mapping[str
         module = model.get_submodule(path)
     except AttributeError:
         module = None
+    if module is None:
+        raise ArtifactError(
+            f"the file holds a layer '{path}' that this network lacks; load it into the network it was made from."
+        )
     if "kind" in edit:
         _check_layers(path, edit["args"], shapes)
         made = build(edit["kind"], edit["args"])
         if not path:
             raise ArtifactError("the file replaces the whole network; load it into a module that holds it as a part.")
-        if module is None:
-            model.set_submodule(path, made)
-        else:
-            replace_(model, path, made)
+        replace_(model, path, made)
         module = made
-    if module is None:
-        raise ArtifactError(
-            f"the file holds a layer '{path}' that this network lacks; load it into the network it was made from."
-        )
     for name, value in edit.get("sizes", {}).items():
         whole = [value] if isinstance(value, int) else value
         fits = isinstance(whole, list) and all(type(size) is int and 0 < size < 2**31 for size in whole)

@@ -92,5 +92,6 @@ def activation_grid(low: float, high: float, bits: int = 8) -> tuple[float, int]
     """
     low, high = min(low, 0.0), max(high, 0.0)
     top = 2**bits - 1
-    scale = round((high - low) / top, 12) or 1.0
+    scale = float(f"{(high - low) / top:.12g}") or 1.0  # twelve digits: a range of 2.55 has the scale 0.01
+    scale = max(scale, torch.finfo(torch.float32).tiny)
     return scale, max(0, min(top, round(-low / scale)))

@@ -154,7 +154,8 @@ def decode_(module: nn.Module, shared: dict[nn.Module, nn.Parameter] | None = No
     plain.__class__ = plain_class(type(module))
     for name, tensor in tensors.items():
         module.register_parameter(name, shared[tensor])
-    if isinstance(module, nn.RNNBase):
+    module._parameters = dict(sorted(module._parameters.items(), key=lambda item: "weight" not in item[0]))  # as in all kinds
+    if isinstance(module, nn.RNNBase):  # but these, which have them layer by layer
         module._parameters = {name: module._parameters[name] for name in order} | module._parameters
         module._init_flat_weights()
 
