@@ -75,6 +75,16 @@ def test_models_of_other_dtypes_come_back(dtype, step, known, tmp_path):
     assert torch.equal(output(loaded, x), output(small, x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_that_changed_its_dtype_after_a_step_comes_back(dtype, tmp_path):
+    model, x = seeded(Mlp), inputs(Mlp) * 1e-3
+    small, _ = Quantize(8, activations=8, biases=8)(model, Task(model, calibration=[x]))
+    small.to(dtype)
+    loaded = back(small, tmp_path / "a.nxt", seeded(Mlp, seed=1), model)
+    assert torch.equal(output(loaded, x.to(dtype)), output(small, x.to(dtype)))
+    assert float(loaded.fc1.input_grid.scale) == float(small.fc1.input_grid.scale) > 0
+
+
 class Odd(nn.Module):
     """Everything that a state dict may hold beside float weights."""
 

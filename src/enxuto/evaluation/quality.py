@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
+from statistics import NormalDist
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from enxuto.errors import Error, TaskError
@@ -126,7 +126,9 @@ def paired_change(before: Tensor, after: Tensor) -> tuple[float, Interval, int]:
     difference = after.double() - before.double()
     if _is_binary(before) and _is_binary(after):
         return change, _proportions(int((difference > 0).sum()), int((difference < 0).sum()), samples), samples
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, samples - 1) * difference.std(correction=1) / math.sqrt(samples))
+    from scipy.special import stdtrit  # scipy.stats would take a second to import
+
+    half = float(stdtrit(samples - 1, (1 + CONFIDENCE) / 2) * difference.std(correction=1) / math.sqrt(samples))
     return change, (change - half, change + half), samples
 
 
@@ -137,5 +139,5 @@ def _is_binary(values: Tensor) -> bool:
 def _proportions(gained: int, lost: int, samples: int) -> tuple[float, float]:
     up, down = (gained + 1) / (samples + 2), (lost + 1) / (samples + 2)
     center = up - down
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((up + down - center**2) / (samples + 2))
+    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt((up + down - center**2) / (samples + 2))
     return max(-1.0, center - half), min(1.0, center + half)

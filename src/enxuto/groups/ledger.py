@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 FIXED = 0  # an element whose channel may not be cut, the model's inputs for example
@@ -126,6 +124,9 @@ class Ledger:
     def components(self) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
         """The channel each label means [labels], and the first reason of each channel that is frozen."""
         left, right = np.concatenate([[0], *self._left]), np.concatenate([[0], *self._right])
+        from scipy.sparse import coo_matrix  # half a second that `import enxuto` does without
+        from scipy.sparse.csgraph import connected_components
+
         graph = coo_matrix((np.ones(len(left), dtype=bool), (left, right)), shape=(self.count, self.count))
         component = connected_components(graph, directed=False)[1].astype(np.int64)
         frozen: dict[int, str] = {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +23,13 @@ class ActivationGrid(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.fake_quantize_per_tensor_affine(input, self.scale, self.zero_point.to(torch.int32), 0, 255)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follows a model to another device; in another dtype the grid keeps its precision."""
+        kept = self.scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.scale = kept.to(self.scale.device)
+        return self
 
     def extra_repr(self) -> str:
         return f"scale={float(self.scale):.3g}, zero_point={int(self.zero_point)}"
