@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: demo test check bench lock format clean
 
 demo: .venv/ready
-	$(BIN)/enxuto demo --out out
+	$(BIN)/enxuto demo --out out || [ $$? -eq 3 ]  # 3: a goal was missed, and the table says so
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2

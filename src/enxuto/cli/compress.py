@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enxuto.cli.options import GOALS, Debug, Json, MaxDrop, Out, Quiet, Seed, Size, TaskFile, Time
+from enxuto.cli.options import GOALS, Debug, Json, Macs, MaxDrop, Out, Quiet, Seed, Size, TaskFile, Time
 from enxuto.cli.terminal import session
 
 if TYPE_CHECKING:
@@ -21,10 +21,7 @@ def compress(  # noqa: PLR0913  each argument is an option of the command
         float | None,
         typer.Option("--compression", metavar="TIMES", help="Smallest size before / after: 20.", rich_help_panel=GOALS),
     ] = None,
-    macs: Annotated[
-        str | None,
-        typer.Option("--macs", metavar="FRACTION", help="Multiply-accumulates left: 0.5 or 50%.", rich_help_panel=GOALS),
-    ] = None,
+    macs: Macs = None,
     latency: Annotated[
         str | None,
         typer.Option("--latency", metavar="FRACTION", help="Latency left: 0.7 or 70%.", rich_help_panel=GOALS),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enxuto.cli.options import Debug, Json, MaxDrop, Out, Quiet, Seed, Size, Time
+from enxuto.cli.options import Debug, Json, Macs, MaxDrop, Out, Quiet, Seed, Size, Time
 from enxuto.cli.terminal import session
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NETWORK = "resnet-8"
 EPOCHS = 3  # of the largest data set; smaller ones get as many batches, up to MOST_EPOCHS
 LARGEST_SAMPLES, MOST_EPOCHS = 55_000, 30
-SIZE, MAX_DROP, TIME = "20kB", "1%", "90s"
+SIZE, MACS, MAX_DROP, TIME = "20kB", "50%", "1.5%", "120s"
 
 
 def demo(  # noqa: PLR0913  each argument is an option of the command
@@ -27,6 +27,7 @@ def demo(  # noqa: PLR0913  each argument is an option of the command
     ] = "auto",
     out: Out = Path("out"),
     size: Size = SIZE,
+    macs: Macs = MACS,
     max_drop: MaxDrop = MAX_DROP,
     time: Time = TIME,
     json: Json = False,
@@ -46,10 +47,10 @@ def demo(  # noqa: PLR0913  each argument is an option of the command
     """
     with session(json=json, quiet=quiet, debug=debug) as run:
         from enxuto.cli.outcome import compress_into
-        from enxuto.sizes import parse_seconds
+        from enxuto.sizes import parse_fraction, parse_seconds
         from enxuto.task import Target
 
-        target = Target(size=size, max_drop=max_drop)
+        target = Target(size=size, macs=parse_fraction(macs) if macs else None, max_drop=max_drop)
         compress_into(run, lambda: demo_task(data, seed or 0), out, target=target, seconds=parse_seconds(time or TIME))
 
 

@@ -37,6 +37,16 @@ Size = Annotated[
     str | None,
     typer.Option("--size", metavar="BYTES", help="Largest .nxt file: 100kB, 1.5MB.", rich_help_panel=GOALS, show_default=False),
 ]
+Macs = Annotated[
+    str | None,
+    typer.Option(
+        "--macs",
+        metavar="FRACTION",
+        help="Multiply-accumulates left: 0.5 or 50%.",
+        rich_help_panel=GOALS,
+        show_default=False,
+    ),
+]
 MaxDrop = Annotated[
     str | None,
     typer.Option(
