@@ -30,9 +30,10 @@ def save_original(model: nn.Module, path: Path) -> tuple[Entry, ...]:
     """Writes the original as a plain safetensors file, each shared tensor once, and says where its bytes are."""
     tensors, entries, seen = {}, [], set()
     for name, tensor in model.state_dict().items():
-        if tensor.numel() and tensor.data_ptr() in seen:
+        identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and identity in seen:
             continue
-        seen.add(tensor.data_ptr())
+        seen.add(identity)
         tensors[name] = tensor.detach().cpu().contiguous().clone()
         entries.append(Entry(name.rpartition(".")[0], "float", name, tensor_bytes(tensor)))
     with whole_file(path) as temporary:
