@@ -49,7 +49,7 @@ def format_bytes(count: float) -> str:
     for unit, size in (("kB", 10**3), ("MB", 10**6), ("GB", 10**9)):
         if abs(count) / size < 999.5 or unit == "GB":
             value = count / size
-            digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+            digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
             return f"{value:.{digits}f} {unit}"
     raise AssertionError("unreachable: gigabytes always return")
 

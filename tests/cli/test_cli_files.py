@@ -92,7 +92,8 @@ def test_inspect_finds_the_bytes_macs_and_zeros_of_every_layer(task_file: Path) 
     assert found["parameters"] == sum(layer["parameters"] for layer in found["layers"])
 
 
-def test_inspect_shows_zeros_in_words(task_file: Path) -> None:
+def test_inspect_shows_zeros_in_words(task_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # room for the words on one line, however long the times are
     assert "Linear, 50% zeros" in run("inspect", task_file).stdout
 
 
