@@ -12,6 +12,8 @@ SCRIPTS = (
     ("file_size.py", "lenet-300-100"),
     ("file_size.py", "resnet-20"),
     ("speed_resnet.py",),
+    ("channel_groups.py",),
+    ("channel_scores.py",),
 )
 
 

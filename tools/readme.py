@@ -9,6 +9,7 @@ from typing import Any
 from enxuto.reports import read_document
 from enxuto.reports.summary import headline, summary_rows
 
+HEADLINES = ("file_size_lenet-300-100", "file_size_resnet-20", "speed_resnet", "speed_mobilenet", "startup")
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
@@ -20,17 +21,19 @@ def main() -> None:
         parts += [f"**`make demo`** ({document.name}): {headline(document)}", ""]
         parts += ["| | original | compressed | change |", "|---|---|---|---|"]
         parts += [
-            f"| {row.name} | {row.original.text} | {row.compressed.text} | {row.change.text} |" for row in summary_rows(document)
+            f"| {row.measure} | {row.original.text} | {row.compressed.text} | {row.change.text} |"
+            for row in summary_rows(document)
         ]
         parts.append("")
-    for path in sorted(Path("bench/results").glob("*.json")):
-        parts += [*_table(json.loads(path.read_text()), path), ""]
+    for name in HEADLINES:
+        path = Path("bench/results") / f"{name}.json"
+        parts += [*_table(json.loads(path.read_text())), ""]
     before, _, rest = Path("README.md").read_text().partition(START)
     after = rest.partition(END)[2]
     Path("README.md").write_text(f"{before}{START}\n" + "\n".join(parts) + f"{END}{after}")
 
 
-def _table(document: dict[str, Any], path: Path) -> list[str]:
+def _table(document: dict[str, Any]) -> list[str]:
     rows = document["rows"]
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if not key.startswith("_")]
     lines = [f"**{document['claim']}** (`{document['command']}`)", ""]
