@@ -15,6 +15,8 @@ from enxuto.evaluation.latency import latencies
 from enxuto.evaluation.operators import integer_operators
 from enxuto.macs import count_macs
 
+WANTED = 2.2
+
 
 def main() -> None:
     """Original, half the MACs in fp32, the original in int8, and both together."""
@@ -46,7 +48,9 @@ def main() -> None:
         }
         for name in files
     ]
-    common.tell("speed_mobilenet", "MobileNetV2 at 224 pixels: half the MACs and int8 at least 2.2x", rows, samples_ms=clocks)
+    reached = max(row["speedup"] for row in rows if row["network"].startswith("half"))
+    claim = f"MobileNetV2 at 224 pixels, half the MACs and int8: {WANTED}x wanted, {reached:.2f}x reached"
+    common.tell("speed_mobilenet", claim, rows, samples_ms=clocks)
 
 
 if __name__ == "__main__":
