@@ -155,3 +155,13 @@ def test_a_network_of_no_known_layer_is_refused(tmp_path: Path) -> None:
     brought = ex.Task(Raw(), calibration=[torch.randn(4, 12)])
     with pytest.raises(ex.Error, match="Raw"):
         ex.compress(brought, target=ex.Target(max_drop=0.1), time="3s", out=tmp_path)
+
+
+def test_norms_that_cannot_be_folded_do_not_stop_the_search(tmp_path: Path) -> None:
+    """Batch norm before its layer: Fold has nothing to do, and every recipe must do without it."""
+    model = nn.Sequential(nn.BatchNorm1d(12), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 5)).eval()
+    brought = ex.Task(model, calibration=[torch.randn(64, 12)])
+    found = Search(brought, ex.Target(size=1200), 4.0, tmp_path, lambda m: torch.ones(8), 1200)
+    found.run()
+    assert found.best >= 0
+    assert all("Fold" not in trial.recipe for trial in found.trials)

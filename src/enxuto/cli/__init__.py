@@ -56,7 +56,7 @@ def _options(
 
 def main() -> None:
     """The entry point of the `enxuto` command."""
-    # Threads that wait sleep instead of spinning: on a busy machine spinning made training 20 times slower.
+    # Threads that wait sleep instead of spinning: on a busy machine spinning took 585 ms a batch, not 77.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="enxuto")
 

@@ -24,11 +24,11 @@ from enxuto.plan.speed import channels_for_latency
 from enxuto.recipe import line, run
 from enxuto.sizes import format_bytes
 from enxuto.steps.channels import PruneChannels
-from enxuto.steps.fold import NORMS, Fold
+from enxuto.steps.fold import Fold
 from enxuto.steps.prune import Prune
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
-from enxuto.task import Evaluate, Record, Step, Target, Task, count
+from enxuto.task import Evaluate, Step, Target, Task, count
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Search:
     def __post_init__(self) -> None:
         self.before = quality(self.evaluate, self.task.model)
         self.base = self._base()
-        self.fold = (Fold(),) if any(isinstance(module, NORMS) for module in self.task.model.modules()) else ()
+        self.fold = _fold(self.task)
 
     @property
     def left_s(self) -> float:
@@ -205,6 +205,15 @@ class Search:
         yield good + self._finish(4, round(4 * tail, 3))
 
 
+def _fold(task: Task) -> tuple[Step, ...]:
+    """Fold where there is something to fold: not in networks without batch norm, or with norms before their layers."""
+    try:
+        Fold()(task.model, task)
+    except NothingChangedError:
+        return ()
+    return (Fold(),)
+
+
 def margin(before: Tensor, after: Tensor, allowed: float) -> float:
     """What chance may add to a drop measured on few samples: CONFIDENCE standard errors, at most 1.5 times what is allowed.
 
@@ -229,11 +238,9 @@ def seconds_per_epoch(task: Task) -> float:
 def smallest_bytes(task: Task, folder: Path) -> int:
     """The size of a file of this network with next to nothing in it: no recipe of this search goes below."""
     model: nn.Module = task.model
-    records: list[Record] = []
     for step in (Fold(), Prune(sparsity=0.9999, scores="magnitude"), Share(bits=2, biases=1)):
         try:
-            model, record = step(model, task)
-            records.append(record)
+            model, _ = step(model, task)
         except NothingChangedError:
             continue
         except Error as error:
