@@ -12,15 +12,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.coding.bits import Codes, read_varint, width, write_varint
+from enxuto.coding.bits import Codes, Data, read_varint, width, write_varint
 from enxuto.errors import ArtifactError
 
 Model = tuple[NDArray[Any], ...]
 """Chances and ages [context, level, node], weights [depth, context], and three fixed tables."""
 
 MAX_SYMBOLS = 256
-MAX_CODES = 1 << 24  # a larger tensor would take many seconds to read; reader and writer refuse it
+MAX_CODES = 1 << 20  # more would take seconds to read; reader and writer refuse it
+MAX_TEXT = 1 << 20
 _HALF = 3072  # logarithms of odds reach from -12 to 12, in steps of 1 / 256
+_STEP = 128
+# 65536 / (1 + exp(-x)) for x = -12, -11.5, ... 12, at least 1 and at most 65535
+SQUASH = (
+    *(1, 1, 1, 2, 3, 5, 8, 13, 22, 36, 60, 98),
+    *(162, 267, 439, 720, 1179, 1921, 3108, 4971, 7812, 11955, 17625, 24743),
+    *(32768, 40793, 47911, 53581, 57724, 60565, 62428, 63615, 64357, 64816, 65097, 65269),
+    *(65374, 65438, 65476, 65500, 65514, 65523, 65528, 65531, 65533, 65534, 65535, 65535),
+    *(65535,),
+)
 _NEW = np.array([0, 1 << 32, 0, 0], np.int64)  # state of a writer: low, range, unused, place
 _LOOKAHEAD = 4  # bytes the reader is ahead of the writer
 
@@ -43,7 +53,7 @@ def encode(codes: Codes, stride: int, symbols: int, budget: int) -> bytes | None
     return body if len(body) <= budget else None
 
 
-def decode(data: bytes, count: int, symbols: int) -> Codes:
+def decode(data: Data, count: int, symbols: int) -> Codes:
     """The codes that `encode` wrote, as uint8.
 
     Raises: ArtifactError when the data is too short, too long or contradicts itself.
@@ -73,13 +83,15 @@ def encode_text(text: bytes, primer: bytes) -> bytes:
     return _finished(data, state)
 
 
-def decode_text(data: bytes, count: int, primer: bytes) -> bytes:
+def decode_text(data: Data, count: int, primer: bytes) -> bytes:
     """The text of `count` bytes that `encode_text` wrote.
 
     Raises: ArtifactError when the data is too short or too long.
     """
     from enxuto.coding.adaptive_kernels import AT, spell
 
+    if count > MAX_TEXT:
+        raise ArtifactError(f"a text of {count} bytes is longer than {MAX_TEXT}; the file is damaged.")
     body = np.frombuffer(data, np.uint8).copy()
     letters, state = np.frombuffer(primer + bytes(count), np.uint8).copy(), _opened(body)
     whole = spell(letters, len(primer), body, state, _primed(primer), True)
@@ -90,9 +102,15 @@ def decode_text(data: bytes, count: int, primer: bytes) -> bytes:
 
 def _primed(primer: bytes) -> Model:
     """A model of texts that has seen the primer."""
-    from enxuto.coding.adaptive_kernels import SLACK, SLOTS, spell
+    fresh = _seen(primer)
+    return fresh[0].copy(), fresh[1].copy(), fresh[2].copy(), *fresh[3:]
 
-    model = _model(SLOTS, 8, weight=45875, ages=12)  # 0.7, and quick to forget: measured on headers of two nets
+
+@cache
+def _seen(primer: bytes) -> Model:
+    from enxuto.coding.adaptive_kernels import SLACK, SLOT_BITS, spell
+
+    model = _model(1 << SLOT_BITS, 0, depths=8, weight=45875, ages=12)  # 0.7, quick to forget: measured on headers of two nets
     scratch = np.zeros(2 * len(primer) + 2 * SLACK, np.uint8)
     spell(np.frombuffer(primer, np.uint8).copy(), 0, scratch, _NEW.copy(), model, False)
     return model
@@ -115,15 +133,16 @@ def _finished(data: NDArray[np.uint8], state: NDArray[np.int64]) -> bytes:
 def _fresh(symbols: int) -> Model:
     from enxuto.coding.adaptive_kernels import LEVELS
 
-    return _model(LEVELS, width(symbols), weight=22938, ages=255)  # 0.35: a little over 1 / CONTEXTS learns sooner
+    bits = width(symbols)
+    return _model(LEVELS, bits, depths=bits + 1, weight=22938, ages=255)  # 0.35: a little over 1 / CONTEXTS learns sooner
 
 
-def _model(levels: int, bits: int, weight: int, ages: int) -> Model:
+def _model(levels: int, bits: int, *, depths: int, weight: int, ages: int) -> Model:
     """A model that knows nothing: every chance is one half, every context has the same weight (of 65536)."""
     from enxuto.coding.adaptive_kernels import CONTEXTS
 
     chances = np.full((CONTEXTS, levels, 1 << bits), 1 << 15, np.uint16)
-    weights = np.full((bits + 1, CONTEXTS), weight, np.int64)
+    weights = np.full((depths, CONTEXTS), weight, np.int64)
     stretch, squash = _tables()
     rates = (1 << 17) // (2 * np.arange(ages) + 3)  # of learning: 1 / (age + 1.5), until the last age
     return chances, np.zeros(chances.shape, np.uint8), weights, stretch, squash, rates
@@ -131,14 +150,15 @@ def _model(levels: int, bits: int, weight: int, ages: int) -> Model:
 
 @cache
 def _tables() -> tuple[NDArray[np.int16], NDArray[np.int32]]:
-    """Logarithm of odds by probability, and probability by logarithm of odds.
+    """Logarithm of odds for each 4096th of probability, and probability (of 65536) by logarithm of odds.
 
-    No entry of `squash` lies so near a half that rounding could differ between machines (a test looks).
+    Whole numbers from SQUASH on, straight lines between, so that a reader without floating point has the same.
     """
-    odds = np.arange(-_HALF, _HALF) / 256
-    squash = np.clip(np.rint(65536 / (1 + np.exp(-odds))), 1, 65535).astype(np.int32)
-    found = np.searchsorted(squash, np.arange(65536)) - _HALF
-    stretch = (found - found[1 << 15]).clip(-_HALF, _HALF - 1).astype(np.int16)
+    place = np.arange(_STEP * (len(SQUASH) - 1))
+    low = np.array(SQUASH)[place // _STEP]
+    high = np.array(SQUASH)[place // _STEP + 1]
+    squash = (low + ((high - low) * (place % _STEP) >> 7)).astype(np.int32)
+    stretch = (np.searchsorted(squash, np.arange(8, 1 << 16, 16)) - _HALF).clip(-_HALF, _HALF - 1).astype(np.int16)
     return stretch, squash
 
 

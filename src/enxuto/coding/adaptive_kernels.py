@@ -19,10 +19,11 @@ LOW, RANGE, CODE, AT = range(4)  # places in `state`
 SLACK = 64  # bytes that one code never fills: nine decisions of at most twelve bits each take fourteen
 _BITS = 16  # of a probability, an activity, a weight
 ORDERS = (1, 2, 4, 8)  # letters before this one that the contexts of a text look at
-SLOTS = 1 << 12  # contexts of a text, shared by chance when there are more
+SLOT_BITS = 14  # of the places of chances in a text, for each order; shared by chance when there are more
 _QUIET = 200  # activity before anything was seen, of 65536
 _COLUMN, _ROW, _LEARN = 5, 4, 15  # speeds of forgetting and learning as right shifts: best on the nets of bench
-_SCATTER = 0x2F0B4C47  # any odd number with its bits well mixed
+_SCATTER = 0x2F0B4C47  # any odd number below 2**31 with its bits well mixed
+_WORD = 0xFFFFFFFF
 _TOP = 1 << 24
 _FULL = 1 << 32
 
@@ -72,7 +73,7 @@ def _model_bit(bit: Any, node: Any, depth: Any, active: Any, model: Any, state: 
     half = squash.size // 2
     total = 0
     for k in range(CONTEXTS):
-        total += weights[depth, k] * np.int64(stretch[chances[k, active[k], node]])
+        total += weights[depth, k] * np.int64(stretch[chances[k, active[k], node] >> 4])
     total = min(max(total >> _BITS, -half), half - 1)
     p = np.int64(squash[total + half])
     bit = _code_bit(bit, p, state, data, decoding)
@@ -80,7 +81,7 @@ def _model_bit(bit: Any, node: Any, depth: Any, active: Any, model: Any, state: 
     for k in range(CONTEXTS):
         chance = np.int64(chances[k, active[k], node])
         age = ages[k, active[k], node]
-        weights[depth, k] += (stretch[chance] * (wanted - p)) >> _LEARN
+        weights[depth, k] += (np.int64(stretch[chance >> 4]) * (wanted - p)) >> _LEARN
         chance += ((wanted - chance) * rates[age]) >> _BITS
         chances[k, active[k], node] = min(max(chance, 16), 65520)
         ages[k, active[k], node] = min(np.int64(age) + 1, rates.size - 1)
@@ -132,20 +133,25 @@ def walk(codes: Any, stride: int, mode: int, data: Any, state: Any, levels: Any,
 
 @hot
 def spell(letters: Any, start: int, data: Any, state: Any, model: Any, decoding: bool) -> bool:
-    """Writes the letters from `start` on into `data`, or fills them from it; False when the data is too small."""
-    active = np.zeros(CONTEXTS, np.int64)
+    """Writes the letters from `start` on into `data`, or fills them from it; False when the data is too small.
+
+    Each order keeps the chances of all its contexts in one table, found by a hash of the letters before and the node.
+    """
+    active, mixed = np.zeros(CONTEXTS, np.int64), np.zeros(CONTEXTS, np.int64)
     limit = data.size + SLACK if decoding else data.size - SLACK
     for i in range(start, letters.size):
         if state[AT] > limit:
             return False
         for k in range(CONTEXTS):
-            mixed = 0
+            mixed[k] = 0
             for j in range(max(0, i - ORDERS[k]), i):
-                mixed = ((mixed + letters[j] + 1) * _SCATTER) & 0x7FFFFFFF
-            active[k] = mixed >> 19
+                mixed[k] = ((mixed[k] + letters[j] + 1) * _SCATTER) & _WORD
         node = 1
         for depth in range(8):
+            for k in range(CONTEXTS):
+                place = ((mixed[k] ^ node) * _SCATTER) & _WORD
+                active[k] = ((place ^ place >> 15) * _SCATTER & _WORD) >> (32 - SLOT_BITS)
             bit = letters[i] >> (7 - depth) & 1
-            node = node << 1 | _model_bit(bit, node, depth, active, model, state, data, decoding)
+            node = node << 1 | _model_bit(bit, 0, depth, active, model, state, data, decoding)
         letters[i] = node - 256
     return True

@@ -15,6 +15,7 @@ from enxuto.errors import ArtifactError, RangeError
 
 Codes = NDArray[np.unsignedinteger[Any]]
 """One symbol per element: uint8 up to 256 symbols, uint16 above."""
+Data = bytes | memoryview
 MAX_BITS = 16
 _GROUP = 8  # eight codes of b bits fill b bytes exactly, so every column of a group has one fixed shift
 _VARINT_BYTES = 9  # 63 bits: more than any length on a disk
@@ -43,6 +44,8 @@ def pack(codes: Codes, bits: int) -> bytes:
     _check_bits(bits)
     if codes.size and int(codes.max()) >> bits:
         raise RangeError(f"code {int(codes.max())} does not fit into bits={bits}; use bits={int(codes.max()).bit_length()}.")
+    if bits in (8, 16):
+        return codes.astype(f"<u{bits // 8}", copy=False).tobytes()
     groups = -(-codes.size // _GROUP)
     columns = np.zeros((groups, _GROUP), np.uint16)
     columns.reshape(-1)[: codes.size] = codes
@@ -53,7 +56,7 @@ def pack(codes: Codes, bits: int) -> bytes:
     return out.tobytes()[: packed_bytes(codes.size, bits)]
 
 
-def unpack(data: bytes, count: int, bits: int) -> Codes:
+def unpack(data: Data, count: int, bits: int) -> Codes:
     """The `count` codes that `pack` wrote: uint8 up to 8 bits, uint16 above.
 
     Raises: RangeError when bits is outside 1..16; ArtifactError when `data` is not exactly as long as `count` codes,
@@ -65,6 +68,8 @@ def unpack(data: bytes, count: int, bits: int) -> Codes:
         raise ArtifactError(f"{count} codes of {bits} bits take {needed} bytes, not {len(data)}; the file is damaged.")
     if count * bits % 8 and data[-1] >> (count * bits % 8):
         raise ArtifactError(f"bits behind the last of {count} codes of {bits} bits are not zero; the file is damaged.")
+    if bits in (8, 16):
+        return np.frombuffer(data, f"<u{bits // 8}").astype(f"u{bits // 8}")
     groups = -(-count // _GROUP)
     packed = np.zeros((groups, bits), np.uint8)
     packed.reshape(-1)[:needed] = np.frombuffer(data, np.uint8)
@@ -87,7 +92,7 @@ def write_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: Data, at: int) -> tuple[int, int]:
     """The number written at `at`, and the place behind it.
 
     Raises: ArtifactError when the data ends inside it, it is longer than a length can be, or not in its shortest form.

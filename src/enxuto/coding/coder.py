@@ -8,57 +8,79 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.coding.bits import Codes, read_varint, write_varint
+from enxuto.coding.bits import Codes, Data
 from enxuto.coding.models import Model, read_table
 from enxuto.errors import ArtifactError
 
-_LANES = 4
+_LANES = 8
 _STATE_BYTES = 4 * _LANES
-_OVERHEAD_BYTES = 1 + 2 * _LANES  # the length of the table, and two bytes a lane that carry no information
+OVERHEAD_BYTES = 2 * _LANES  # the half of the states that carries no information
+
+
+def count(codes: Codes, symbols: int) -> NDArray[np.int64]:
+    """How often each symbol occurs. Shapes: codes [count] -> [symbols]."""
+    from enxuto.coding.kernels import histogram
+
+    counts = np.zeros((4, symbols), np.int64)
+    histogram(codes, counts)
+    return counts.sum(axis=0)
 
 
 def estimate(counts: NDArray[np.int64], model: Model, table: bytes) -> float:
     """The bytes that `encode` will give for codes with these counts."""
-    return model.bits(counts) / 8 + len(table) + _OVERHEAD_BYTES
+    return model.bits(counts) / 8 + len(table) + OVERHEAD_BYTES
 
 
-def encode(codes: Codes, model: Model, table: bytes) -> bytes:
-    """The codes as: length of the table, table, four states, words. Every code must have a frequency in the model.
+def encode(codes: Codes, model: Model, table: bytes, expected_bits: float) -> bytes:
+    """The codes as: table, eight states, words. Every code must have a frequency in the model, which expects so many bits.
 
     Shapes: codes [count].
     """
     from enxuto.coding.kernels import rans_encode
 
-    frequencies = model.frequencies.astype(np.uint32)
-    starts = (np.cumsum(model.frequencies) - model.frequencies).astype(np.uint32)
-    words = np.empty(codes.size + _LANES, np.uint16)
-    states = np.empty(_LANES, np.uint32)
     mode = int(model.frequencies.argmax())
-    first = rans_encode(codes, frequencies, starts, model.precision, mode, words, states)
-    return b"".join([write_varint(len(table)), table, states.astype("<u4").tobytes(), words[first:].astype("<u2").tobytes()])
+    padded = codes
+    if codes.size % _LANES:
+        padded = np.full(-(-codes.size // _LANES) * _LANES, mode, codes.dtype)
+        padded[: codes.size] = codes
+    frequencies, starts = model.frequencies, np.cumsum(model.frequencies) - model.frequencies
+    packed = (frequencies << 32 - model.precision << 32 | (1 << model.precision) - frequencies << 16 | starts).astype(np.uint64)
+    inverse = (1.0 + 2.0**-40) / np.maximum(frequencies, 1)
+    states, first, room = np.empty(_LANES, np.uint32), -1, int(expected_bits / 16 * 1.001) + 64
+    while first < 0:  # memory that is never touched still takes time to come by: ask for what should suffice
+        words = np.empty(room + _LANES + 1, np.uint16)
+        first = rans_encode(padded, packed, inverse, words, states)
+        room = padded.size
+    return b"".join([table, states.astype("<u4").tobytes(), words[first:].astype("<u2", copy=False).tobytes()])
 
 
-def decode(data: bytes, count: int, symbols: int) -> Codes:
-    """The codes that `encode` wrote: uint8 up to 256 symbols, uint16 above.
+def decode(data: Data, size: int, symbols: int, out: Codes | None = None) -> Codes:
+    """The `size` codes that `encode` wrote, into `out` if it is given: uint8 up to 256 symbols, uint16 above.
 
     Raises: ArtifactError when the data is too short, too long or contradicts itself.
     """
     from enxuto.coding.kernels import rans_decode
 
-    length, at = read_varint(data, 0)
-    if len(data) < at + length + _STATE_BYTES or (len(data) - at - length) % 2:
-        raise ArtifactError(f"an entropy-coded stream of {count} codes ends after {len(data)} bytes; the file is damaged.")
-    model = read_table(data[at : at + length], symbols)
-    at += length
+    model, at = read_table(data, symbols)
+    if len(data) < at + _STATE_BYTES or (len(data) - at) % 2:
+        raise ArtifactError(f"an entropy-coded stream of {size} codes ends after {len(data)} bytes; the file is damaged.")
     states = np.frombuffer(data, "<u4", _LANES, at).astype(np.uint32)
     used = (len(data) - at - _STATE_BYTES) // 2
     words = np.zeros(used + _LANES, np.uint16)
     words[:used] = np.frombuffer(data, "<u2", used, at + _STATE_BYTES)
-    frequencies, total = model.frequencies, 1 << model.precision
-    slots = np.repeat(np.arange(symbols, dtype=np.uint8 if symbols <= 256 else np.uint16), frequencies)
-    offsets = np.arange(total) - np.repeat(np.cumsum(frequencies) - frequencies, frequencies)
-    table = (np.repeat(frequencies, frequencies) << 16 | offsets).astype(np.uint32)
-    out: Codes = np.empty(-(-count // _LANES) * _LANES, slots.dtype)
-    if not rans_decode(words, used, states, table, slots, model.precision, out):
-        raise ArtifactError(f"an entropy-coded stream of {count} codes does not decode; the file is damaged.")
-    return out[:count]
+    kind = np.uint8 if symbols <= 256 else np.uint16
+    slots = np.repeat(np.arange(symbols, dtype=kind), model.frequencies)
+    fits = out is not None and size % _LANES == 0
+    found: Codes = out if out is not None and fits else np.empty(-(-size // _LANES) * _LANES, kind)
+    if not rans_decode(words, used, states, slots, _packed(model), model.precision, found):
+        raise ArtifactError(f"an entropy-coded stream of {size} codes does not decode; the file is damaged.")
+    if out is None or fits:
+        return found[:size]
+    out[:] = found[:size]
+    return out
+
+
+def _packed(model: Model) -> NDArray[np.uint32]:
+    """Frequency and start of each symbol in one number."""
+    starts = np.cumsum(model.frequencies) - model.frequencies
+    return (model.frequencies << 16 | starts).astype(np.uint32)

@@ -1,7 +1,8 @@
-"""The hot loops of the static coder, compiled by numba when this file is first imported (only `coder` does, and late).
+"""The hot loops of the static coder, compiled by numba when this file is first imported (late, by those who need them).
 
-Range asymmetric numeral systems with 32-bit states, 16-bit words and four interleaved lanes: symbol i belongs to lane
-i % 4. A state stays in [2**16, 2**32), so one symbol writes or reads at most one word.
+Range asymmetric numeral systems with 32-bit states, 16-bit words and eight interleaved lanes: symbol i belongs to lane
+i % 8. A state stays in [2**16, 2**32), so one symbol writes or reads at most one word. No step branches on the data: a
+mispredicted branch costs more than the symbol.
 Source: J. Duda, "Asymmetric numeral systems", 2013; F. Giesen, "Interleaved entropy coders", 2014.
 """
 
@@ -13,85 +14,154 @@ from typing import Any
 import numba
 import numpy as np
 
-LANES = 4
+LANES = 8
 LOW = 1 << 16
+_U = np.uint64
 
 
 def hot(function: Callable[..., Any]) -> Any:
-    """The function compiled at its first call, and kept for the next process where a disk can be written."""
+    """The function compiled at its first call, and kept for the next process where a disk can be written.
+
+    It runs without the interpreter's lock, so that threads code several tensors at once.
+    """
     try:
-        return numba.njit(cache=True)(function)
+        return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba finds no folder it may write to: compile anew in each process
-        return numba.njit(function)
+        return numba.njit(nogil=True)(function)
 
 
 @numba.njit(inline="always")
-def _put(x: Any, f: Any, s: Any, precision: Any, words: Any, at: Any) -> Any:
-    """The state and the place after symbol (frequency f, start s); words fill the buffer from its end."""
-    if x >= np.uint64(f) << np.uint64(32 - precision):
-        at -= 1
-        words[at] = np.uint16(x & np.uint64(0xFFFF))
-        x >>= np.uint64(16)
-    wide = np.uint32(x)
-    q = wide // f
-    return (np.uint64(q) << np.uint64(precision)) + np.uint64(wide - q * f) + np.uint64(s), at
+def _put(x: Any, model: Any, inverse: Any, words: Any, at: Any) -> Any:
+    """The state and the place after a symbol; words fill the buffer from its end.
+
+    The quotient of x and the frequency f is taken in double precision and exact: `inverse` is 1 / f and a little more, so
+    that a multiple of f never falls below itself, and x / f < 2**32 / f lies at least 1 / f below the next one.
+    """
+    full = _U(x >= model >> _U(32))
+    words[at - 1] = np.uint16(x)
+    at -= np.int64(full)
+    x >>= full << _U(4)
+    q = _U(np.int64(np.float64(np.int64(x)) * inverse))
+    return x + (model & _U(0xFFFF)) + q * (model >> _U(16) & _U(0xFFFF)), at
 
 
 @hot
-def rans_encode(codes: Any, frequencies: Any, starts: Any, precision: int, mode: int, words: Any, states: Any) -> int:
-    """Fills `words` from its end and `states`; gives the place of the first word written.
+def rans_encode(codes: Any, model: Any, inverse: Any, words: Any, states: Any) -> int:
+    """Fills `words` from its end and `states`; gives the place of the first word written, -1 where they do not suffice.
 
-    `words` must have room for one word a symbol, counts rounded up to whole lanes (the last are padded with `mode`).
+    Shapes: codes [a multiple of eight], inverse [symbols], model [symbols] (f << 32 - precision << 32 | 2**precision - f << 16
+    | start), words [at most one a code, and nine].
     """
-    a = b = c = d = np.uint64(LOW)
+    a = b = c = d = e = f = g = h = _U(LOW)
     at = words.size
-    count = codes.size
-    full = count - count % LANES
-    if full < count:
-        tail = np.full(LANES, mode, np.int64)
-        for i in range(full, count):
-            tail[i - full] = codes[i]
-        d, at = _put(d, frequencies[tail[3]], starts[tail[3]], precision, words, at)
-        c, at = _put(c, frequencies[tail[2]], starts[tail[2]], precision, words, at)
-        b, at = _put(b, frequencies[tail[1]], starts[tail[1]], precision, words, at)
-        a, at = _put(a, frequencies[tail[0]], starts[tail[0]], precision, words, at)
-    for i in range(full - LANES, -1, -LANES):
-        d, at = _put(d, frequencies[codes[i + 3]], starts[codes[i + 3]], precision, words, at)
-        c, at = _put(c, frequencies[codes[i + 2]], starts[codes[i + 2]], precision, words, at)
-        b, at = _put(b, frequencies[codes[i + 1]], starts[codes[i + 1]], precision, words, at)
-        a, at = _put(a, frequencies[codes[i]], starts[codes[i]], precision, words, at)
+    for i in range(codes.size - LANES, -1, -LANES):
+        if at <= LANES:
+            return -1
+        s = codes[i + 7]
+        h, at = _put(h, model[s], inverse[s], words, at)
+        s = codes[i + 6]
+        g, at = _put(g, model[s], inverse[s], words, at)
+        s = codes[i + 5]
+        f, at = _put(f, model[s], inverse[s], words, at)
+        s = codes[i + 4]
+        e, at = _put(e, model[s], inverse[s], words, at)
+        s = codes[i + 3]
+        d, at = _put(d, model[s], inverse[s], words, at)
+        s = codes[i + 2]
+        c, at = _put(c, model[s], inverse[s], words, at)
+        s = codes[i + 1]
+        b, at = _put(b, model[s], inverse[s], words, at)
+        s = codes[i]
+        a, at = _put(a, model[s], inverse[s], words, at)
     states[0], states[1], states[2], states[3] = a, b, c, d
+    states[4], states[5], states[6], states[7] = e, f, g, h
     return at
 
 
 @numba.njit(inline="always")
-def _get(x: Any, table: Any, slots: Any, precision: Any, words: Any, at: Any) -> Any:
+def _get(x: Any, slots: Any, model: Any, precision: Any, last: Any, words: Any, at: Any) -> Any:
     """The symbol, the state and the place after it; `words[at]` must exist whether it is needed or not."""
-    slot = x & np.uint64((1 << precision) - 1)
-    packed = np.uint64(table[slot])
-    x = (packed >> np.uint64(16)) * (x >> np.uint64(precision)) + (packed & np.uint64(0xFFFF))
-    word = np.uint64(words[at])
-    if x < np.uint64(LOW):
-        x = x << np.uint64(16) | word
-        at += 1
-    return slots[slot], x, at
+    slot = x & last
+    symbol = slots[slot]
+    known = _U(model[symbol])
+    x = (known >> _U(16)) * (x >> precision) + slot - (known & _U(0xFFFF))
+    empty = _U(x < _U(LOW))
+    x = x << (empty << _U(4)) | _U(words[at]) & (_U(0) - empty)
+    return symbol, x, at + np.int64(empty)
 
 
 @hot
-def rans_decode(words: Any, used: int, states: Any, table: Any, slots: Any, precision: int, out: Any) -> bool:
-    """Fills `out` (size a multiple of four); False when the words run out, are left over or do not fit.
+def rans_decode(words: Any, used: int, states: Any, slots: Any, model: Any, precision: int, out: Any) -> bool:
+    """Fills `out`; False when the words run out, are left over or do not fit.
 
-    Shapes: words [used + LANES], table [2**precision] (frequency << 16 | slot - start), slots [2**precision] (symbols).
-    A group of four reads at most four words, so `at <= used` at its begin keeps every read inside `words`.
+    Shapes: words [used + 8], slots [2**precision] (symbols), model [symbols] (frequency << 16 | start), out [a multiple
+    of eight]. A group of eight reads at most eight words, so `at <= used` at its begin keeps every read inside `words`.
     """
-    a, b, c, d = np.uint64(states[0]), np.uint64(states[1]), np.uint64(states[2]), np.uint64(states[3])
+    p, last, low = _U(precision), _U((1 << precision) - 1), _U(LOW)
+    a, b, c, d = _U(states[0]), _U(states[1]), _U(states[2]), _U(states[3])
+    e, f, g, h = _U(states[4]), _U(states[5]), _U(states[6]), _U(states[7])
     at = 0
     for i in range(0, out.size, LANES):
         if at > used:
             return False
-        out[i], a, at = _get(a, table, slots, precision, words, at)
-        out[i + 1], b, at = _get(b, table, slots, precision, words, at)
-        out[i + 2], c, at = _get(c, table, slots, precision, words, at)
-        out[i + 3], d, at = _get(d, table, slots, precision, words, at)
-    low = np.uint64(LOW)
-    return at == used and a == low and b == low and c == low and d == low
+        out[i], a, at = _get(a, slots, model, p, last, words, at)
+        out[i + 1], b, at = _get(b, slots, model, p, last, words, at)
+        out[i + 2], c, at = _get(c, slots, model, p, last, words, at)
+        out[i + 3], d, at = _get(d, slots, model, p, last, words, at)
+        out[i + 4], e, at = _get(e, slots, model, p, last, words, at)
+        out[i + 5], f, at = _get(f, slots, model, p, last, words, at)
+        out[i + 6], g, at = _get(g, slots, model, p, last, words, at)
+        out[i + 7], h, at = _get(h, slots, model, p, last, words, at)
+    whole = a == low and b == low and c == low and d == low
+    return at == used and whole and e == low and f == low and g == low and h == low
+
+
+@hot
+def histogram(codes: Any, counts: Any) -> None:
+    """Adds how often each symbol occurs to `counts` [4, symbols]; four rows, as one would wait for itself."""
+    full = codes.size - codes.size % 4
+    for i in range(0, full, 4):
+        counts[0, codes[i]] += 1
+        counts[1, codes[i + 1]] += 1
+        counts[2, codes[i + 2]] += 1
+        counts[3, codes[i + 3]] += 1
+    for i in range(full, codes.size):
+        counts[0, codes[i]] += 1
+
+
+@hot
+def row_histograms(codes: Any, counts: Any) -> None:
+    """Adds how often each symbol occurs in each row. Shapes: codes [rows, columns], counts [rows, symbols]."""
+    for row in range(codes.shape[0]):
+        for column in range(codes.shape[1]):
+            counts[row, codes[row, column]] += 1
+
+
+@hot
+def split_planes(values: Any, rotate: int, planes: Any) -> None:
+    """The bytes of `values` (unsigned, rotated left by `rotate` bits) as planes, lowest first. Shapes: planes [bytes, count].
+
+    One plane after the other, because only then the loops become vector instructions.
+    """
+    bits = 8 * planes.shape[0]
+    left, right = _U(rotate), _U((bits - rotate) % bits)
+    for plane in range(planes.shape[0]):
+        row, shift = planes[plane], _U(8 * plane)
+        for i in range(values.size):
+            value = _U(values[i])
+            row[i] = np.uint8((value << left | value >> right) >> shift)
+
+
+@hot
+def join_planes(planes: Any, rotate: int, values: Any) -> None:
+    """The inverse of `split_planes`."""
+    bits = 8 * planes.shape[0]
+    for plane in range(planes.shape[0]):
+        row, shift = planes[plane], _U(8 * plane)
+        for i in range(values.size):
+            values[i] = _U(row[i]) << shift | (_U(values[i]) if plane else _U(0))
+    if rotate:
+        left, right = _U(bits - rotate), _U(rotate)
+        for i in range(values.size):
+            value = _U(values[i])
+            values[i] = value >> right | value << left

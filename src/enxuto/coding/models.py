@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.coding.bits import MAX_BITS, width
+from enxuto.coding.bits import MAX_BITS, Data, width
 from enxuto.errors import ArtifactError
 
-PRECISIONS = (8, 10, 12, 14, 15)  # log2 of the sums that are tried; finer fits better and makes a larger table
+PRECISIONS = (8, 10, 12, 14)  # log2 of the sums that are tried; finer fits better and makes a larger table
+_MANY = 1 << 16  # codes for which a finer table pays
 _FIELD_BITS = 4  # of the precision and of the Golomb order in a table
 
 
@@ -63,7 +64,7 @@ def fit(counts: NDArray[np.int64], precision: int) -> Model:
 def best(counts: NDArray[np.int64]) -> tuple[Model, bytes] | None:
     """The model and its table that are smallest together with the symbols; None when no precision holds them all."""
     found: tuple[float, Model, bytes] | None = None
-    for precision in PRECISIONS:
+    for precision in PRECISIONS[-1:] if counts.sum() >= _MANY else PRECISIONS:
         if np.count_nonzero(counts) <= 1 << precision:
             model = fit(counts, precision)
             table = write_table(model)
@@ -81,7 +82,7 @@ def write_table(model: Model) -> bytes:
     """
     mode = int(model.frequencies.argmax())
     others = np.delete(model.frequencies, mode)
-    order = min(range(model.precision), key=lambda order: int(_golomb_bits(others, order).sum()))
+    order = int(_golomb_bits(others[None, :], np.arange(model.precision)[:, None]).sum(axis=1).argmin())
     head = (model.precision, _FIELD_BITS), (order, _FIELD_BITS), (mode, width(model.frequencies.size))
     parts = [f"{value:0{bits}b}" for value, bits in head if bits]
     values, at = others.tolist(), 0
@@ -97,10 +98,10 @@ def write_table(model: Model) -> bytes:
     return int(text, 2).to_bytes(len(text) // 8, "big")
 
 
-def read_table(data: bytes, symbols: int) -> Model:
-    """The model of `symbols` symbols that `write_table` wrote.
+def read_table(data: Data, symbols: int) -> tuple[Model, int]:
+    """The model of `symbols` symbols that `write_table` wrote at the begin of the data, and the place behind it.
 
-    Raises: ArtifactError when the table ends early, holds more than it should, or its frequencies do not sum up.
+    Raises: ArtifactError when the table ends early, contradicts itself, or its frequencies do not sum up.
     """
     source = _Bits(data)
     precision, order = source.take(_FIELD_BITS), source.take(_FIELD_BITS)
@@ -113,36 +114,43 @@ def read_table(data: bytes, symbols: int) -> Model:
         at += 1
         if value == 0:
             at += source.golomb(0)
-    if at != symbols - 1 or left < 1 or mode >= symbols or precision not in PRECISIONS or not source.ended():
+    if at != symbols - 1 or left < 1 or mode >= symbols or precision not in PRECISIONS or source.rest():
         raise ArtifactError(f"the frequency table of {symbols} symbols contradicts itself; the file is damaged.")
-    return Model(np.insert(others, mode, left), precision)
+    return Model(np.insert(others, mode, left), precision), source.bytes_read
 
 
 class _Bits:
     """Bits read one field after another, highest first."""
 
-    def __init__(self, data: bytes) -> None:
-        self._text = f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}" if data else ""
+    def __init__(self, data: Data) -> None:
+        self._data = data
         self._at = 0
 
+    @property
+    def bytes_read(self) -> int:
+        """The bytes of which at least one bit was read."""
+        return (self._at + 7) // 8
+
     def take(self, bits: int) -> int:
-        field = self._text[self._at : self._at + bits]
-        if len(field) != bits:
-            raise ArtifactError(f"a frequency table ends after {len(self._text) // 8} bytes; the file is damaged.")
-        self._at += bits
-        return int(field, 2) if bits else 0
+        first, end = self._at // 8, self._at + bits
+        if end > 8 * len(self._data):
+            raise ArtifactError(f"a frequency table ends after {len(self._data)} bytes; the file is damaged.")
+        part = self._data[first : (end + 7) // 8]
+        self._at = end
+        return int.from_bytes(part, "big") >> -end % 8 & (1 << bits) - 1
 
     def golomb(self, order: int) -> int:
         zeros = 0
-        while zeros < MAX_BITS and self._text.startswith("0", self._at + zeros):
+        while self.take(1) == 0:
             zeros += 1
-        self._at += zeros
-        return (self.take(zeros + 1) - 1 << order) + self.take(order)
+            if zeros > MAX_BITS:
+                raise ArtifactError("a frequency table holds a number that is too large; the file is damaged.")
+        head = (1 << zeros | self.take(zeros)) - 1
+        return (head << order) + self.take(order)
 
-    def ended(self) -> bool:
-        """True when less than a byte is left, all of it zero."""
-        rest = self._text[self._at :]
-        return len(rest) < 8 and "1" not in rest
+    def rest(self) -> int:
+        """What is left of the byte that was begun."""
+        return self.take(-self._at % 8)
 
 
 def _price(count: int, frequency: int, step: int) -> float:
@@ -159,5 +167,5 @@ def _golomb(value: int, order: int) -> str:
     return "0" * (len(head) - 1) + head + tail
 
 
-def _golomb_bits(values: NDArray[np.int64], order: int) -> NDArray[np.int64]:
+def _golomb_bits(values: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
     return 2 * np.frexp(((values >> order) + 1).astype(np.float64))[1].astype(np.int64) - 1 + order

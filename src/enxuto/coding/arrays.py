@@ -1,0 +1,176 @@
+"""Arrays of any numeric type as a stream, bit for bit: wide elements as planes of bytes, which code better apart.
+
+Works on the bit patterns, so NaN payloads, infinities and -0.0 come back exactly. The planes are streams of `integers`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enxuto.coding.bits import Data
+from enxuto.coding.integers import decode_integers, encode_integers
+from enxuto.coding.stream import (
+    CONSTANT,
+    NARROW,
+    PLANES,
+    RAW,
+    SPARSE,
+    check_filled,
+    read_constant,
+    read_parts,
+    unknown,
+    write_constant,
+    write_parts,
+)
+from enxuto.errors import ArtifactError
+
+_PATTERNS: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_FEW = 8  # elements for which the lengths of planes alone cost more than planes save
+_SAMPLE = 1 << 14  # elements that decide whether the sign moves, and whether zeros are taken out
+_ZEROS = 0.02  # from this fraction on
+
+
+def encode_array(array: NDArray[Any]) -> bytes:
+    """An array of any numeric type in the fewest bytes found, bit for bit; empty for no elements.
+
+    Shapes: array [...].
+    """
+    if array.dtype.itemsize == 1:
+        return encode_integers(array.view(np.uint8), 2 if array.dtype == np.bool_ else 256)
+    values = patterns(array)
+    if values.size == 0:
+        return b""
+    if bool((values == values[0]).all()):
+        return write_constant(int(values[0]))
+    coded = [] if values.size > _FEW else [_narrow(values), bytes([RAW]) + values.tobytes()]
+    if values.size > _FEW:
+        shape = array.shape if values.size == array.size else values.shape
+        coded += [_planes(values, shape), _sparse(values, shape), *([_narrow(values)] if array.dtype.kind in "iu" else [])]
+        smallest = min((data for data in coded if data), key=len)
+        coded = [smallest] if len(smallest) <= values.nbytes else [bytes([RAW]) + values.tobytes()]
+    return min((data for data in coded if data), key=len)
+
+
+def decode_array(data: Data, dtype: np.dtype[Any] | str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The array that `encode_array` wrote.
+
+    `shape` decides how much memory is used; a caller that has it from a file checks it first.
+    Raises: ArtifactError when the data is damaged.
+    """
+    dtype = np.dtype(dtype)
+    count = int(np.prod(shape, dtype=np.int64))
+    if dtype.itemsize == 1:
+        codes = decode_integers(data, count, 2 if dtype == np.bool_ else 256)
+        return codes.view(dtype).reshape(shape)
+    little = dtype.newbyteorder("<")
+    pattern = patterns(np.empty(0, little)).dtype
+    elements = count * dtype.itemsize // pattern.itemsize
+    values = _values(memoryview(data), elements, pattern, nested=False)
+    return values.view(little).astype(dtype, copy=False).reshape(shape)
+
+
+def patterns(array: NDArray[Any]) -> NDArray[Any]:
+    """The elements as unsigned integers of the same bytes, little endian.
+
+    Shapes: array [...] -> [count]; a complex element gives two.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    flat = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
+    wide = _PATTERNS.get(flat.dtype.itemsize)
+    return flat.view(_PATTERNS[8] if wide is None else wide)
+
+
+def split(values: NDArray[Any], rotated: bool) -> NDArray[np.uint8]:
+    """The bytes of all values, one plane per byte, the lowest first.
+
+    `rotated` moves the highest bit to the lowest place first: the sign, so that the exponent of a float32 or bfloat16
+    fills the last plane alone. Source: Hershcovitch et al., "ZipNN: Lossless Compression for AI Models", 2024.
+    Shapes: values [count] unsigned -> planes [bytes, count].
+    """
+    from enxuto.coding.kernels import split_planes
+
+    planes = np.empty((values.dtype.itemsize, values.size), np.uint8)
+    split_planes(values, int(rotated), planes)
+    return planes
+
+
+def join(planes: NDArray[np.uint8], rotated: bool) -> NDArray[Any]:
+    """The values that `split` took apart."""
+    from enxuto.coding.kernels import join_planes
+
+    values = np.empty(planes.shape[1], _PATTERNS[len(planes)])
+    join_planes(planes, int(rotated), values)
+    return values
+
+
+def _values(data: Data, count: int, pattern: np.dtype[Any], nested: bool) -> NDArray[Any]:
+    """Unsigned values from a stream of `encode_array`; a sparse stream may not hold another one."""
+    if not check_filled(data, count):
+        return np.empty(0, pattern)
+    method, body, wide = data[0], data[1:], pattern.itemsize
+    if method == CONSTANT:
+        return np.full(count, read_constant(body, 1 << 8 * wide), pattern)
+    if method == RAW:
+        if len(body) != count * wide:
+            raise ArtifactError(f"{count} elements take {count * wide} bytes, not {len(body)}; the file is damaged.")
+        return np.frombuffer(body, pattern).copy()
+    if method == NARROW:
+        kept, odd = divmod(len(body), count)
+        if odd or not 0 < kept < wide:
+            raise ArtifactError(f"{len(body)} bytes do not narrow {count} elements of {wide}; the file is damaged.")
+        table = np.zeros((count, wide), np.uint8)
+        table[:, :kept] = np.frombuffer(body, np.uint8).reshape(count, kept)
+        return table.reshape(-1).view(pattern)
+    if method == PLANES and len(body) > 1 and body[0] < 2:
+        planes = np.empty((wide, count), np.uint8)
+        for plane, part in enumerate(read_parts(body, 1, wide)):
+            planes[plane] = decode_integers(part, count, 256)
+        return join(planes, rotated=body[0] == 1)
+    if method == SPARSE and not nested:
+        mask, rest = read_parts(body, 0, 2)
+        filled = decode_integers(mask, count, 2).view(np.bool_)
+        values = np.zeros(count, pattern)
+        values[filled] = _values(rest, int(filled.sum()), pattern, nested=True)
+        return values
+    raise unknown(method, "elements")
+
+
+def _narrow(values: NDArray[Any]) -> bytes:
+    """Only the low bytes, when the high ones are zero everywhere; empty when they are not."""
+    kept = (int(values.max()).bit_length() + 7) // 8
+    if kept == values.dtype.itemsize:
+        return b""
+    table = values.view(np.uint8).reshape(values.size, -1)
+    return bytes([NARROW]) + table[:, :kept].tobytes()
+
+
+def _planes(values: NDArray[Any], shape: tuple[int, ...]) -> bytes:
+    """Each byte plane coded by itself, with the sign moved beside the mantissa when that looks smaller."""
+    sample = values[:: max(1, values.size // _SAMPLE)]
+    rotated = min((False, True), key=lambda moved: sum(map(_noise, split(sample, moved))))
+    streams = [encode_integers(plane.reshape(shape), 256) for plane in split(values, rotated)]
+    return bytes([PLANES, rotated]) + write_parts(streams)
+
+
+def _sparse(values: NDArray[Any], shape: tuple[int, ...]) -> bytes:
+    """Where the elements are not zero, then those; empty when hardly any element is zero."""
+    sample = values[:: max(1, values.size // _SAMPLE)]
+    if np.count_nonzero(sample) > (1 - _ZEROS) * sample.size and values.size > _SAMPLE:
+        return b""
+    filled = values != 0
+    if bool(filled.all()):
+        return b""
+    mask = encode_integers(filled.view(np.uint8).reshape(shape), 2)
+    kept = values[filled]
+    planes = [_planes(kept, kept.shape)] if kept.size > _FEW else []
+    return bytes([SPARSE]) + write_parts([mask, min([bytes([RAW]) + kept.tobytes(), *planes], key=len)])
+
+
+def _noise(plane: NDArray[np.uint8]) -> float:
+    """The order-0 entropy of a plane in bits an element."""
+    counts = np.bincount(plane)
+    used = counts[counts > 0]
+    return float((used * np.log2(plane.size / used)).sum()) / plane.size
