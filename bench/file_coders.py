@@ -301,7 +301,7 @@ def lossless(folder: Path, arrays: Mapping[str, NDArray[Any]], word: str, zipnn:
             print(f"SKIPPED zipnn on these {word}: it gave {len(peer.first)} of {len(arrays)} tensors back", flush=True)
     with peer or tempfile.TemporaryFile():
         slow = {coder: clocks.pop(coder) for coder in ("gzip", "zstd-19") if coder in clocks}
-        samples = turns(clocks, 5) | turns(slow, 1)  # enough for coders that are 10 times as slow
+        samples = turns(clocks, 5 if total < 16 * MILLION else 2) | turns(slow, 1)  # one is enough to see that they are slow
     speed: Row = {}
     for way in ("encode", "decode"):
         for coder, taken in samples.items():
