@@ -11,6 +11,7 @@ SCRIPTS = (
     ("speed_mobilenet.py",),
     ("file_size.py", "lenet-300-100"),
     ("file_size.py", "resnet-20"),
+    ("file_coders.py",),
     ("speed_resnet.py",),
     ("channel_groups.py",),
     ("channel_scores.py",),
