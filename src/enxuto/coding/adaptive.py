@@ -47,7 +47,7 @@ def encode(codes: Codes, stride: int, symbols: int, budget: int) -> bytes | None
     head = write_varint(stride) + write_varint(mode)
     data = np.zeros(budget + 2 * SLACK, np.uint8)
     state = _NEW.copy()
-    if not walk(codes.copy(), stride, mode, data, state, _levels(), _fresh(symbols), False):
+    if not walk(codes.copy(), (stride, mode, symbols), data, state, _levels(), _fresh(symbols, mode), False):
         return None
     body = head + _finished(data, state)
     return body if len(body) <= budget else None
@@ -66,7 +66,7 @@ def decode(data: Data, count: int, symbols: int) -> Codes:
         raise ArtifactError(f"{count} codes cannot have stride={stride}, mode={mode} and symbols={symbols}; the file is damaged.")
     body = np.frombuffer(data[at:], np.uint8).copy()
     codes, state = np.zeros(count, np.uint8), _opened(body)
-    whole = walk(codes, stride, mode, body, state, _levels(), _fresh(symbols), True)
+    whole = walk(codes, (stride, mode, symbols), body, state, _levels(), _fresh(symbols, mode), True)
     if not whole or not body.size <= state[AT] <= body.size + _LOOKAHEAD:
         raise ArtifactError(f"an adaptive stream of {count} codes does not decode; the file is damaged.")
     return codes
@@ -110,7 +110,9 @@ def _primed(primer: bytes) -> Model:
 def _seen(primer: bytes) -> Model:
     from enxuto.coding.adaptive_kernels import SLACK, SLOT_BITS, spell
 
-    model = _model(1 << SLOT_BITS, 0, depths=8, weight=45875, ages=12)  # 0.7, quick to forget: measured on headers of two nets
+    model = _model(
+        1 << SLOT_BITS, 1, depths=8, weight=45875, ages=12, slow=3
+    )  # 0.7, quick to forget: measured on headers of two nets
     scratch = np.zeros(2 * len(primer) + 2 * SLACK, np.uint8)
     spell(np.frombuffer(primer, np.uint8).copy(), 0, scratch, _NEW.copy(), model, False)
     return model
@@ -130,22 +132,24 @@ def _finished(data: NDArray[np.uint8], state: NDArray[np.int64]) -> bytes:
     return data[: state[3]].tobytes() + final.to_bytes(4, "big")[:kept]
 
 
-def _fresh(symbols: int) -> Model:
+def _fresh(symbols: int, mode: int) -> Model:
     from enxuto.coding.adaptive_kernels import LEVELS
 
-    bits = width(symbols)
-    return _model(LEVELS, bits, depths=bits + 1, weight=22938, ages=255)  # 0.35: a little over 1 / CONTEXTS learns sooner
+    bits = width(max(mode, symbols - 1 - mode))
+    return _model(
+        LEVELS, (1 << bits) + 1, depths=bits + 2, weight=19661, ages=400, slow=5
+    )  # 0.3: over 1 / CONTEXTS learns sooner
 
 
-def _model(levels: int, bits: int, *, depths: int, weight: int, ages: int) -> Model:
+def _model(levels: int, nodes: int, *, depths: int, weight: int, ages: int, slow: int) -> Model:
     """A model that knows nothing: every chance is one half, every context has the same weight (of 65536)."""
     from enxuto.coding.adaptive_kernels import CONTEXTS
 
-    chances = np.full((CONTEXTS, levels, 1 << bits), 1 << 15, np.uint16)
+    chances = np.full((CONTEXTS, levels, nodes), 1 << 15, np.uint16)
     weights = np.full((depths, CONTEXTS), weight, np.int64)
     stretch, squash = _tables()
-    rates = (1 << 17) // (2 * np.arange(ages) + 3)  # of learning: 1 / (age + 1.5), until the last age
-    return chances, np.zeros(chances.shape, np.uint8), weights, stretch, squash, rates
+    rates = (1 << 17) // (2 * np.arange(ages) + slow)  # of learning: 1 / (age + slow / 2), until the last age
+    return chances, np.zeros(chances.shape, np.uint16), weights, stretch, squash, rates
 
 
 @cache

@@ -89,18 +89,21 @@ def _model_bit(bit: Any, node: Any, depth: Any, active: Any, model: Any, state: 
 
 
 @hot
-def walk(codes: Any, stride: int, mode: int, data: Any, state: Any, levels: Any, model: Any, decoding: bool) -> bool:
-    """Writes `codes` into `data`, or fills them from it; False when the data is too small.
+def walk(codes: Any, kind: tuple[int, int, int], data: Any, state: Any, levels: Any, model: Any, decoding: bool) -> bool:
+    """Writes `codes` into `data`, or fills them from it; False when the data is too small, or holds no such codes.
 
-    Each code is: is it `mode`? If not, its `bits` bits, highest first, each a node of a binary tree. What is expected
-    depends on how far from `mode` the codes lately were in this column, in this row, in the columns beside it, and (for
-    the tree) on the last code that was not `mode`: pruned rows and columns, kernels and signs come in runs.
+    `kind`: how many columns there are, the most frequent code (`mode`), and how many different codes.
+
+    Each code is: is it `mode`? If not, is it below? Then its distance less one, highest bit first, each a node of a binary
+    tree. Whether it is the mode depends on the codes just before and above, and on how far from `mode` the codes lately
+    were in this column, in this row and in the columns beside it; the distance on the row and on the last distance: pruned
+    rows and columns, kernels and signs come in runs.
     """
-    columns = np.full(stride, _QUIET, np.uint16)
+    stride, mode, symbols = kind
+    columns, above = np.full(stride, _QUIET, np.uint16), np.zeros(stride, np.uint8)
     active = np.zeros(CONTEXTS, np.int64)
-    row, column, last = np.int64(_QUIET), 0, np.int64(0)
-    bits = model[2].shape[0] - 1
-    reach = max(mode, (1 << bits) - 1 - mode)
+    row, column, last, before = np.int64(_QUIET), 0, np.int64(0), np.int64(0)
+    bits = model[2].shape[0] - 2
     limit = data.size + SLACK if decoding else data.size - SLACK
     for i in range(codes.size):
         if state[AT] > limit:
@@ -108,21 +111,29 @@ def walk(codes: Any, stride: int, mode: int, data: Any, state: Any, levels: Any,
         here = np.int64(columns[column])
         beside = np.int64(columns[column - 1] if column > 0 else here)
         beside += np.int64(columns[column + 1] if column + 1 < stride else here)
-        active[1], active[2], active[3] = levels[here >> 4], levels[row >> 4], levels[beside >> 5]
-        code = np.int64(codes[i])
+        active[0], active[1] = 0, before + 4 * np.int64(above[column])
+        active[2], active[3] = levels[here >> 4], levels[min(here + row + (beside >> 1) >> 5, 4095)]
+        distance = np.int64(codes[i]) - mode
         activity = np.int64(0)
-        if _model_bit(1 if code != mode else 0, 0, 0, active, model, state, data, decoding):
-            active[3] = last
-            node = 1
-            for depth in range(1, bits + 1):
-                bit = _model_bit(code >> (bits - depth) & 1, node, depth, active, model, state, data, decoding)
+        if _model_bit(1 if distance != 0 else 0, 0, 0, active, model, state, data, decoding):
+            active[1], active[2], active[3] = active[2], levels[row >> 4], last
+            sign = _model_bit(1 if distance < 0 else 0, 1 << bits, 1, active, model, state, data, decoding)
+            active[1], active[3] = sign, last >> 1
+            size, node = abs(distance) - 1, 1
+            for depth in range(bits):
+                bit = _model_bit(size >> (bits - 1 - depth) & 1, node, depth + 2, active, model, state, data, decoding)
                 node = node << 1 | bit
-            code = node - (1 << bits)
-            last = code * LEVELS >> bits
-            activity = 5000 + 60000 * abs(code - mode) // reach
+            size = node - (1 << bits)
+            distance = -1 - size if sign else size + 1
+            last = 2 * (size * (LEVELS // 2) >> bits) + sign
+            activity = 5000 + (60000 * (size + 1) >> bits)
         else:
-            code = np.int64(mode)
-        codes[i] = code
+            distance = np.int64(0)
+        if not 0 <= mode + distance < symbols:
+            return False
+        codes[i] = mode + distance
+        above[column] = distance != 0
+        before = (before << 1 | (1 if distance != 0 else 0)) & 3
         columns[column] = here + ((activity - here) >> _COLUMN)
         row += (activity - row) >> _ROW
         column += 1

@@ -33,6 +33,7 @@ from enxuto.errors import ArtifactError, RangeError
 
 MAX_SYMBOLS = 1 << 16
 _SMALL_CODES, _LARGE_CODES = 1 << 12, 1 << 18
+_SLOW_CODES = 1 << 19  # up to here the slow coder is always tried
 _SAMPLE_CODES = 1 << 16
 _NOISE = 0.98  # of the raw bytes: what does not get below has no pattern worth a slow search
 _CLEARLY = 0.95  # of the bytes of the fast methods, which the slow one must reach on a part of a large tensor
@@ -156,7 +157,7 @@ def _tried(flat: Codes, stride: int, symbols: int, *, thorough: bool) -> Iterato
 
 def _may_adapt(flat: Codes, stride: int, symbols: int, most: int, bytes_each: float) -> bool:
     """Whether the slow coder is worth its time: for small tensors, and for large ones of mostly one code that gain clearly."""
-    if flat.size <= _SAMPLE_CODES:
+    if flat.size <= _SLOW_CODES:
         return True
     sample, budget = flat[:_SAMPLE_CODES], int(_CLEARLY * bytes_each * _SAMPLE_CODES)
     return most > flat.size / 2 and adaptive.encode(sample, min(stride, sample.size), symbols, budget) is not None
