@@ -187,6 +187,24 @@ def test_an_evaluate_that_fails_is_found_before_the_first_step(tmp_path: Path) -
         ex.compress(task(evaluate=never), steps=[ex.Recover(epochs=1e6)], out=tmp_path)
 
 
+def test_what_ctrl_c_must_not_break_is_loaded_before_the_search(tmp_path: Path) -> None:
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_compression import task
+import enxuto as ex
+from enxuto.plan.search import Search
+def stop(search):
+    print("torch._dynamo" in sys.modules)
+    raise KeyboardInterrupt
+Search.run = stop
+ex.compress(task(), target=ex.Target(size="1.6 kB"), out={str(tmp_path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n"
+    assert "KeyboardInterrupt" in done.stderr
+
+
 def test_an_output_folder_that_cannot_be_written_is_found_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ex.Error, match="cannot be written"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import shutil
 import tempfile
@@ -99,6 +100,7 @@ def _search(task: Task, target: Target, seconds: float, work: Path, before: Sequ
             )
     evaluate = task.evaluate or agreement(task.model, task.calibration)
     search = Search(task, target, seconds, work, evaluate, limit)
+    importlib.import_module("torch._dynamo")  # torch loads it late; Ctrl-C inside that import would cost the exports
     search.run()
     if search.best < 0:
         raise TargetError("no recipe could be applied to this network; inspect it to see which layers enxuto can treat.")
