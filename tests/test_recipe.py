@@ -78,7 +78,7 @@ def test_running_a_recipe_edits_nothing_and_says_what_each_step_did(caplog):
     assert unchanged(task.model, before)
     assert not model.training
     assert [record.step for record in records] == ["Prune()", "Share(bits=3)"]
-    assert [said for said in heard if said[2] == 2] == [("Prune()", 0, 2), ("Share(bits=3)", 1, 2)]
+    assert [said for said in heard if said[2] == 2] == [("Prune()", 0, 2), ("Share(bits=3)", 1, 2), ("Share(bits=3)", 2, 2)]
     assert "Share(bits=3)" in caplog.text
 
 

@@ -68,6 +68,8 @@ def run(task: Task, steps: Sequence[Step], *, checkpoints: Checkpoints | None = 
         records = (*records, replace(record, step=line(step)))
         if checkpoints is not None:
             checkpoints.keep(task, steps[: done + 1], model, records)
+    if steps:
+        say(line(steps[-1]), len(steps), len(steps))
     return model, records
 
 

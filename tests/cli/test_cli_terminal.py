@@ -65,6 +65,16 @@ def test_rows_of_jobs_that_never_ended_do_not_pile_up(bars: Bars) -> None:
     assert rows(bars)[-1][0] == "job 9"
 
 
+def test_a_row_has_its_name_from_the_start() -> None:
+    file = io.StringIO()
+    bars = Bars(Console(file=file, force_terminal=True, width=80))
+    with bars:
+        bars("training", 0, 10)
+    lines = [line for line in file.getvalue().splitlines() if "0:00" in line]
+    assert lines
+    assert all("training" in line for line in lines)
+
+
 def code_of(error: BaseException, *, debug: bool = False) -> int:
     with pytest.raises(typer.Exit) as caught, session(json=False, quiet=False, debug=debug):
         raise error
