@@ -145,12 +145,64 @@ def test_a_goal_is_met_from_a_target_alone(tmp_path: Path) -> None:
         ({"target": ex.Target(compression=1e6)}, "ask for more"),
         ({"steps": [ex.Prune(0.5, layers="nothing*")]}, "matches nothing"),
         ({"target": ex.Target(size=1000), "time": "soon"}, "20 min"),
+        ({"target": {"size": 1000}}, "target is dict, not a Target"),
+        ({"steps": ex.Quantize()}, "steps is Quantize, not a list"),
+        ({"steps": []}, "steps is empty"),
     ],
 )
 def test_bad_goals_are_refused_before_anything_is_written(more: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ex.Error, match=message):
         ex.compress(task(), **more, out=tmp_path)
     assert not (tmp_path / "small.nxt").exists()
+
+
+def test_a_model_alone_is_no_task(tmp_path: Path) -> None:
+    for verb in (lambda: ex.compress(Mlp(), steps=[ex.Quantize()]), lambda: ex.evaluate(Mlp(), "small.nxt")):
+        with pytest.raises(ex.Error, match=r"task is Mlp, not a Task; write Task\(model"):
+            verb()
+    with pytest.raises(ex.Error, match=r"task is Mlp, not a Task"):
+        ex.prepare(Mlp(), [ex.Quantize()])
+    brought = task()
+    for verb in (lambda: ex.save(brought, tmp_path / "a.nxt"), lambda: ex.export(brought, tmp_path / "a.onnx", calibration=[])):
+        with pytest.raises(ex.Error, match="Task is neither a result nor a model"):
+            verb()
+    with pytest.raises(ex.Error, match="Mlp is a model, and a report is of a result"):
+        ex.report(Mlp(), tmp_path / "a.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_precision_nobody_knows_is_not_taken_for_another(tmp_path: Path) -> None:
+    with pytest.raises(ex.Error, match="precision='int4' is not known"):
+        ex.export(Mlp(), tmp_path / "a.onnx", calibration=[torch.randn(2, 12)], precision="int4")
+    with pytest.raises(ex.Error, match=r"is Tensor, not a list of batches; write calibration=\[batch\]"):
+        ex.export(Mlp(), tmp_path / "a.onnx", calibration=torch.randn(2, 12))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluate_that_fails_is_found_before_the_first_step(tmp_path: Path) -> None:
+    def never(model: torch.nn.Module) -> float:
+        raise ZeroDivisionError("no samples")
+
+    with pytest.raises(ex.Error, match=r"evaluate failed on Mlp \(ZeroDivisionError: no samples"):
+        ex.compress(task(evaluate=never), steps=[ex.Recover(epochs=1e6)], out=tmp_path)
+
+
+def test_what_ctrl_c_must_not_break_is_loaded_before_the_search(tmp_path: Path) -> None:
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_compression import task
+import enxuto as ex
+from enxuto.plan.search import Search
+def stop(search):
+    print("torch._dynamo" in sys.modules)
+    raise KeyboardInterrupt
+Search.run = stop
+ex.compress(task(), target=ex.Target(size="1.6 kB"), out={str(tmp_path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n"
+    assert "KeyboardInterrupt" in done.stderr
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_first(tmp_path: Path) -> None:

@@ -60,3 +60,11 @@ def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/enxuto"):
         with pytest.raises(OutputError, match="cannot be written"):
             writable_folder(path)
+
+
+@pytest.mark.parametrize("path", [5, None, ["out"], "a\0b"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(OutputError, match="is no path of a file or folder"):
+        write_bytes(path, b"")
+    with pytest.raises(OutputError, match="is no path of a file or folder"):
+        writable_folder(path)

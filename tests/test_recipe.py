@@ -4,7 +4,7 @@ import logging
 import pytest
 import torch
 
-from enxuto.errors import NothingChangedError, RangeError, RecipeError
+from enxuto.errors import LayerError, NothingChangedError, RangeError, RecipeError
 from enxuto.progress import listening
 from enxuto.recipe import from_data, from_yaml, line, run, to_data, to_yaml
 from enxuto.steps.channels import PruneChannels
@@ -56,9 +56,9 @@ def test_only_what_differs_from_the_defaults_is_written():
         ("step: Prune", RecipeError, "a recipe is a list of steps, not dict"),
         ("Prune", RecipeError, "a recipe is a list of steps, not str"),
         ("", RecipeError, "a recipe is a list of steps, not NoneType"),
-        ("- step: Prune\n  sparsity: high", RecipeError, "step 1, Prune, has an argument of the wrong type"),
-        ("- step: Prune\n  sparsity: 2", RangeError, "sparsity=2"),
-        ("- step: Quantize\n  bits: four", RangeError, "bits=four"),
+        ("- step: Prune\n  sparsity: high", RangeError, "step 1, Prune: sparsity='high' is"),
+        ("- step: Prune\n  sparsity: 2", RangeError, "step 1, Prune: sparsity=2 is"),
+        ("- step: Quantize\n  bits: four", RangeError, r"step 1, Quantize: bits='four' \(str\) is"),
         ("- {step: Prune", RecipeError, "not valid YAML"),
         ("!!python/object/apply:os.system ['true']", RecipeError, "not valid YAML"),
     ],
@@ -78,7 +78,7 @@ def test_running_a_recipe_edits_nothing_and_says_what_each_step_did(caplog):
     assert unchanged(task.model, before)
     assert not model.training
     assert [record.step for record in records] == ["Prune()", "Share(bits=3)"]
-    assert [said for said in heard if said[2] == 2] == [("Prune()", 0, 2), ("Share(bits=3)", 1, 2)]
+    assert [said for said in heard if said[2] == 2] == [("Prune()", 0, 2), ("Share(bits=3)", 1, 2), ("Share(bits=3)", 2, 2)]
     assert "Share(bits=3)" in caplog.text
 
 
@@ -97,3 +97,58 @@ def test_a_step_that_refuses_leaves_everything_as_it_was():
         run(task, [Prune(sparsity=0.5), Fold()])
     assert unchanged(task.model, before)
     assert torch.equal(torch.get_rng_state(), chance)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ("Quantize", "steps is str, not a list of steps"),
+        (Quantize(), "steps is Quantize, not a list of steps; write"),
+        ([Quantize()] * 2 + [Quantize], "step 3 of the recipe is the class Quantize, which is no step"),
+        ([None], "step 1 of the recipe is None, which is no step"),
+        ([{"step": "Quantize"}], r"step 1 of the recipe is \{'step': 'Quantize'\}"),
+        ([lambda model, task: (model, None)], "which is no step; write for example"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_before_any_step_runs(steps, words):
+    with pytest.raises(RecipeError, match=words):
+        run(task_of(Mlp), steps)
+
+
+@pytest.mark.parametrize("layers", [3, None, ["fc1", 2]])
+def test_layers_that_are_no_wildcards_are_refused_before_any_step_runs(layers):
+    ran = []
+
+    def listen(*what):
+        ran.append(what)
+
+    with listening(listen), pytest.raises(LayerError, match=r"layers=.* write a wildcard as 'fc\*', or a list"):
+        run(task_of(Mlp), [Quantize(), Prune(layers=layers)])
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Prune(sparsity="0.5"),
+        lambda: Prune(sparsity=None),
+        lambda: Prune(pattern=3),
+        lambda: Prune(scores=["lamp"]),
+        lambda: Quantize(bits="8"),
+        lambda: Quantize(group=True),
+        lambda: PruneChannels(macs="0.5"),
+        lambda: PruneChannels(sparsity="0.5"),
+        lambda: PruneChannels(multiple_of=True),
+        lambda: Factorize(rank=True),
+        lambda: Factorize(energy="most"),
+        lambda: Recover(epochs="1"),
+        lambda: Recover(teacher=None),
+        lambda: Recover(weight_decay=-1),
+        lambda: Recover(devices="two"),
+        lambda: Recover(devices=0),
+        lambda: Recover(precision="8"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_like_those_out_of_range(make):
+    with pytest.raises(RangeError, match=r"(sparsity|pattern|scores|bits|group|macs|multiple_of|rank|energy|epochs)=|=.*; "):
+        make()

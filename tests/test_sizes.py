@@ -28,7 +28,7 @@ def test_sizes_are_read_as_people_write_them(text, count):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "kB", "100 kilos", "-5 kB", "1,5 MB", "0", 0, -3, "0.2 B", float("nan"), float("inf"), "1e3 kB"]
+    "text", ["", "kB", "100 kilos", "-5 kB", "1,5 MB", "0", 0, -3, "0.2 B", float("nan"), float("inf"), "1e3 kB", None, [5], True]
 )
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(RangeError, match="100 kB"):
@@ -63,7 +63,7 @@ def test_fractions_are_read(text, value):
     assert parse_fraction(text) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["", "%", "half", "1/2"])
+@pytest.mark.parametrize("text", ["", "%", "half", "1/2", None, [0.5]])
 def test_what_is_no_fraction_is_refused(text):
     with pytest.raises(RangeError, match=r"0\.5%"):
         parse_fraction(text)
@@ -74,7 +74,7 @@ def test_times_are_read(text, value):
     assert parse_seconds(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "soon", "20 d", "-5s", 0, float("nan")])
+@pytest.mark.parametrize("text", ["", "soon", "20 d", "-5s", 0, float("nan"), None, [3]])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(RangeError, match="20 min"):
         parse_seconds(text)

@@ -1,10 +1,12 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from enxuto.errors import RangeError, TargetError, TaskError
-from enxuto.task import Target, Task, call, count, evaluating, first_tensor
+from enxuto.task import Target, Task, attempt, call, count, evaluating, finite_answers, first_tensor
 from toys import Mlp, ResidualCnn, inputs, photograph, seeded, unchanged
 
 X = torch.randn(2, 12)
@@ -40,6 +42,18 @@ class Broken(nn.Module):
         return self.value
 
 
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch would rather have us compile
+        return torch.jit.script(seeded(Mlp))
+
+
+def sparse():
+    model = seeded(Mlp)
+    model.register_buffer("seen", torch.eye(3).to_sparse())
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -49,6 +63,21 @@ class Broken(nn.Module):
         (lambda: Task(seeded(Mlp), calibration=X), r"write calibration=\[x\]"),
         (lambda: Task(seeded(Mlp), calibration=None), "must be a list of input batches"),
         (lambda: Task(seeded(Mlp), calibration="data"), "must be a list of input batches"),
+        (lambda: Task(seeded(Mlp), calibration=5), "calibration is int and must be a list of input batches"),
+        (lambda: Task(seeded(Mlp), calibration={"x": X}), "calibration is dict and must be a list of input batches"),
+        (lambda: Task(seeded(Mlp), calibration=[X.numpy()]), r"is ndarray; a batch is a tensor.*torch\.as_tensor\(a\)"),
+        (lambda: Task(seeded(Mlp), calibration=["a"]), "is str; a batch is a tensor"),
+        (lambda: Task(seeded(Mlp), calibration=[X[:0]]), r"a tensor \(0, 12\) without values"),
+        (lambda: Task(seeded(Mlp), calibration=[X], seed="1"), r"seed='1' \(str\) is no whole number"),
+        (lambda: Task(seeded(Mlp), calibration=[X], seed=-1), "seed=-1 is no whole number"),
+        (lambda: Task(seeded(Mlp), calibration=[X], seed=2**80), "is no whole number from 0"),
+        (lambda: Task(seeded(Mlp), calibration=[X], name=3), "name=3 is no text"),
+        (lambda: Task(seeded(Mlp), calibration=[X], train=5), "train is int, not a list or DataLoader"),
+        (lambda: Task(nn.LazyLinear(3), calibration=[X]), "'weight' is not initialised yet; call the model once"),
+        (lambda: Task(seeded(Mlp).to("meta"), calibration=[X]), r"'fc1\.weight' is on the meta device"),
+        (lambda: Task(torch.compile(seeded(Mlp), backend="eager"), calibration=[X]), r"torch\.compile.*model\._orig_mod"),
+        (lambda: Task(scripted(), calibration=[X]), "the model is TorchScript.* pass the nn.Module it was made from"),
+        (lambda: Task(sparse(), calibration=[X]), r"'seen' is a torch\.sparse_coo tensor; only dense"),
         (lambda: Task(seeded(Mlp), calibration=iter(())), "calibration holds no batch"),
         (
             lambda: Task(seeded(Mlp), calibration=[torch.randn(2, 7)]),
@@ -138,6 +167,12 @@ def test_only_batches_that_know_their_number_say_it():
         ({}, TargetError, "the target is empty"),
         ({"size": "big"}, RangeError, "'big' is not understood"),
         ({"size": 0}, RangeError, "not a positive number"),
+        ({"size": [1]}, RangeError, r"size=\[1\] \(list\) is not a positive number"),
+        ({"size": True}, RangeError, r"size=True \(bool\)"),
+        ({"compression": "20"}, RangeError, r"compression='20' \(str\) is before / after"),
+        ({"macs": "50%"}, RangeError, r"macs='50%' \(str\) is the fraction left"),
+        ({"latency": torch.tensor(0.5)}, RangeError, r"latency=tensor\(0.5000\) \(Tensor\)"),
+        ({"max_drop": [1]}, RangeError, r"fraction \[1\] is not understood"),
         ({"compression": 0.5}, RangeError, "compression=0.5"),
         ({"compression": float("nan")}, RangeError, "compression=nan"),
         ({"macs": 0}, RangeError, "macs=0"),
@@ -160,3 +195,13 @@ def test_a_target_is_kept_in_bytes_and_fractions():
     assert target.limit_bytes(1_000_000) == 50_000
     assert target.limit_bytes(10_000_000) == 100_000
     assert Target(macs=0.5).drop == Target(macs=0.5).limit_bytes(10) == float("inf")
+
+
+def test_a_batch_that_fails_later_on_is_named_by_its_number():
+    model = seeded(Mlp).eval()
+    with pytest.raises(TaskError, match=r"the model fails on calibration batch 2 \(\(2, 7\)\): RuntimeError"):
+        list(finite_answers(model, [X, torch.randn(2, 7)]))
+    with pytest.raises(TaskError, match="NaN or infinite outputs on calibration batch 3"):
+        list(finite_answers(model, [X, X, X * float("nan")]))
+    with pytest.raises(TaskError, match="training batch 4 is int; a batch is a tensor"):
+        attempt(model, 5, "training batch 4")

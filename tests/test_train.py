@@ -15,7 +15,7 @@ from enxuto.steps.share import Share
 from enxuto.surgery import weights
 from enxuto.task import Task
 from enxuto.train import Schedule, convert, prepare
-from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
+from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 
 RECIPES = {
     "Prune": [Prune(sparsity=0.8)],
@@ -208,3 +208,9 @@ def test_a_low_rank_layer_is_what_trains():
     model = prepare(Task(seeded(Mlp), calibration=[inputs(Mlp)]), [Factorize(rank=3)])
     assert isinstance(model.fc1, LowRankLinear)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("step", ["Quantize", Quantize, None])
+def test_what_is_no_step_is_not_prepared(step):
+    with pytest.raises(RecipeError, match=r"is no step; write for example Quantize\(bits=8\)"):
+        prepare(task_of(Mlp), [step])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from enxuto.task import Batch, call, evaluating
+from enxuto.task import Batch, evaluating, finite_answers
 
 
 @torch.no_grad()
@@ -31,8 +31,8 @@ def input_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tuple[
     hooks = [module.register_forward_pre_hook(watch(path)) for path, module in leaves]
     try:
         with evaluating(model):
-            for batch in batches:
-                call(model, batch)
+            for _ in finite_answers(model, batches):
+                pass
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import shutil
 import tempfile
@@ -10,13 +11,13 @@ from pathlib import Path
 
 from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import Entry, ledger, load, save
-from enxuto.errors import TargetError
-from enxuto.evaluation.quality import agreement
+from enxuto.errors import RecipeError, TargetError, TaskError
+from enxuto.evaluation.quality import agreement, quality
 from enxuto.files import writable_folder
 from enxuto.measure import ORIGINAL, measure, save_original
 from enxuto.plan.search import Search, smallest_bytes
 from enxuto.plan.verdict import advise, judge
-from enxuto.recipe import run
+from enxuto.recipe import checked, run
 from enxuto.result import Result
 from enxuto.sizes import file_bytes, format_bytes, parse_seconds
 from enxuto.task import Step, Target, Task
@@ -39,13 +40,22 @@ def compress(
     started again with the same folder. Ctrl-C during a search ends it with the best result so far.
     Raises: TargetError when neither or an impossible goal is given; OutputError when `out` cannot be written.
     """
+    if not isinstance(task, Task):
+        raise TaskError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
     if (steps is None) == (target is None):
         raise TargetError("give either steps=[...], a recipe, or target=Target(...), a goal to find one for.")
+    if target is not None and not isinstance(target, Target):
+        raise TargetError(f"target is {type(target).__name__}, not a Target; write Target(size='100 kB', max_drop=0.005).")
+    steps = checked(steps) if steps is not None else None
+    if steps == ():
+        raise RecipeError("steps is empty and would change nothing; write for example steps=[Quantize(bits=8)].")
     seconds = DEFAULT_TIME_S if time is None else parse_seconds(time)
     folder = writable_folder(out if out is not None else tempfile.mkdtemp(prefix="enxuto-"))
     work = writable_folder(folder / ".work")
     before = save_original(task.model, work / ORIGINAL)
     search = None
+    if steps is not None and task.evaluate is not None:
+        quality(task.evaluate, task.model)  # what is wrong with it shows before the long work
     if target is not None:
         search = _search(task, target, seconds, work, before)
         steps = search.recipes[search.best]
@@ -90,6 +100,7 @@ def _search(task: Task, target: Target, seconds: float, work: Path, before: Sequ
             )
     evaluate = task.evaluate or agreement(task.model, task.calibration)
     search = Search(task, target, seconds, work, evaluate, limit)
+    importlib.import_module("torch._dynamo")  # torch loads it late; Ctrl-C inside that import would cost the exports
     search.run()
     if search.best < 0:
         raise TargetError("no recipe could be applied to this network; inspect it to see which layers enxuto can treat.")

@@ -11,6 +11,13 @@ from pathlib import Path
 from enxuto.errors import OutputError
 
 
+def as_path(path: object) -> Path:
+    """The path, if it is one. Raises: OutputError for anything but text and paths, and for text no file can be called."""
+    if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
+        raise OutputError(f"{path!r} is no path of a file or folder; write text as in 'out/small.nxt'.")
+    return Path(path)
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error.
@@ -18,7 +25,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     The data is flushed to the disk before the rename, so a kill or a full disk leaves the old file or the new one.
     Raises: OutputError when the folder is missing, cannot be written, or the disk is full.
     """
-    path = Path(path)
+    path = as_path(path)
     temporary: Path | None = None
     if path.exists() and not path.is_file():
         raise OutputError(f"'{path}' is a folder or a device, which a file must not take the place of; name another file.")
@@ -54,7 +61,7 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
 
     Raises: OutputError when it cannot be made or written.
     """
-    folder = Path(path)
+    folder = as_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -65,6 +65,7 @@ def measure(
         else:
             written[name] = path
             notes += [f"{path.name}: {note}" for note in made.notes]
+    say("exporting", len(wanted), len(wanted))
     say("measuring")
     files = Files(
         original_bytes=file_bytes(original),

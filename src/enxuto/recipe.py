@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -13,8 +13,9 @@ import torch
 import yaml
 from torch import nn
 
-from enxuto.errors import RecipeError
+from enxuto.errors import RangeError, RecipeError
 from enxuto.progress import say
+from enxuto.select import check_patterns
 from enxuto.steps.table import STEPS
 from enxuto.surgery import duplicate
 from enxuto.task import Record, Step, Task
@@ -48,7 +49,7 @@ def run(task: Task, steps: Sequence[Step], *, checkpoints: Checkpoints | None = 
 
     With checkpoints, a recipe that begins with the same steps on the same model goes on from there, also after a kill.
     """
-    steps = tuple(steps)
+    steps = checked(steps)
     model: nn.Module = duplicate(task.model).eval()
     records: tuple[Record, ...] = ()
     for done in range(len(steps), 0, -1) if checkpoints is not None else ():
@@ -67,7 +68,25 @@ def run(task: Task, steps: Sequence[Step], *, checkpoints: Checkpoints | None = 
         records = (*records, replace(record, step=line(step)))
         if checkpoints is not None:
             checkpoints.keep(task, steps[: done + 1], model, records)
+    if steps:
+        say(line(steps[-1]), len(steps), len(steps))
     return model, records
+
+
+def checked(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps of a recipe as a tuple.
+
+    Raises: RecipeError when they are no list, or one of them is no step; LayerError for layers= of another type.
+    """
+    if isinstance(steps, (str, bytes, Mapping)) or not isinstance(steps, Iterable):
+        raise RecipeError(f"steps is {type(steps).__name__}, not a list of steps; write steps=[Quantize(bits=8)].")
+    found = tuple(steps)
+    for place, step in enumerate(found, 1):
+        if isinstance(step, type) or not dataclasses.is_dataclass(step) or not isinstance(step, Step):
+            name = f"the class {step.__name__}" if isinstance(step, type) else repr(step)[:60]
+            raise RecipeError(f"step {place} of the recipe is {name}, which is no step; write for example Quantize(bits=8).")
+        check_patterns(getattr(step, "layers", "*"))
+    return found
 
 
 def to_data(steps: Sequence[Step]) -> list[dict[str, Any]]:
@@ -97,6 +116,8 @@ def from_data(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
             )
         try:
             steps.append(kind(**arguments))
+        except RangeError as error:
+            raise RangeError(f"step {place}, {item['step']}: {error}") from error
         except TypeError as error:
             raise RecipeError(
                 f"step {place}, {item['step']}, has an argument of the wrong type: {error}; see its page."

@@ -12,6 +12,12 @@ from enxuto.errors import LayerError
 Patterns = str | Sequence[str]
 
 
+def check_patterns(layers: object) -> None:
+    """Raises LayerError when `layers` is neither a wildcard nor a list of them."""
+    if not isinstance(layers, str) and not (isinstance(layers, Sequence) and all(isinstance(it, str) for it in layers)):
+        raise LayerError(f"layers={layers!r} is {type(layers).__name__}; write a wildcard as 'fc*', or a list of them.")
+
+
 def matches(path: str, layers: Patterns) -> bool:
     """True when a pattern names the path or a module above it; a pattern that starts with "!" takes paths away.
 
@@ -32,6 +38,7 @@ def select(model: nn.Module, layers: Patterns, suits: Callable[[nn.Module], bool
 
     Raises: LayerError when a pattern matches no module at all, or no matching module suits.
     """
+    check_patterns(layers)
     modules = [(path, module) for path, module in model.named_modules() if path or suits(model)]
     modules = modules or [("", model)]
     for pattern in [layers] if isinstance(layers, str) else layers:

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from enxuto.checks import named, within
 from enxuto.errors import RangeError
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def parse_bytes(text: str | int | float) -> int:
             raise RangeError(f"size {text!r} is not understood; write a number and a unit, as in '100 kB' or '1.5 MB'.")
         count = float(match[1]) * UNITS[match[2].lower()]
     else:
-        count = float(text)
+        count = float(text) if within(text, "(-inf, inf)") else 0.0
     if not 1 <= count < float("inf"):
-        raise RangeError(f"size {text!r} is not a positive number of bytes; write for example '100 kB'.")
+        raise RangeError(f"{named('size', text)} is not a positive number of bytes; write for example '100 kB'.")
     return round(count)
 
 
@@ -64,7 +65,7 @@ def parse_fraction(text: str | float) -> float:
         if isinstance(text, str) and text.strip().endswith("%"):
             return float(text.strip()[:-1]) / 100
         return float(text)
-    except ValueError:
+    except (ValueError, TypeError):
         raise RangeError(f"fraction {text!r} is not understood; write '0.5%' or 0.005.") from None
 
 
@@ -81,7 +82,7 @@ def parse_seconds(text: str | float) -> float:
             raise RangeError(f"time {text!r} is not understood; write for example '20 min', '90s' or '1h'.")
         seconds = float(match[1]) * units[match[2].lower()]
     else:
-        seconds = float(text)
+        seconds = float(text) if within(text, "[-inf, inf]") else 0.0
     if not seconds > 0:
         raise RangeError(f"time {text!r} is not positive; write for example '20 min'.")
     return seconds

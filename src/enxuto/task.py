@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from enxuto.checks import named, whole, within
 from enxuto.errors import RangeError, TargetError, TaskError
 from enxuto.sizes import parse_bytes, parse_fraction
 
@@ -31,6 +32,39 @@ def call(model: nn.Module, batch: Batch) -> Any:
     if isinstance(batch, Tensor):
         return model(batch)
     return model(*batch)
+
+
+def attempt(model: nn.Module, batch: Batch, place: str) -> Any:
+    """`call`, for batches that a user brought: `place` says which one it is.
+
+    Raises: TaskError when the batch is none or the model fails on it, whatever the model raises.
+    """
+    if isinstance(batch, str) or not isinstance(batch, (Tensor, Sequence, Mapping)):
+        raise TaskError(
+            f"{place} is {type(batch).__name__}; a batch is a tensor, a tuple of arguments or a dict of them, without labels "
+            "(for an array a write torch.as_tensor(a))."
+        )
+    try:
+        return call(model, batch)
+    except Exception as error:
+        shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+        raise TaskError(
+            f"the model fails on {place} ({shape}): {type(error).__name__}: {error}; "
+            "batches must hold inputs alone: a tensor, a tuple of arguments or a dict of them."
+        ) from error
+
+
+def finite_answers(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Tensor]:
+    """The first output tensor of the model for each calibration batch.
+
+    Raises: TaskError, with the number of the batch, when the model fails on one or gives values that are not finite.
+    """
+    for number, batch in enumerate(batches, 1):
+        place = f"calibration batch {number}"
+        output = first_tensor(attempt(model, batch, place))
+        if output.is_floating_point() and not bool(torch.isfinite(output).all()):
+            raise TaskError(f"the model gives NaN or infinite outputs on {place}; check weights and inputs, or leave it out.")
+        yield output
 
 
 @contextmanager
@@ -84,11 +118,23 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TaskError(f"model is {type(self.model).__name__}, not a torch.nn.Module; pass the network itself.")
+        check_plain(self.model)
         for name in ("evaluate", "loss", "test"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TaskError(f"{name} is {type(getattr(self, name)).__name__}, not a function; pass a callable.")
-        if self.calibration is None or isinstance(self.calibration, (str, Tensor)):
-            raise TaskError("calibration must be a list of input batches; for one tensor x write calibration=[x].")
+        if not whole(self.seed, 0, 2**63 - 1):
+            raise TaskError(f"{named('seed', self.seed)} is no whole number from 0 to 2**63 - 1; use for example 0.")
+        if not isinstance(self.name, str):
+            raise TaskError(f"{named('name', self.name)} is no text; it is the title of the report.")
+        if self.train is not None and (isinstance(self.train, (str, Mapping, Tensor)) or not isinstance(self.train, Iterable)):
+            raise TaskError(
+                f"train is {type(self.train).__name__}, not a list or DataLoader of batches; each is a pair (inputs, targets)."
+            )
+        if isinstance(self.calibration, (str, Tensor, Mapping)) or not isinstance(self.calibration, Iterable):
+            raise TaskError(
+                f"calibration is {type(self.calibration).__name__} and must be a list of input batches; for one batch x write "
+                "calibration=[x]."
+            )
         check_finite(self.model)
         batches = self.calibration
         if not isinstance(batches, Sequence) and not hasattr(batches, "__len__"):
@@ -117,24 +163,38 @@ def count(batches: Iterable[Any]) -> int | None:
 def check_finite(model: nn.Module) -> None:
     """Raises TaskError, with the path, when a parameter or buffer holds NaN or an infinity."""
     for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise TaskError(f"'{path}' is not initialised yet; call the model once on a batch before making the task.")
+        if tensor.device.type == "meta":
+            raise TaskError(f"'{path}' is on the meta device and holds no values; load the trained weights first.")
+        if tensor.layout != torch.strided:
+            raise TaskError(f"'{path}' is a {tensor.layout} tensor; only dense ones can be kept: use .to_dense().")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise TaskError(f"'{path}' holds {bad} NaN or infinite values of {tensor.numel()}; train or load the model again.")
 
 
+def check_plain(model: nn.Module) -> None:
+    """Raises TaskError for a model whose layers cannot be seen and replaced: scripted, traced or compiled."""
+    for path, module in model.named_modules():
+        place = f"'{path}' of the model" if path else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TaskError(f"{place} is TorchScript, whose layers cannot be replaced; pass the nn.Module it was made from.")
+        if "_orig_mod" in module._modules:
+            raise TaskError(
+                f"{place} is the result of torch.compile, which hides what its layers do; pass the network itself, "
+                "model._orig_mod, and compile what comes back."
+            )
+
+
 def check_runs(model: nn.Module, batch: Batch) -> None:
-    """Raises TaskError when the model fails on the batch or gives values that are not finite."""
-    try:
-        with evaluating(model):
-            output = first_tensor(call(model, batch))
-    except TaskError:
-        raise
-    except Exception as error:
-        shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-        raise TaskError(
-            f"the model fails on its own sample inputs ({shape}): {type(error).__name__}: {error}; "
-            "calibration must hold batches of inputs alone: a tensor, a tuple of arguments or a dict of them."
-        ) from error
+    """Raises TaskError when the model fails on the batch, the batch is empty, or outputs are not finite."""
+    with evaluating(model):
+        output = first_tensor(attempt(model, batch, "its own sample inputs"))
+    arguments = [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, Mapping) else batch)
+    for given in arguments:
+        if isinstance(given, Tensor) and not given.numel():
+            raise TaskError(f"the sample inputs hold a tensor {tuple(given.shape)} without values; give at least one sample.")
     if output.is_floating_point() and not bool(torch.isfinite(output).all()):
         raise TaskError("the model gives NaN or infinite outputs on its own sample inputs; check weights and inputs.")
 
@@ -161,12 +221,14 @@ class Target:
             object.__setattr__(self, "max_drop", parse_fraction(self.max_drop))
             if not 0 <= self.drop < math.inf:
                 raise RangeError(f"max_drop={self.max_drop} is not in [0, inf); write 0.005 or '0.5%' for half a point.")
-        if self.compression is not None and not 1 <= self.compression < math.inf:
-            raise RangeError(f"compression={self.compression} is before / after and must be at least 1; write for example 20.")
+        if self.compression is not None and not within(self.compression, "[1, inf)"):
+            raise RangeError(
+                f"{named('compression', self.compression)} is before / after and must be at least 1; write for example 20."
+            )
         for name in ("macs", "latency"):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise RangeError(f"{name}={value} is the fraction left and must be in (0, 1]; write 0.5 for half.")
+            if value is not None and not within(value, "(0, 1]"):
+                raise RangeError(f"{named(name, value)} is the fraction left and must be in (0, 1]; write 0.5 for half.")
         if all(getattr(self, name) is None for name in ("size", "compression", "macs", "latency", "max_drop")):
             raise TargetError("the target is empty; give at least one of size, compression, macs, latency, max_drop.")
 

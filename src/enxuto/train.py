@@ -43,9 +43,13 @@ def prepare(task: Task, steps: Sequence[Step], *, gradual: bool = False) -> nn.M
     Raises: RecipeError for a step that trains by itself, or that changes layers after others made them train; the errors of
     the steps themselves.
     """
+    if not isinstance(task, Task):
+        raise RecipeError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
     model = duplicate(task.model)
     projected = ""
     for step in steps:
+        if isinstance(step, type) or not isinstance(step, Step):
+            raise RecipeError(f"{step!r} in steps is no step; write for example Quantize(bits=8).")
         if hasattr(step, "epochs"):
             raise RecipeError(f"{type(step).__name__} trains by itself; prepare is for your own loop: leave the step out.")
         if isinstance(step, Rehearsable):

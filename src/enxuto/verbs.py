@@ -12,7 +12,7 @@ from torch import nn
 
 from enxuto.artifact.save import Entry, load
 from enxuto.artifact.save import save as save_model
-from enxuto.errors import ExportError, OutputError
+from enxuto.errors import ExportError, OutputError, TaskError
 from enxuto.evaluation.measurement import Evaluation
 from enxuto.exporters import OnnxFile
 from enxuto.exporters import export as export_model
@@ -31,9 +31,10 @@ def save(what: Result | nn.Module, path: PathLike, *, original: nn.Module | None
     For a model, `original` is the network it was made from: then only the layers that differ are described.
     Raises: ArtifactError for a model that cannot be kept; OutputError when the file cannot be written.
     """
+    model = _model(what)
     if isinstance(what, Result):
-        return save_model(what.model, path, original=what.task.model)
-    return save_model(what, path, original=original)
+        original = what.task.model
+    return save_model(model, path, original=original)
 
 
 def export(
@@ -50,14 +51,14 @@ def export(
     """
     if Path(path).suffix != ".onnx":
         raise ExportError(f"'{path}' is no kind of file enxuto exports to; name it '{Path(path).stem}.onnx'.")
-    model = what.model if isinstance(what, Result) else what
+    model = _model(what)
     if isinstance(what, Result):
         calibration = what.task.calibration if calibration is None else calibration
         if precision == "auto":
             precision = "int8" if what.evaluation.compressed.precision == "int8" else "fp32"
     if calibration is None:
         raise ExportError(f"'{path}' needs sample inputs to trace the model with; give calibration=[batch].")
-    return export_model(model, path, calibration=calibration, precision="int8" if precision == "int8" else "fp32")
+    return export_model(model, path, calibration=calibration, precision="fp32" if precision == "auto" else precision)
 
 
 def evaluate(task: Task, what: nn.Module | PathLike) -> Evaluation:
@@ -65,6 +66,8 @@ def evaluate(task: Task, what: nn.Module | PathLike) -> Evaluation:
 
     Raises: ArtifactError when the file is damaged or of another network.
     """
+    if not isinstance(task, Task):
+        raise TaskError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
     with tempfile.TemporaryDirectory() as name:
         folder = writable_folder(name)
         artifact = folder / "small.nxt"
@@ -85,5 +88,17 @@ def report(what: Result | PathLike, path: PathLike) -> None:
 
     Raises: ArtifactError for a result.json that is none; OutputError when the page cannot be written.
     """
+    if isinstance(what, nn.Module):
+        raise TaskError(f"{type(what).__name__} is a model, and a report is of a result; give what compress returned.")
     document = Document.from_json(what.document()) if isinstance(what, Result) else read_document(what)
     write_html(document, path)
+
+
+def _model(what: Result | nn.Module) -> nn.Module:
+    if isinstance(what, Result):
+        return what.model
+    if not isinstance(what, nn.Module):
+        raise TaskError(
+            f"{type(what).__name__} is neither a result nor a model; give what compress returned, or a torch.nn.Module."
+        )
+    return what

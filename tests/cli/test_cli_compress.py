@@ -259,3 +259,10 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("ENXUTO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert demo_module.cache_folder() == Path("/xdg/enxuto")
+
+
+def test_what_init_prints_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    path = tmp_path / "my nets.py"
+    answer = run("init", str(path))
+    assert f"enxuto compress '{path}' --size" in answer.stdout
+    assert f"enxuto inspect '{path}'" in path.read_text()

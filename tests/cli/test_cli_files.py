@@ -217,3 +217,16 @@ def test_wrong_use_is_exit_code_2_in_a_real_process() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "TASK.PY" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("evaluate",), ("export",)])
+def test_a_damaged_file_is_found_before_the_task_file_runs(
+    command: tuple[str, ...], compressed: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = Path(compressed["files"]["small.nxt"]).read_bytes()
+    (tmp_path / "cut.nxt").write_bytes(whole[:-9])
+    (tmp_path / "late.py").write_text("raise SystemExit('the task file ran')")
+    answer = run(*command, tmp_path / "late.py", tmp_path / "cut.nxt")
+    assert answer.exit_code == 2
+    assert "was altered or cut off" in answer.stderr
+    assert "the task file ran" not in answer.stderr

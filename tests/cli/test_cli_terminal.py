@@ -5,13 +5,20 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 import typer
 from rich.console import Console
 
+from enxuto.artifact.save import save
 from enxuto.cli.bars import MOST_ROWS, Bars
-from enxuto.cli.terminal import session
+from enxuto.cli.terminal import open_streams, session
 from enxuto.errors import RangeError
 
 
@@ -56,6 +63,16 @@ def test_rows_of_jobs_that_never_ended_do_not_pile_up(bars: Bars) -> None:
         bars(f"job {number}", 0, 100 + number)
     assert len(rows(bars)) == MOST_ROWS
     assert rows(bars)[-1][0] == "job 9"
+
+
+def test_a_row_has_its_name_from_the_start() -> None:
+    file = io.StringIO()
+    bars = Bars(Console(file=file, force_terminal=True, width=80))
+    with bars:
+        bars("training", 0, 10)
+    lines = [line for line in file.getvalue().splitlines() if "0:00" in line]
+    assert lines
+    assert all("training" in line for line in lines)
 
 
 def code_of(error: BaseException, *, debug: bool = False) -> int:
@@ -106,3 +123,59 @@ def test_the_log_is_as_before_after_a_command(capsys: pytest.CaptureFixture[str]
         logger.info("not said")
     assert (logger.level, logger.handlers) == before
     assert capsys.readouterr().err == "WARNING said aloud\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(RangeError("bits=9\nis out"), 2), (KeyError("x"), 1), (KeyboardInterrupt(), 130)])
+def test_with_json_an_error_is_the_one_document(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), session(json=True, quiet=False, debug=False):
+        raise error
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["exit_code"]) == (type(error).__name__, code)
+    assert found["error"].count("\n") == 0
+
+
+def test_an_error_after_the_answer_is_no_second_document(capsys: pytest.CaptureFixture[str]) -> None:
+    def answer_and_fail() -> None:
+        with session(json=True, quiet=False, debug=False) as run:
+            run.answer({"bytes": 3})
+            raise RangeError("too late")
+
+    with pytest.raises(typer.Exit):
+        answer_and_fail()
+    assert json.loads(capsys.readouterr().out) == {"bytes": 3}
+
+
+def in_a_process(arguments: str, redirection: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = f"{shlex.quote(sys.executable)} -m enxuto.cli {arguments} {redirection}"
+    variables = {**os.environ, **environment}
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=variables, check=False, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("nxt") / "small.nxt"
+    save(torch.nn.Linear(3, 2), path)
+    return f"inspect {shlex.quote(str(path))}"
+
+
+def test_a_terminal_without_unicode_gets_plain_signs(small: str) -> None:
+    done = in_a_process(small, "", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-" in done.stdout
+    assert done.stdout.isascii()
+    open_streams()
+    assert "−1…2×".encode("ascii", "plain") == b"-1...2x"
+
+
+def test_a_closed_stdout_is_no_error(small: str) -> None:
+    done = in_a_process(small, ">&-")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_a_full_disk_is_said_in_words(small: str, option: str) -> None:
+    done = in_a_process(f"{small} {option}", "> /dev/full")
+    assert done.returncode == 2
+    assert "No space left on device; free some disk" in done.stderr
+    assert "Traceback" not in done.stderr

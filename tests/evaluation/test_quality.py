@@ -150,3 +150,33 @@ def test_pairing_narrows_the_interval():
     _, paired, _ = paired_change(before, after)
     _, apart, _ = paired_change(before, after[torch.randperm(300, generator=generator)])
     assert paired[1] - paired[0] < 0.01 * (apart[1] - apart[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.array(["a", "b"]), "evaluate returned <U1; return one number"),
+        (np.array([None]), "evaluate returned object"),
+        (torch.ones(3, dtype=torch.complex64), r"evaluate returned torch\.complex64"),
+        (1j, "evaluate returned complex"),
+    ],
+)
+def test_what_is_no_real_number_is_no_quality(value, words):
+    with pytest.raises(TaskError, match=words):
+        quality(lambda model: value, nn.Linear(4, 3))
+
+
+def test_an_evaluate_that_changes_the_weights_is_refused():
+    def train_a_little(model):
+        model.weight.add_(1)
+        return 0.5
+
+    model = nn.Sequential(nn.Linear(4, 3))[0]
+    with pytest.raises(TaskError, match="evaluate changed the weights of the model \\('weight'\\); it must only call it"):
+        quality(train_a_little, model)
+
+
+def test_agreement_names_the_batch_on_which_a_model_gives_no_numbers():
+    model = nn.Linear(4, 3)
+    with pytest.raises(TaskError, match="NaN or infinite outputs on calibration batch 2"):
+        agreement(model, [torch.ones(2, 4), torch.full((2, 4), float("nan"))])

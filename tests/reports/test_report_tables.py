@@ -115,3 +115,14 @@ def test_layers_show_shares_and_leave_out_what_nobody_measured() -> None:
     assert row(text, "conv") == ["conv", "Conv2d", "10", "25", "25.0", "%", "300", "75.0", "%"]
     assert row(text, "all") == ["all", "40", "100", "400"]
     assert "time" not in text.splitlines()[2]
+
+
+def test_times_that_are_compared_stand_in_one_unit() -> None:
+    networks = {name: {"file_bytes": 9, "latency_ms": ms} for name, ms in (("original", 0.169), ("compressed", 0.0397))}
+    exports = [{"runtime": "ort", "precision": "fp32", "file_bytes": 9, "latency_ms": 0.0397, "latency_samples_ms": [0.03] * 4}]
+    networks["original"]["latency_samples_ms"] = [0.09, 0.09, 0.1, 0.5]
+    document = example(**networks, exports=exports)
+    assert "0.0900 … 0.200 ms" in printed(summary_table(document))
+    assert row(printed(summary_table(document)), "latency")[1:5] == ["0.169", "ms", "0.0397", "ms"]
+    assert "0.0397 ms" in printed(exports_table(document))
+    assert "0.0300 … 0.0300 ms" in printed(exports_table(document))

@@ -162,3 +162,12 @@ def test_a_model_without_such_layers_is_refused():
     model = nn.Sequential(nn.Embedding(4, 4))
     with pytest.raises(LayerError, match="selects no layer"):
         Factorize()(model, Task(model, calibration=[torch.zeros(2, dtype=torch.long)]))
+
+
+def test_a_layer_whose_weight_is_computed_is_left_alone_and_named():
+    model = seeded(Mlp)
+    nn.utils.parametrizations.weight_norm(model.fc1)
+    task = Task(model, calibration=[torch.randn(4, 12)])
+    small, record = Factorize(rank=2)(model, task)
+    assert isinstance(small.fc2, LowRankLinear)
+    assert [(it.path, it.why) for it in record.skipped] == [("fc1", "its weight is computed from other parameters")]

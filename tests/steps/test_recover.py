@@ -222,3 +222,37 @@ def test_a_loss_without_training_data_leaves_the_teacher_alone_to_teach():
 def test_arguments_that_make_no_sense_are_refused_at_once(arguments, words):
     with pytest.raises(RangeError, match=words):
         Recover(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda outputs, targets: None, "loss gave NoneType; it must be one number, as a tensor"),
+        (lambda outputs, targets: 0.5, "loss gave float; it must be one number, as a tensor"),
+        (lambda outputs, targets: outputs.sum().detach(), "does not depend on the outputs"),
+        (lambda outputs: outputs.sum(), r"loss fails on outputs and targets \(\d+, 5\) and \(\d+,\): TypeError"),
+        (
+            lambda outputs, targets: nn.functional.cross_entropy(outputs, nn.functional.one_hot(targets, 5)),
+            "loss fails .* RuntimeE",
+        ),
+    ],
+)
+@pytest.mark.parametrize("teacher", [0.0, 0.5])
+def test_a_loss_that_cannot_be_learned_from_is_refused(loss, words, teacher):
+    task = labelled(Mlp)
+    with pytest.raises(TaskError, match=words):
+        Recover(teacher=teacher)(task.model, Task(task.model, calibration=task.calibration, train=task.train, loss=loss))
+
+
+def test_a_training_batch_that_does_not_fit_is_named_by_its_number():
+    x, y = torch.randn(4, 12), torch.zeros(4, dtype=torch.long)
+    task = Task(seeded(Mlp), calibration=[x], train=[(x, y), (x[:, :7], y)], loss=nn.functional.cross_entropy)
+    with pytest.raises(TaskError, match=r"the model fails on training batch 2 \(\(4, 7\)\): RuntimeError"):
+        Recover()(task.model, task)
+
+
+def test_weights_in_half_precision_are_refused_with_what_to_do():
+    x = torch.randn(4, 12).half()
+    task = Task(seeded(Mlp).half(), calibration=[x])
+    with pytest.raises(TaskError, match=r"float16, whose range is too small to train in; call model\.float\(\)"):
+        Recover()(task.model, task)

@@ -37,11 +37,11 @@ class Bars:
         if 0 < total <= done:
             self._remove(what)
             return
-        row = self.rows.pop(what)[0] if what in self.rows else self._row_for(done, total)
+        row = self.rows.pop(what)[0] if what in self.rows else self._row_for(what, done, total)
         self.rows[what] = (row, done, total)
         self.progress.update(row, description=_shortened(what), completed=done, total=total or None)
 
-    def _row_for(self, done: int, total: int) -> TaskID:
+    def _row_for(self, what: str, done: int, total: int) -> TaskID:
         """A new row, or that of a job with as many parts that was not further: it goes on under this name."""
         for name, (row, before, all_of_it) in list(self.rows.items()):
             if all_of_it == total and before <= done and (total == 0 or before < done):
@@ -49,7 +49,7 @@ class Bars:
                 return row
         while len(self.rows) >= MOST_ROWS:
             self._remove(next(iter(self.rows)))
-        return self.progress.add_task("", total=None)
+        return self.progress.add_task(_shortened(what), total=None)  # drawn at once, so it has its name from the start
 
     def _remove(self, what: str) -> None:
         if what in self.rows:

@@ -63,7 +63,7 @@ def _wanted(
     recipe: Path | None, goals: dict[str, Any], time: str | None
 ) -> tuple[tuple[Step, ...] | None, Target | None, float | None]:
     """The steps or the target, and the time; everything that can be wrong with them is found before any work."""
-    from enxuto.errors import RecipeError, TargetError
+    from enxuto.errors import RangeError, RecipeError, TargetError
     from enxuto.recipe import from_yaml
     from enxuto.sizes import parse_fraction, parse_seconds
     from enxuto.task import Target
@@ -83,8 +83,8 @@ def _wanted(
         steps = from_yaml(recipe.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe '{recipe}' cannot be read: {error}; name a YAML file with a list of steps.") from error
-    except RecipeError as error:
-        raise RecipeError(f"'{recipe}': {error}") from error
+    except (RecipeError, RangeError) as error:
+        raise type(error)(f"'{recipe}': {error}") from error
     if not steps:
         raise RecipeError(f"recipe '{recipe}' holds no step; write a list of '- step: Name' blocks.")
     return steps, None, None

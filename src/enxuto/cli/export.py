@@ -37,7 +37,7 @@ def export(
     enxuto export task.py out/small.nxt -o small.int8.onnx --int8
     """
     with session(json=json, quiet=quiet, debug=debug) as run:
-        from enxuto.artifact.save import load
+        from enxuto.artifact.save import ledger, load
         from enxuto.cli.taskfile import load_task
         from enxuto.errors import ArtifactError, OutputError
         from enxuto.exporters import export as to_file
@@ -49,6 +49,7 @@ def export(
             raise OutputError(f"'{path}' does not end in .onnx; write -o {path.with_suffix('.onnx')}.")
         if not file.is_file():
             raise ArtifactError(f"'{file}' does not exist; name a .nxt file that `enxuto compress` wrote.")
+        ledger(file)  # a damaged file is found before the task file trains anything
         writable_folder(path.parent)
         with run.progress():
             task = load_task(task_file, seed)

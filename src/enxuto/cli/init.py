@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +35,9 @@ def init(
             raise OutputError(f"'{path}' does not end in .py; a task file is a Python file: write `enxuto init task.py`.")
         if path.exists() and not force:
             raise OutputError(f"'{path}' is there already and was left alone; choose another name, or replace it with --force.")
-        text = TEMPLATE.read_text(encoding="utf-8").replace("task.py", str(path))
+        shown = shlex.quote(str(path))
+        text = TEMPLATE.read_text(encoding="utf-8").replace("task.py", shown)
         write_bytes(path, text.encode())
         run.answer({"task": str(path)})
         run.show(f"wrote {path}; put your network in, or try it as it is:")
-        run.show(f"    enxuto compress {path} --size 12kB --max-drop 1% --time 1m --out out/")
+        run.show(f"    enxuto compress {shown} --size 12kB --max-drop 1% --time 1m --out out/")

@@ -14,6 +14,7 @@ from enxuto.cli.terminal import Session, session
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 
 def inspect(
@@ -100,7 +101,7 @@ def _inspect_nxt(run: Session, path: Path) -> None:
             "entries": [asdict(entry) for entry in entries],
         }
     )
-    table = _table(f"{path}: {format_bytes(total)} ({total:,} bytes)", ["layer", *shown, "bytes", "share"])
+    table = _table(["layer", *shown, "bytes", "share"])
     for name, found in layers.items():
         word = name or ("(header)" if set(found) == {"header"} else "(model)")
         _add(
@@ -112,7 +113,7 @@ def _inspect_nxt(run: Session, path: Path) -> None:
         )
     table.add_section()
     _add(table, "all", *(f"{kinds[kind]:,}" for kind in shown), f"{kinds.total():,}", "", style="bold")
-    run.show(table)
+    run.show(_title(f"{path}: {format_bytes(total)} ({total:,} bytes)"), table)
 
 
 def _inspect_onnx(run: Session, path: Path) -> None:
@@ -149,12 +150,12 @@ def _inspect_onnx(run: Session, path: Path) -> None:
             "float_operators": dict(optimised.floating),
         }
     )
-    table = _table(f"{path}: {format_bytes(total)} ({total:,} bytes)", ["constants", "tensors", "values", "bytes", "share"])
+    table = _table(["constants", "tensors", "values", "bytes", "share"])
     for kind, row in sorted(constants.items(), key=lambda pair: -pair[1][2]):
         _add(table, kind, *(f"{value:,}" for value in row), _share(row[2], total))
     rest = total - sum(row[2] for row in constants.values())
     _add(table, "the graph itself", "–", "–", f"{rest:,}", _share(rest, total))
-    nodes = _table("operators", ["operator", "in the file", "optimised, integer", "optimised, float"])
+    nodes = _table(["operator", "in the file", "optimised, integer", "optimised, float"])
     for kind in dict.fromkeys([*operators, *optimised.integer, *optimised.floating]):
         _add(
             nodes,
@@ -168,16 +169,23 @@ def _inspect_onnx(run: Session, path: Path) -> None:
         *(str(found.total()) for found in (operators, optimised.integer, optimised.floating)),
         style="bold",
     )
-    run.show(table, nodes)
+    run.show(_title(f"{path}: {format_bytes(total)} ({total:,} bytes)"), table, _title("operators"), nodes)
 
 
-def _table(title: str, columns: list[str]) -> Table:
+def _title(text: str) -> Text:
+    """A line above a table: unlike the table's own title it never wraps, however narrow the table."""
+    from rich.text import Text
+
+    return Text(text, style="bold")
+
+
+def _table(columns: list[str]) -> Table:
     """An empty table in the style of the report's: names to the left, numbers to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
     return table

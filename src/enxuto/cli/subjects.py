@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from enxuto.artifact.save import load
+from enxuto.artifact.save import ledger, load
 from enxuto.errors import ArtifactError, ExportError
 from enxuto.evaluation.compare import count_parameters
 from enxuto.evaluation.fresh import UnpicklableError, in_fresh_process
@@ -91,17 +91,20 @@ class Measures:
 def subject(path: Path) -> Subject:
     """The subject that a path means: a .nxt or .onnx file, or the folder of a result.
 
-    Raises: ArtifactError when it is none of these or does not exist.
+    Raises: ArtifactError when it is none of these, does not exist or is damaged.
     """
     if path.is_dir():
         nxt, onnx = path / "small.nxt", path / "small.onnx"
         if not (path / "result.json").is_file() or not nxt.is_file():
             raise ArtifactError(f"folder '{path}' holds no result.json with a small.nxt; name one that `enxuto compress` wrote.")
+        ledger(nxt)
         return Subject(str(path), nxt, onnx if onnx.is_file() else None)
     if path.suffix not in (".nxt", ".onnx"):
         raise ArtifactError(f"'{path}' is no result by its name; give a .nxt file, an .onnx file or a folder with result.json.")
     if not path.is_file():
         raise ArtifactError(f"'{path}' does not exist; name a file or folder that `enxuto compress` wrote.")
+    if path.suffix == ".nxt":
+        ledger(path)  # a damaged file is found before a task file trains anything
     return Subject(str(path), path, path if path.suffix == ".onnx" else None)
 
 

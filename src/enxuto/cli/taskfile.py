@@ -54,7 +54,8 @@ def _compile(path: Path) -> Any:
     try:
         return compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     except SyntaxError as error:
-        raise TaskError(f"'{path}' line {error.lineno}: {error.msg}; correct the line.") from error
+        place = f"'{path}' line {error.lineno}" if error.lineno else f"'{path}'"
+        raise TaskError(f"{place} is not valid Python: {error.msg}; correct it.") from error
     except (ValueError, OSError) as error:  # a null byte, an encoding, no permission
         raise TaskError(f"'{path}' cannot be read as Python: {error}; save it as UTF-8 text.") from error
 

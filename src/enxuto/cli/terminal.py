@@ -5,7 +5,10 @@ Every command runs inside `session`, the only place where errors become exit cod
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import errno
+import io
 import json as jsonlib
 import logging
 import os
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 UNEXPECTED, BAD_INPUT, GOAL_MISSED, INTERRUPTED = 1, 2, 3, 130
+PLAIN = {"−": "-", "–": "-", "…": "...", "×": "x", "→": "->", "µ": "u", "≈": "~", "✓": "ok", "✗": "no", "\u00a0": " "}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 PIPE_WIDTH = 120  # columns when stdout is no terminal, which has a width of its own
 
 
@@ -34,6 +39,7 @@ class Session:
     debug: bool
     stdout: TextIO
     kept: str = "nothing was kept"  # what a person reads after Ctrl-C
+    answered: bool = False  # there is one document on stdout, never two
     _console: dict[str, Console] = field(default_factory=dict)
 
     def show(self, *items: RenderableType) -> None:
@@ -52,9 +58,15 @@ class Session:
 
     def answer(self, data: Mapping[str, Any]) -> None:
         """Prints the result as JSON, with --json only."""
+        self.answered = True
         if self.json:
             self.stdout.write(jsonlib.dumps(data, indent=1, allow_nan=False) + "\n")
             self.stdout.flush()
+
+    def fail(self, code: int, kind: str, words: str) -> None:
+        """With --json, what went wrong as the one document on stdout; unless the answer is there already."""
+        if not self.answered:
+            self.answer({"error": " ".join(words.split()), "kind": kind, "exit_code": code})
 
     def complain(self, line: str, style: str = "red") -> None:
         """Prints one line on stderr."""
@@ -83,6 +95,23 @@ class Session:
             yield
 
 
+def open_streams() -> None:
+    """Makes stdout and stderr safe to print to: a closed one swallows, one that is not Unicode gets plain signs."""
+    codecs.register_error("plain", _plain)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.StringIO())
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """The signs that a terminal without Unicode lacks, in ASCII: a minus must stay a minus."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
 @contextlib.contextmanager
 def session(*, json: bool, quiet: bool, debug: bool) -> Iterator[Session]:
     """Runs a command: with --json whatever else is printed goes to stderr; errors become one line and an exit code.
@@ -97,15 +126,28 @@ def session(*, json: bool, quiet: bool, debug: bool) -> Iterator[Session]:
     except Error as error:
         _traceback(run)
         run.complain(f"error: {error}")
+        run.fail(BAD_INPUT, type(error).__name__, str(error))
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt as error:
         run.complain(f"interrupted: {run.kept}.", style="yellow")
+        run.fail(INTERRUPTED, "KeyboardInterrupt", f"interrupted: {run.kept}.")
         raise typer.Exit(INTERRUPTED) from error
     except (typer.Exit, typer.BadParameter, BrokenPipeError):
         raise
+    except OSError as error:
+        _traceback(run)
+        room = error.errno in NO_ROOM
+        advice = (
+            "free some disk, or name other folders with --out and TMPDIR" if room else "run the same with --debug to see where"
+        )
+        run.complain(f"error: {'' if room else f'unexpected {type(error).__name__}: '}{error}; {advice}.")
+        with contextlib.suppress(OSError):  # stdout itself may be what is full
+            run.fail(BAD_INPUT if room else UNEXPECTED, type(error).__name__, str(error))
+        raise typer.Exit(BAD_INPUT if room else UNEXPECTED) from error
     except Exception as error:  # the roof of the house: whatever else went wrong ends here, in words
         _traceback(run)
         run.complain(f"error: unexpected {type(error).__name__}: {error}; run the same with --debug to see where.")
+        run.fail(UNEXPECTED, type(error).__name__, str(error))
         raise typer.Exit(UNEXPECTED) from error
 
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from numbers import Real
 from statistics import NormalDist
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from enxuto.errors import Error, TaskError
 from enxuto.evaluation.measurement import Interval
-from enxuto.task import Batch, Evaluate, call, evaluating, first_tensor
+from enxuto.task import Batch, Evaluate, evaluating, finite_answers
 
 CONFIDENCE = 0.95
 
@@ -33,7 +34,7 @@ class Agreement:
 
     def __call__(self, model: nn.Module) -> Tensor:
         with evaluating(model):
-            found = [first_tensor(call(model, batch)).detach().cpu() for batch in self.batches]
+            found = [output.detach().cpu() for output in finite_answers(model, self.batches)]
         return torch.cat([agree(before, after) for before, after in zip(self.outputs, found, strict=True)])
 
 
@@ -46,7 +47,7 @@ def agreement(original: nn.Module, batches: Iterable[Batch]) -> Evaluate:
     if not kept:
         raise TaskError("agreement needs sample inputs and calibration holds no batch; give at least one.")
     with evaluating(original):
-        outputs = tuple(first_tensor(call(original, batch)).detach().cpu().clone() for batch in kept)
+        outputs = tuple(output.detach().cpu().clone() for output in finite_answers(original, kept))
     return Agreement(kept, outputs)
 
 
@@ -78,9 +79,10 @@ def agree(before: Tensor, after: Tensor) -> Tensor:
 def quality(evaluate: Evaluate, model: nn.Module) -> Tensor:
     """What `evaluate` says of a model, checked: one number (0-d) or one value per sample [samples], float64.
 
-    The model is in eval mode and without gradients. Raises: TaskError when evaluate fails, or returns nothing, more
-    than one axis, or values that are not finite.
+    The model is in eval mode and without gradients. Raises: TaskError when evaluate fails, changes the model, or returns
+    nothing, more than one axis, or values that are not finite.
     """
+    before = _versions(model)
     try:
         with evaluating(model):
             value = evaluate(model)
@@ -91,8 +93,14 @@ def quality(evaluate: Evaluate, model: nn.Module) -> Tensor:
             f"evaluate failed on {type(model).__name__} ({type(error).__name__}: {error}); it gets a model only "
             "and must use nothing of it but calling it: exported files are evaluated with it too."
         ) from error
-    if not isinstance(value, (Tensor, Real)) and not hasattr(value, "__array__"):
-        raise TaskError(f"evaluate returned {type(value).__name__}; return one number, or a tensor with one value per sample.")
+    edited = [path for path, version in _versions(model).items() if before.get(path, version) != version]
+    if edited:
+        raise TaskError(f"evaluate changed the weights of the model ('{edited[0]}'); it must only call it: work on a copy.")
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.as_tensor(value)
+    if not isinstance(value, (Tensor, Real)) or (isinstance(value, Tensor) and value.is_complex()):
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise TaskError(f"evaluate returned {kind}; return one number, or a tensor of real numbers, one per sample.")
     values = torch.as_tensor(value).detach().cpu().double()
     if values.dim() > 1 or values.numel() == 0:
         raise TaskError(f"evaluate returned shape {tuple(values.shape)}; return one number, or one value per sample [samples].")
@@ -100,6 +108,11 @@ def quality(evaluate: Evaluate, model: nn.Module) -> Tensor:
         bad = int((~torch.isfinite(values)).sum())
         raise TaskError(f"evaluate returned {bad} NaN or infinite values of {values.numel()}; check the model's outputs.")
     return values
+
+
+def _versions(model: nn.Module) -> dict[str, int]:
+    """How often each parameter was written to; torch counts."""
+    return {path: tensor._version for path, tensor in model.named_parameters() if not tensor.is_inference()}
 
 
 def paired_change(before: Tensor, after: Tensor) -> tuple[float, Interval, int]:

@@ -50,6 +50,9 @@ def export(
 
     if precision not in ("fp32", "int8"):
         raise ExportError(f"precision={precision!r} is not known for '{Path(path).name}'; use 'fp32' or 'int8'.")
+    if not hasattr(calibration, "__iter__") or hasattr(calibration, "ndim"):
+        kind = type(calibration).__name__
+        raise ExportError(f"calibration of '{Path(path).name}' is {kind}, not a list of batches; write calibration=[batch].")
     batches = list(calibration)
     if not batches:
         raise ExportError(f"'{Path(path).name}' needs sample inputs and calibration holds no batch; give at least one.")

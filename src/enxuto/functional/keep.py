@@ -50,7 +50,7 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     >>> parse_pattern("2:4")
     (2, 4)
     """
-    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
     if not match or not 0 < int(match[1]) < int(match[2]):
         raise RangeError(f"pattern={pattern!r} is not understood; write '2:4' to keep 2 of every 4 weights.")
     return int(match[1]), int(match[2])
@@ -58,5 +58,5 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
 
 def check_sparsity(sparsity: float) -> None:
     """Raises RangeError if sparsity is outside [0, 1)."""
-    if not 0 <= sparsity < 1:
-        raise RangeError(f"sparsity={sparsity} is the fraction of zeros and must be in [0, 1); write for example 0.9.")
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise RangeError(f"sparsity={sparsity!r} is the fraction of zeros and must be in [0, 1); write for example 0.9.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from enxuto.cut import Group
-from enxuto.task import Batch, call, evaluating
+from enxuto.task import Batch, evaluating, finite_answers
 
 LEAST = 1e-12  # a variance below this is that of a constant channel
 Statistics = dict[str, tuple[Tensor, Tensor]]
@@ -55,8 +55,8 @@ def _statistics(model: nn.Module, batches: Iterable[Batch]) -> Statistics:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over all batches
             norm.train()
-        for batch in batches:
-            call(model, batch)
+        for _ in finite_answers(model, batches):
+            pass
     for path, norm in norms.items():
         if norm.num_batches_tracked is not None and int(norm.num_batches_tracked):
             assert norm.running_mean is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from enxuto.cut import Group, Slice, tensor_at
 from enxuto.groups.trace import slow_attention
-from enxuto.task import Batch, call
+from enxuto.task import Batch, attempt
 
 FloatArray = npt.NDArray[np.float64]
 PASSES = 32  # backward passes of `taylor`; 128 kept 0.5 points more or less on ResNet-8, no trend
@@ -48,7 +48,9 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
     found = [np.zeros(group.size) for group in groups]
     for batch in _cycle(batches, PASSES):
         with torch.enable_grad(), slow_attention():
-            outputs = [each for each in torch.utils._pytree.tree_leaves(call(model, batch)) if _counts(each)]
+            outputs = [
+                each for each in torch.utils._pytree.tree_leaves(attempt(model, batch, "a calibration batch")) if _counts(each)
+            ]
             signs = [torch.randint(0, 2, each.shape, generator=generator).to(each) * 2 - 1 for each in outputs]
             total = torch.stack([(each * sign).sum() for each, sign in zip(outputs, signs, strict=True)]).sum()
             gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)

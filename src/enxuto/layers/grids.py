@@ -14,6 +14,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from enxuto.checks import named, whole
 from enxuto.errors import RangeError, ShapeError
 from enxuto.functional.affine import absmax_scale, fit_scale, largest_code, short, to_codes
 from enxuto.functional.table import fit_codebook, nearest_entries
@@ -37,8 +38,8 @@ class Affine:
         check_bits(self.bits)
         if self.per not in ("tensor", "channel", "group"):
             raise RangeError(f"per={self.per!r} is not known; use 'tensor', 'channel' or 'group'.")
-        if not isinstance(self.group, int) or self.group < 1:
-            raise RangeError(f"group={self.group} is not a positive number of weights; use for example 64.")
+        if not whole(self.group, 1):
+            raise RangeError(f"{named('group', self.group)} is not a positive number of weights; use for example 64.")
         if self.fit not in ("mse", "absmax"):
             raise RangeError(f"fit={self.fit!r} is not known; use 'mse' or 'absmax'.")
 
@@ -106,8 +107,8 @@ def shipped_scale(grid: Affine, scale: Tensor) -> Tensor:
 
 def check_bits(bits: int) -> None:
     """Raises RangeError if bits is no whole number from 1 to 8."""
-    if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
-        raise RangeError(f"bits={bits} is outside 1..8; use for example 4 or 8.")
+    if not whole(bits, 1, 8):
+        raise RangeError(f"{named('bits', bits)} is outside 1..8; use for example 4 or 8.")
 
 
 def _finite(weight: Tensor, path: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
@@ -121,9 +122,18 @@ def goal(document: Document) -> str:
     return ", ".join(asked)
 
 
+def slowest_ms(document: Document) -> float:
+    """The longest time that is shown: what is compared stands in one unit, that of the largest."""
+    found = [(one.latency_ms, one.latency_samples_ms) for one in (document.original, document.compressed)]
+    found += [(one.latency_ms, one.latency_samples_ms) for one in document.exports]
+    spreads = [quantiles(samples, n=4, method="inclusive")[2] for _, samples in found if len(samples) >= 4]
+    return max([time or 0.0 for time, _ in found] + spreads)
+
+
 def summary_rows(document: Document) -> list[Row]:
     """Every measure that was taken of one network or both."""
     before, after, fraction = document.original, document.compressed, document.is_fraction
+    slowest = slowest_ms(document)
     rows = [_row("file", before.file_bytes, after.file_bytes, format_bytes, ("smaller", "larger"))]
     if before.quality is not None or after.quality is not None:
         bounds = words.interval(document.quality_change_interval, fraction)
@@ -142,9 +152,9 @@ def summary_rows(document: Document) -> list[Row]:
             "latency",
             before.latency_ms,
             after.latency_ms,
-            words.milliseconds,
+            functools.partial(words.milliseconds, beside=slowest),
             ("faster", "slower") if clearly_timed(document) else None,
-            details=(_timing(before), _timing(after)),
+            details=(_timing(before, slowest), _timing(after, slowest)),
         ),
         _row("peak memory", before.peak_memory_bytes, after.peak_memory_bytes, format_bytes, ("less", "more")),
     ]
@@ -257,8 +267,8 @@ def _row(
     )
 
 
-def _timing(measured: Measured) -> str:
-    parts = [words.printable(measured.precision), words.spread(measured.latency_samples_ms)]
+def _timing(measured: Measured, beside: float) -> str:
+    parts = [words.printable(measured.precision), words.spread(measured.latency_samples_ms, beside)]
     return ", ".join(part for part in parts if part)
 
 

@@ -84,11 +84,12 @@ def exports_table(document: Document) -> Table:
     """Every exported file: bytes, quality, latency, memory, and how many operators compute in integers."""
     columns = ["export", "file", "quality", "change", "latency", "peak memory", "integer / float operators"]
     table = _table("exports", columns, left=1)
+    slowest = summary.slowest_ms(document)
     for index, export in enumerate(document.exports):
         bounds = words.interval(export.quality_change_interval, document.is_fraction)
         change = words.change(export.quality_change, document.is_fraction)
-        spread = words.spread(export.latency_samples_ms)
-        latency = words.milliseconds(export.latency_ms)
+        spread = words.spread(export.latency_samples_ms, slowest)
+        latency = words.milliseconds(export.latency_ms, slowest)
         memory = export.peak_memory_bytes
         table.add_row(
             *_texts(

@@ -107,28 +107,31 @@ def interval(bounds: tuple[float, float] | None, is_fraction: bool) -> str:
     return "" if bounds is None else f"{signed(bounds[0], is_fraction)} … {signed(bounds[1], is_fraction)}"
 
 
-def milliseconds(value: float | None) -> str:
-    """A time given in milliseconds, in the unit that reads best.
+def milliseconds(value: float | None, beside: float | None = None) -> str:
+    """A time given in milliseconds, in the unit that reads best; for times that stand `beside` a larger one, in its unit.
 
-    >>> milliseconds(0.0125), milliseconds(1.234), milliseconds(2500)
-    ('12.5 µs', '1.23 ms', '2.50 s')
+    >>> milliseconds(0.0125), milliseconds(1.234), milliseconds(2500), milliseconds(0.0125, beside=1.234)
+    ('12.5 µs', '1.23 ms', '2.50 s', '0.0125 ms')
     """
     if value is None:
         return MISSING
-    if abs(value) >= 1000:
+    largest = max(abs(value), abs(beside or 0.0))
+    if largest >= 1000:
         return f"{significant(value / 1000)} s"
-    return f"{significant(value)} ms" if abs(value) >= 0.1 or value == 0 else f"{significant(value * 1000)} µs"
+    return f"{significant(value)} ms" if largest >= 0.1 or value == 0 else f"{significant(value * 1000)} µs"
 
 
-def spread(samples: Sequence[float]) -> str:
-    """The middle half of the samples, in milliseconds; empty when there are too few to speak of one."""
+def spread(samples: Sequence[float], beside: float | None = None) -> str:
+    """The middle half of the samples, in milliseconds; empty when there are too few to speak of one.
+
+    >>> spread([0.05, 0.06, 0.07, 0.2], beside=0.3)
+    '0.0575 … 0.103 ms'
+    """
     if len(samples) < 4:
         return ""
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
-    shown, unit = milliseconds(low).split(" ")
-    return (
-        f"{shown} … {milliseconds(high)}" if milliseconds(high).endswith(f" {unit}") else f"{shown} {unit} … {milliseconds(high)}"
-    )
+    (first, unit), last = milliseconds(low, beside).split(" "), milliseconds(high, beside)
+    return f"{first} … {last}" if last.endswith(f" {unit}") else f"{first} {unit} … {last}"
 
 
 def times(before: float | None, after: float | None, less: str, more: str) -> str:

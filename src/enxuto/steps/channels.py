@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import nn
 
+from enxuto.checks import named, whole, within
 from enxuto.cut import Group, cut_
 from enxuto.errors import NothingChangedError, RangeError, TargetError
 from enxuto.groups import Groups, find_groups
@@ -49,14 +50,16 @@ class PruneChannels:
     def __post_init__(self) -> None:
         if self.macs is not None and self.sparsity is not None:
             raise RangeError(f"macs={self.macs} and sparsity={self.sparsity} are two goals for one step; give one of them.")
-        if self.macs is not None and not 0 < self.macs <= 1:
-            raise RangeError(f"macs={self.macs} is the fraction left and must be in (0, 1]; write 0.5 for half.")
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise RangeError(f"sparsity={self.sparsity} is the fraction that goes and must be in [0, 1); write for example 0.25.")
+        if self.macs is not None and not within(self.macs, "(0, 1]"):
+            raise RangeError(f"{named('macs', self.macs)} is the fraction left and must be in (0, 1]; write 0.5 for half.")
+        if self.sparsity is not None and not within(self.sparsity, "[0, 1)"):
+            raise RangeError(
+                f"{named('sparsity', self.sparsity)} is the fraction that goes and must be in [0, 1); write for example 0.25."
+            )
         if self.scores not in ("taylor", "magnitude"):
             raise RangeError(f"scores={self.scores!r} is not known; use 'taylor' or 'magnitude'.")
-        if self.multiple_of is not None and (not isinstance(self.multiple_of, int) or self.multiple_of < 1):
-            raise RangeError(f"multiple_of={self.multiple_of} is not a whole number of at least 1; use 1 or 8.")
+        if self.multiple_of is not None and not whole(self.multiple_of, 1):
+            raise RangeError(f"{named('multiple_of', self.multiple_of)} is not a whole number of at least 1; use 1 or 8.")
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The smaller copy.

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from enxuto.checks import named, whole, within
 from enxuto.errors import NothingChangedError, RangeError
 from enxuto.functional.lowrank import rank_for_energy
-from enxuto.layers.coded import decode_, plain_class, sources
+from enxuto.layers.coded import decode_, plain_class, sources, weight_names
 from enxuto.layers.grids import Affine, CodedTensor
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear
 from enxuto.select import Patterns, select
@@ -35,10 +36,10 @@ class Factorize:
     layers: Patterns = "*"
 
     def __post_init__(self) -> None:
-        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
-            raise RangeError(f"rank={self.rank} is not a whole number of at least 1; use for example 16.")
-        if not 0 < self.energy <= 1:
-            raise RangeError(f"energy={self.energy} is the fraction kept and must be in (0, 1]; use for example 0.9.")
+        if self.rank is not None and not whole(self.rank, 1):
+            raise RangeError(f"{named('rank', self.rank)} is not a whole number of at least 1; use for example 16.")
+        if not within(self.energy, "(0, 1]"):
+            raise RangeError(f"{named('energy', self.energy)} is the fraction kept and must be in (0, 1]; use for example 0.9.")
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The copy with thin layers. Raises: NothingChangedError when every layer would grow."""
@@ -46,6 +47,9 @@ class Factorize:
         model = duplicate(model)
         changes, skipped = [], []
         for path, layer in select(model, self.layers, lambda m: isinstance(m, (nn.Linear, *CONVOLUTIONS))):
+            if "weight" not in weight_names(layer):
+                skipped.append(Change(path, "left alone", "its weight is computed from other parameters"))
+                continue
             matrix = Weight(path, "weight", layer).read().flatten(1)
             rank = self.rank or rank_for_energy(matrix, self.energy)
             reason = _refusal(model, path, layer, matrix, rank)

@@ -38,7 +38,7 @@ class Prune:
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
-        if self.scores not in SCORES:
+        if self.scores not in tuple(SCORES):
             raise RangeError(f"scores={self.scores!r} is not known; use one of {', '.join(map(repr, SCORES))}.")
         if self.scope not in ("global", "layer"):
             raise RangeError(f"scope={self.scope!r} is not known; use 'global' or 'layer'.")

@@ -7,19 +7,22 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from enxuto.checks import named, whole, within
 from enxuto.errors import RangeError, TaskError
 from enxuto.functional.distill import same_outputs, soft_labels
 from enxuto.progress import counted
 from enxuto.surgery import duplicate
-from enxuto.task import Batch, Change, Record, Task, call, count, evaluating, first_tensor
+from enxuto.task import Batch, Change, Record, Task, attempt, call, count, evaluating, first_tensor
 from enxuto.train import rehearse_, settle_
 
 logger = logging.getLogger(__name__)
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,24 @@ class Recover:
     temperature: float = 4.0
     weight_decay: float = 0.0
     devices: int = 1
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not within(getattr(self, name), "(0, inf)"):
                 raise RangeError(
-                    f"{name}={getattr(self, name)} is not a positive number; the default is {getattr(type(self), name)}."
+                    f"{named(name, getattr(self, name))} is not a positive number; the default is {getattr(type(self), name)}."
                 )
-        if not 0 <= self.teacher <= 1:
-            raise RangeError(f"teacher={self.teacher} is the teacher's weight in the loss and must be in [0, 1]; use 0.5.")
+        if not within(self.weight_decay, "[0, inf)"):
+            raise RangeError(f"{named('weight_decay', self.weight_decay)} is no number of at least 0; the default is 0.")
+        if not whole(self.devices, 1) and self.devices != -1:
+            raise RangeError(f"{named('devices', self.devices)} is no number of devices; use 1 or more, or -1 for all.")
+        if self.precision not in PRECISIONS:
+            raise RangeError(f"precision={self.precision!r} is not known; use one of {', '.join(map(repr, PRECISIONS))}.")
+        if not within(self.teacher, "[0, 1]"):
+            raise RangeError(
+                f"{named('teacher', self.teacher)} is the teacher's weight in the loss and must be in [0, 1]; use 0.5."
+            )
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The trained copy."""
@@ -58,6 +69,8 @@ class Recover:
             raise TaskError(
                 "no parameter of the model can be trained, all have requires_grad=False; call requires_grad_(True) on it."
             )
+        if any(parameter.dtype == torch.float16 for parameter in student.parameters()):
+            raise TaskError("weights of the model are float16, whose range is too small to train in; call model.float() before.")
         flat = all(tensor.ndim < 5 for tensor in [*student.parameters(), *student.buffers()])
         images = flat and any(isinstance(module, nn.Conv2d) for module in student.modules())
         if images:
@@ -131,11 +144,7 @@ class Recover:
                 for group in optimizer.param_groups:
                     group["lr"] = self.learning_rate * share
                 optimizer.zero_grad(set_to_none=True)
-                loss = loss_of(call(wrapped, inputs), inputs, targets)
-                if loss.numel() != 1:
-                    raise TaskError(
-                        f"loss gave a tensor of shape {tuple(loss.shape)}; it must be one number: take the mean over the batch."
-                    )
+                loss = loss_of(attempt(wrapped, inputs, f"training batch {done + 1}"), inputs, targets)
                 fabric.backward(loss)
                 fabric.clip_gradients(wrapped, optimizer, max_norm=5.0, error_if_nonfinite=False)
                 losses.append(float(loss.detach()))
@@ -147,7 +156,7 @@ class Recover:
 
     def _loss(self, task: Task, teacher: nn.Module | None) -> Callable[[Any, Batch, Any], Tensor]:
         def loss(outputs: Any, inputs: Batch, targets: Any) -> Tensor:
-            own = task.loss(outputs, targets) if targets is not None and task.loss is not None else None
+            own = _own_loss(task.loss, outputs, targets) if targets is not None and task.loss is not None else None
             if teacher is None:
                 assert own is not None
                 return own
@@ -159,3 +168,21 @@ class Recover:
             return taught if own is None else self.teacher * taught + (1 - self.teacher) * own
 
         return loss
+
+
+def _own_loss(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) -> Tensor:
+    """What the user's loss says, checked: one number that depends on the outputs."""
+    sizes = " and ".join(str(tuple(it.shape)) if isinstance(it, Tensor) else type(it).__name__ for it in (outputs, targets))
+    try:
+        value = loss(outputs, targets)
+    except Exception as error:
+        raise TaskError(
+            f"loss fails on outputs and targets {sizes}: {type(error).__name__}: {error}; "
+            "it is called as loss(outputs, targets) with what train= gives."
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TaskError(f"loss gave {given}; it must be one number, as a tensor: take the mean over the batch.")
+    if not value.requires_grad:
+        raise TaskError("loss gave a number that does not depend on the outputs, so nothing can be learned; leave out .detach().")
+    return value
