@@ -275,3 +275,13 @@ def test_a_network_with_zeros_already_is_pruned_further(tmp_path: Path) -> None:
     found = Search(brought, ex.Target(max_drop=1.0), 4.0, tmp_path, lambda m: torch.ones(64), math.inf)
     found.run()
     assert any("Prune" in trial.recipe for trial in found.trials)
+
+
+def test_time_that_is_left_goes_into_longer_training(tmp_path: Path) -> None:
+    found = search(tmp_path, ex.Target(size=700, max_drop=0.0), seconds=60)
+    found.history.epochs = 0.1
+    recipes = itertools.islice(found._recipes(), 40)
+    for recipe in recipes:
+        found.attempt(recipe)
+    trained = {step.epochs for recipe in found.recipes for step in recipe if isinstance(step, ex.Recover)}
+    assert max(trained) > 1

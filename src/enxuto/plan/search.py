@@ -41,6 +41,7 @@ SPARSEST = 0.004
 LEVEL_RATE = 2e-3  # LeNet-300-100 at 97 % zeros lost 0.6 points on validation, and 1.3 at 1e-3 (3 epochs a level)
 FINISH_RATE = 3e-4
 CONFIDENCE = 1.96  # standard errors that a drop must stay below its limit
+LONGER = 3  # times the training of each level, when all levels were tried and time is left
 SLOW_S = 5.0  # a first batch that takes longer says enough of how long an epoch takes
 EPOCHS = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # of training at each level; the largest that the time allows
 
@@ -221,6 +222,9 @@ class Search:
         if tail:
             yield self.base + self._finish(4, tail)
         yield from self._ladder(epochs, tail)
+        while 0 < epochs < EPOCHS[-1]:  # the goal was missed or more is to be had, and time is left: train longer
+            epochs = min(LONGER * epochs, EPOCHS[-1])
+            yield from self._ladder(epochs, max(EPOCHS[0], round(epochs / 2, 3)))
 
     def _ladder(self, epochs: float, tail: float) -> Iterator[tuple[Step, ...]]:
         """Level by level fewer weights, each level trained from the one before, until the goal or too much is lost."""
