@@ -8,7 +8,7 @@ import enxuto
 from enxuto import data, zoo
 
 
-def main(out: Path = Path("out-one-sentence")) -> None:
+def main(out: Path = Path("out-one-sentence"), time: str = "20s") -> None:
     digits = data.load("digits")
     batches = data.batches(digits.train_x, digits.train_y, 64)
     model = zoo.train(zoo.build("lenet-5", image_size=8), batches, epochs=5)
@@ -22,7 +22,7 @@ def main(out: Path = Path("out-one-sentence")) -> None:
         test=data.accuracy(digits.test_x, digits.test_y),
     )
     target = enxuto.Target(compression=20, max_drop=0.02)
-    result = enxuto.compress(task, target=target, time="20s", out=out)
+    result = enxuto.compress(task, target=target, time=time, out=out)
 
     print(f"{result.evaluation.compression:.1f} times smaller, {result.evaluation.quality_change:+.4f} accuracy")
     print(*result.verdict, *result.advice, sep="\n")

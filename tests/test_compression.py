@@ -243,3 +243,40 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> No
     assert start(tmp_path / "killed").wait(timeout=200) == 0
     assert start(tmp_path / "whole").wait(timeout=200) == 0
     assert (tmp_path / "killed/small.nxt").read_bytes() == (tmp_path / "whole/small.nxt").read_bytes()
+
+
+SEARCHED = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_compression import task
+import enxuto as ex
+torch.manual_seed(0)
+ex.compress(task(), target=ex.Target(max_drop=0.2), time=300, out={out!r})
+"""
+
+
+def test_a_killed_search_goes_on_and_ctrl_c_ends_it_with_its_files(tmp_path: Path) -> None:
+    def tried() -> list[str]:
+        file = tmp_path / ".work/search.json"
+        return [trial["recipe"] for trial in json.loads(file.read_bytes())["trials"]] if file.exists() else []
+
+    def start(trials: int) -> subprocess.Popen[bytes]:
+        code = SEARCHED.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+        process = subprocess.Popen([sys.executable, "-c", code])
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit and process.poll() is None and len(tried()) < trials:
+            time.sleep(0.01)
+        return process
+
+    victim = start(3)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    before = tried()
+    assert len(before) >= 3
+    stopped = start(len(before) + 1)
+    stopped.send_signal(signal.SIGINT)
+    assert stopped.wait(timeout=200) == 0
+    history = json.loads((tmp_path / "result.json").read_bytes())["history"]
+    assert [trial["recipe"] for trial in history][: len(before)] == before
+    assert len(history) > len(before)
+    assert (tmp_path / "small.nxt").stat().st_size in [trial["file_bytes"] for trial in history]

@@ -214,3 +214,31 @@ def test_a_low_rank_layer_is_what_trains():
 def test_what_is_no_step_is_not_prepared(step):
     with pytest.raises(RecipeError, match=r"is no step; write for example Quantize\(bits=8\)"):
         prepare(task_of(Mlp), [step])
+
+
+class Remembers(nn.Module):
+    """Keeps an activation in an attribute, as people do to look at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen = Mlp(), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = self.net.fc1(x)
+        return self.net(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["an activation in an attribute", "the old weight_norm"])
+def test_what_a_training_leaves_in_attributes_does_not_stop_copies(kind: str) -> None:
+    """torch does not copy tensors that hang on a graph."""
+    model = Remembers() if kind.startswith("an") else Mlp()
+    if not kind.startswith("an"):
+        nn.utils.weight_norm(model.fc1)
+    x = torch.randn(8, 12)
+    task = Task(model, calibration=[x])
+    trained, _ = Recover(epochs=2)(model, task)
+    assert torch.equal(convert(trained)(x), trained.eval()(x))
+    own = prepare(task, [Prune(sparsity=0.5)])
+    own(x).sum().backward()
+    assert torch.isfinite(convert(own)(x)).all()

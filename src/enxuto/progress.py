@@ -24,6 +24,20 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+@contextmanager
+def interrupting(check: Callable[[], None]) -> Iterator[None]:
+    """Within the block, `check` is called before whoever listens hears of anything: what it raises ends the work."""
+    heard = _listener.get()
+
+    def both(what: str, done: int, total: int) -> None:
+        check()
+        if heard is not None:
+            heard(what, done, total)
+
+    with listening(both):
+        yield
+
+
 def say(what: str, done: int = 0, total: int = 0) -> None:
     """Tells the listener, if there is one, how far `what` is."""
     listener = _listener.get()

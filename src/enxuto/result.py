@@ -16,7 +16,7 @@ from torch import nn
 from enxuto.artifact.save import Entry
 from enxuto.evaluation.measurement import Evaluation
 from enxuto.files import write_bytes
-from enxuto.plan.search import Trial
+from enxuto.plan.history import Trial
 from enxuto.recipe import to_data
 from enxuto.task import Record, Step, Target, Task
 

@@ -17,8 +17,27 @@ from enxuto.task import Change
 
 
 def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy: nothing done to it reaches the original."""
-    return copy.deepcopy(model)
+    """A deep copy: nothing done to it reaches the original. What a training left in attributes comes without its graph."""
+    memo = {id(tensor): tensor.detach().clone() for _, _, tensor in strays(model)}  # torch does not copy these itself
+    return copy.deepcopy(model, memo)
+
+
+def strays(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """Tensors in plain attributes that hang on an autograd graph, with their places: a cached activation, a weight that a
+    hook computes before each call (the old weight_norm)."""
+    return [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+
+
+def without_graphs_(model: nn.Module) -> nn.Module:
+    """Cuts strays from the graph of the training that left them, so that the model can be copied and kept."""
+    for module, name, value in strays(model):
+        vars(module)[name] = value.detach()
+    return model
 
 
 def replace_(model: nn.Module, path: str, module: nn.Module) -> None:

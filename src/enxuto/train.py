@@ -15,7 +15,7 @@ from enxuto.errors import LayerError, RangeError, RecipeError
 from enxuto.layers.coded import Coded, code_, decode_, dense, sources
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
-from enxuto.surgery import Weight, duplicate, twins, weights
+from enxuto.surgery import Weight, duplicate, twins, weights, without_graphs_
 from enxuto.task import Step, Task
 
 
@@ -150,7 +150,7 @@ def settle_(model: nn.Module) -> nn.Module:
                 module.register_parameter(name, now)
         if isinstance(module, Coded) and not sources(module):
             decode_(module)
-    return model
+    return without_graphs_(model)
 
 
 def all_weights(model: nn.Module) -> list[Weight]:

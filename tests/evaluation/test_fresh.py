@@ -10,9 +10,12 @@ import textwrap
 import time
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from enxuto.errors import TargetError
-from enxuto.evaluation.fresh import FreshProcessError, UnpicklableError, in_fresh_process
+from enxuto.evaluation.fresh import FreshProcessError, UnpicklableError, _pickled, in_fresh_process
 
 
 def test_a_closure_runs_in_another_process_and_its_result_comes_back():
@@ -105,3 +108,18 @@ def test_ctrl_c_ends_the_child(tmp_path):
     child = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+def test_a_network_with_parametrizations_travels() -> None:
+    """torch refuses to pickle one; its class is made at run time."""
+    model = nn.Sequential(weight_norm(nn.Linear(4, 3)), spectral_norm(nn.Linear(3, 2))).eval()
+    x = torch.randn(5, 4)
+    with torch.no_grad():
+        there = in_fresh_process(lambda: torch.no_grad()(model)(x))
+        assert torch.equal(there, model(x))
+
+
+def test_a_part_of_a_large_tensor_travels_alone() -> None:
+    large = torch.arange(1_000_000.0)
+    assert len(_pickled((large[10:20], large[:5]), "two parts")) < 10_000
+    assert in_fresh_process(lambda part: part.sum(), large[10:20]) == 145

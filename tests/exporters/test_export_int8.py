@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.operators import integer_operators
+from enxuto.exporters import export
 from enxuto.exporters.int8 import quantize_onnx
 from enxuto.exporters.onnx import to_onnx
 
@@ -205,3 +208,17 @@ def test_quantizing_prints_and_logs_nothing(residual, tmp_path, capfd, caplog):
     quantize_onnx(residual[1], tmp_path / "int8.onnx", batches(1))
     assert capfd.readouterr() == ("", "")
     assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
+
+
+def test_a_recurrent_layer_of_two_layers_is_named_once(tmp_path: Path) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(4, 8, num_layers=2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gru(x)[0]
+
+    x = torch.randn(3, 5, 4)
+    made = export(Recurrent().eval(), tmp_path / "small.onnx", calibration=[x], precision="int8")
+    assert len([note for note in made.notes if "'gru' stays float" in note]) == 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import enxuto as ex
+from enxuto.plan.history import History
 from enxuto.plan.search import Search, margin, smallest_bytes
 from enxuto.plan.verdict import advise, judge
 from toys import Mlp
@@ -165,3 +169,119 @@ def test_norms_that_cannot_be_folded_do_not_stop_the_search(tmp_path: Path) -> N
     found.run()
     assert found.best >= 0
     assert all("Fold" not in trial.recipe for trial in found.trials)
+
+
+class SlowLoader(list):  # type: ignore[type-arg]
+    """Training data that takes its time: `seconds` for each batch after the first `free`."""
+
+    def __init__(self, batches: list[object], seconds: float, free: int) -> None:
+        super().__init__(batches)
+        self.seconds, self.left = seconds, free
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        for batch in super().__iter__():
+            self.left -= 1
+            if self.left < 0:
+                time.sleep(self.seconds)
+            yield batch
+
+
+def test_a_training_that_is_slower_than_was_measured_ends_with_the_time(tmp_path: Path) -> None:
+    x = torch.randn(128, 12)
+    batches = [(x, torch.zeros(128, dtype=torch.long))] * 50
+    found = search(tmp_path, ex.Target(max_drop=0.5), seconds=4, train=SlowLoader(batches, 0.5, free=8))
+    began = time.monotonic() - found.history.seconds
+    found.run()
+    assert time.monotonic() - began < 6
+    assert "time" in found.stopped
+    assert found.best >= 0
+
+
+def test_where_no_training_fits_into_the_time_nothing_is_trained(tmp_path: Path) -> None:
+    x = torch.randn(128, 12)
+    batches = [(x, torch.zeros(128, dtype=torch.long))] * 2000
+    found = search(tmp_path, ex.Target(macs=0.6, max_drop=0.5), seconds=2, train=SlowLoader(batches, 0.2, free=0))
+    found.run()
+    assert found.best >= 0
+    assert all("Recover" not in trial.recipe for trial in found.trials)
+
+
+def test_a_search_that_starts_again_knows_what_it_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill leaves behind: the file of the trials and the checkpoints."""
+    brought, target = task(), ex.Target(max_drop=0.3)
+    assert brought.evaluate is not None
+
+    def begun() -> Search:
+        return Search(brought, target, 60.0, tmp_path, brought.evaluate, math.inf)
+
+    first = begun()
+    for recipe in itertools.islice(first._recipes(), 6):
+        first.attempt(recipe)
+    tried: list[str] = []
+    again = begun()
+    assert again.left_s <= 60.0 - first.trials[-1].seconds  # the time goes on as well
+    really = again._tried
+    monkeypatch.setattr(again, "_tried", lambda recipe, words: tried.append(words) or really(recipe, words))
+    for recipe in itertools.islice(again._recipes(), 7):
+        again.attempt(recipe)
+    assert again.trials[:6] == first.trials
+    assert tried == [again.trials[6].recipe]
+    assert again.trials[again.best].file_bytes <= first.trials[first.best].file_bytes
+
+
+def test_a_search_whose_time_was_over_repeats_its_result_and_no_more(tmp_path: Path) -> None:
+    brought = task()
+    assert brought.evaluate is not None
+    first = Search(brought, ex.Target(max_drop=0.3), 3.0, tmp_path, brought.evaluate, math.inf)
+    first.run()
+    again = Search(brought, ex.Target(max_drop=0.3), 3.0, tmp_path, brought.evaluate, math.inf)
+    again.run()
+    assert again.trials[: len(first.trials)] == first.trials
+    assert again.recipes[first.best] == first.recipes[first.best]
+
+
+@pytest.mark.parametrize("change", ["target", "evaluate", "damage"])
+def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path, change: str) -> None:
+    brought, target = task(), ex.Target(max_drop=0.3)
+    assert brought.evaluate is not None
+    first = Search(brought, target, 20.0, tmp_path, brought.evaluate, math.inf)
+    first.attempt(next(first._recipes()))
+    assert History(first.history.path, first.history.key).known
+    evaluate = brought.evaluate
+    if change == "target":
+        target = ex.Target(max_drop=0.2)
+    elif change == "evaluate":
+        evaluate = lambda m: torch.full((256,), 0.5)  # noqa: E731
+    else:
+        first.history.path.write_text('{"key": ')
+    assert not Search(brought, target, 20.0, tmp_path, evaluate, math.inf).history.known
+
+
+def test_a_recipe_whose_training_diverges_is_given_up_and_the_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = search(tmp_path, ex.Target(max_drop=0.3), seconds=8)
+    monkeypatch.setattr("enxuto.plan.search.LEVEL_RATE", 1e30)
+    found.run()
+    assert found.best >= 0
+    assert "diverged" in caplog.text
+    assert all("1e+30" not in trial.recipe for trial in found.trials)
+
+
+def test_a_network_with_zeros_already_is_pruned_further(tmp_path: Path) -> None:
+    brought = task()
+    sparse, _ = ex.run(brought, [ex.Prune(sparsity=0.6)])
+    brought = dataclasses.replace(brought, model=sparse)
+    found = Search(brought, ex.Target(max_drop=1.0), 4.0, tmp_path, lambda m: torch.ones(64), math.inf)
+    found.run()
+    assert any("Prune" in trial.recipe for trial in found.trials)
+
+
+def test_time_that_is_left_goes_into_longer_training(tmp_path: Path) -> None:
+    found = search(tmp_path, ex.Target(size=700, max_drop=0.0), seconds=60)
+    found.history.epochs = 0.1
+    recipes = itertools.islice(found._recipes(), 40)
+    for recipe in recipes:
+        found.attempt(recipe)
+    trained = {step.epochs for recipe in found.recipes for step in recipe if isinstance(step, ex.Recover)}
+    assert max(trained) > 1

@@ -5,6 +5,8 @@ Function and arguments travel by cloudpickle through a temporary folder, so func
 
 from __future__ import annotations
 
+import copyreg
+import io
 import logging
 import os
 import pickle
@@ -14,7 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import cloudpickle
 
@@ -80,13 +82,33 @@ def _run(job: Path, answer: Path, printed: Path) -> int:
 
 def _pickled(value: object, what: str) -> bytes:
     try:
-        data: bytes = cloudpickle.dumps(value)
+        file = io.BytesIO()
+        _Pickler(file).dump(value)
     except (pickle.PicklingError, TypeError, AttributeError, ValueError, ImportError, RuntimeError) as error:
         raise UnpicklableError(
             f"{what} cannot be sent between processes ({type(error).__name__}: {error}); "
             "keep open files, locks, sessions and generators out of it, or create them inside the function."
         ) from error
-    return data
+    return file.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Cloudpickle that takes what torch makes hard to send.
+
+    A module with parametrizations, whose class is made at run time: torch refuses it, cloudpickle sends such a class by
+    value. A tensor that is a part of a larger one travels alone, not with all that lies around it.
+    """
+
+    def reducer_override(self, value: Any) -> Any:
+        torch = sys.modules.get("torch")  # not imported for this: a child that measures memory stays small
+        if torch is None:
+            return super().reducer_override(value)
+        if isinstance(value, torch.nn.Module) and torch.nn.utils.parametrize.is_parametrized(value):
+            return copyreg.__newobj__, (type(value),), vars(value)  # type: ignore[attr-defined]
+        dense = type(value) is torch.Tensor and value.is_leaf and value.layout == torch.strided
+        if dense and value.untyped_storage().nbytes() > 2 * value.nbytes:
+            return value.detach().clone().requires_grad_(value.requires_grad).__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        return super().reducer_override(value)
 
 
 def _opened(job: str) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:

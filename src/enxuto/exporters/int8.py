@@ -136,13 +136,14 @@ def _at_inputs(proto: onnx.ModelProto, grids: Mapping[str, tuple[float, int]]) -
 
 
 def _left_in_float(proto: onnx.ModelProto) -> list[str]:
-    """A note for each layer with float weights that has no integer kernel."""
+    """A note for each layer with float weights that has no integer kernel; one for a layer of several nodes."""
     weights = {item.name for item in proto.graph.initializer if item.data_type == onnx.TensorProto.FLOAT}
-    return [
+    notes = [
         f"'{_path(node)}' stays float: {node.op_type} has no static int8 kernel in ONNX Runtime"
         for node in proto.graph.node
         if node.op_type in LEFT_IN_FLOAT and weights.intersection(node.input)
     ]
+    return list(dict.fromkeys(notes))
 
 
 def _path(node: onnx.NodeProto) -> str:

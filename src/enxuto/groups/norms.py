@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from enxuto.cut import Group
+from enxuto.surgery import duplicate
 from enxuto.task import Batch, evaluating, finite_answers
 
 LEAST = 1e-12  # a variance below this is that of a constant channel
@@ -47,7 +47,7 @@ def refresh_norms_(
 @torch.no_grad()
 def _statistics(model: nn.Module, batches: Iterable[Batch]) -> Statistics:
     """Mean and variance of the inputs of every batch norm that runs, each normalised with them. Shapes: [channels]."""
-    model = copy.deepcopy(model)
+    model = duplicate(model)
     found: Statistics = {}
     norms = {path: m for path, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
     with evaluating(model):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from enxuto.evaluation.measurement import Evaluation
-from enxuto.plan.search import Search, Trial
+from enxuto.plan.history import Trial
+from enxuto.plan.search import Search
 from enxuto.sizes import format_bytes
 from enxuto.task import Target
 
