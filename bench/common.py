@@ -22,7 +22,7 @@ from enxuto.evaluation.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(__file__).parent.parent / ".cache"
-SEED = 0
+SEED = 1  # the search was tuned while looking at seed 0, whose test figures are therefore not blind
 Row = Mapping[str, Any]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NETWORK = "resnet-8"
 EPOCHS = 3  # of the largest data set; smaller ones get as many batches, up to MOST_EPOCHS
-LARGEST_SAMPLES, MOST_EPOCHS = 55_000, 30
+LARGEST_SAMPLES, MOST_EPOCHS = 50_000, 30
 SIZE, MACS, MAX_DROP, TIME = "20kB", "50%", "2%", "120s"
 
 

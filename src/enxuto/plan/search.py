@@ -254,10 +254,14 @@ class Search:
         self, good: tuple[Step, ...], passed: float, failed: float, epochs: float, tail: float
     ) -> Iterator[tuple[Step, ...]]:
         """From the last level that lost little enough towards the first that did not, with longer training."""
+        bits = 4
+        if tail and self.limit_bytes == math.inf:
+            yield good + self._finish(3, 2 * tail)  # eight values instead of sixteen often lose nothing more
+            bits = 3 if self.last else 4
         while passed / failed > 1.08 and self.limit_bytes == math.inf:
             density = math.sqrt(passed * failed)
             between = (*good, *level(density, 2 * epochs))
-            yield between + self._finish(4, round(2 * tail, 3))
+            yield between + self._finish(bits, round(2 * tail, 3))
             if self.last:
                 good, passed = between, density
             else:
