@@ -233,9 +233,14 @@ class Reader:
     def section(self, name: str) -> Section:
         """One tensor; its array is fresh, contiguous and writable. No other is read, but for those in its block."""
         entry = self.entries[name]
+        return Section(entry.name, entry.dtype, entry.shape, entry.symbols, self.array(name))
+
+    def array(self, name: str) -> Array:
+        """The elements of one tensor, in its shape."""
+        entry = self.entries[name]
         parts = list(self.pieces(name))
         array = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, NUMPY[entry.dtype]), *parts])
-        return Section(entry.name, entry.dtype, entry.shape, entry.symbols, array.reshape(entry.shape))
+        return array.reshape(entry.shape)
 
     def pieces(self, name: str) -> Iterator[Array]:
         """The elements of one tensor, flat, in pieces of about 4 million; several are decoded at a time."""
