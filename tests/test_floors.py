@@ -38,6 +38,7 @@ FLOORS: list[tuple[str, ...]] = [
     # third floor: use
     ("artifact",),
     ("evaluation",),
+    ("runtime",),
     ("exporters",),
     ("plan",),
     ("result",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from enxuto.artifact.container import HEADER, Section, read, sizes, write
+from enxuto.artifact.graph import GRAPH, attach
 from enxuto.artifact.structure import apply, edits
 from enxuto.errors import ArtifactError
 from enxuto.layers.coded import Coded
 from enxuto.layers.grids import AffineTensor, CodedTensor, TableTensor, pack
+from enxuto.surgery import to_float
 
 KINDS_OF_BYTES = {".codes": "payload", ".scale": "grid", ".zero_point": "grid", ".codebook": "codebook"}
 
@@ -25,22 +28,35 @@ class Entry:
     """Bytes of the file that belong together: one tensor of one layer, or the header."""
 
     path: str
-    kind: str  # "payload", "grid", "codebook", "float" or "header"
+    kind: str  # "payload", "grid", "codebook", "float", "graph" or "header"
     name: str
     bytes: int
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], *, original: nn.Module | None = None) -> list[Entry]:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    original: nn.Module | None = None,
+    graph: Path | None = None,
+    plain: bool = False,
+) -> list[Entry]:
     """Writes the model to a .nxt file, whole or not at all, and says where the bytes went.
 
-    With `original`, the network the model was made from, only the layers that differ are described.
+    With `original`, the network the model was made from, only the layers that differ are described. `graph` is an .onnx file
+    of the model, whose graph is kept too. `plain` leaves the index uncoded, for readers with little memory.
     Raises: ArtifactError for a model that cannot be kept; OutputError when the file cannot be written.
     """
     sections, same = _sections(model)
     meta: dict[str, Any] = {"edits": edits(model, original)}
     if same:
         meta["same"] = same
-    return _entries(write(path, meta, sections))
+    if graph is not None:
+        meta["graph"], more = attach(
+            graph, {name: value.detach().cpu().numpy() for name, value in to_float(model).state_dict().items()}
+        )
+        sections += more
+    return _entries(write(path, meta, sections, plain=plain))
 
 
 def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
@@ -64,7 +80,7 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         model = apply(into, meta["edits"], shapes)
     except ArtifactError as error:
         raise ArtifactError(f"'{path}': {error}") from error
-    tensors = {section.name: _to_torch(section) for section in sections}
+    tensors = {section.name: _to_torch(section) for section in sections if not section.name.startswith(GRAPH)}
     for name, first in same.items():
         tensors[name] = tensors[first]
     _check_names(model, tensors, os.fspath(path))
@@ -87,6 +103,9 @@ def _entries(by_name: dict[str, int]) -> list[Entry]:
     for name, count in by_name.items():
         if name == HEADER:
             entries.append(Entry("", "header", "header", count))
+            continue
+        if name.startswith(GRAPH):
+            entries.append(Entry("", "graph", name, count))
             continue
         kind = next((kind for end, kind in KINDS_OF_BYTES.items() if name.endswith(end)), "float")
         owner = name.partition(".coded.")[0] if ".coded." in name else name.rpartition(".")[0]

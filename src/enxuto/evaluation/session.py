@@ -27,8 +27,8 @@ RUNTIME_ERRORS = (
 Array = npt.NDArray[Any]
 
 
-def open_session(path: str | os.PathLike[str], *, threads: int = 0, optimized: str = "") -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with all optimizations.
+def open_session(path: str | os.PathLike[str] | bytes, *, threads: int = 0, optimized: str = "") -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU with all optimizations, of a file or of its bytes.
 
     `threads` = 0 leaves the number to the runtime; `optimized` names a file that receives the optimised graph.
     Raises: ExportError when the file is missing or the runtime does not take it.
@@ -41,9 +41,12 @@ def open_session(path: str | os.PathLike[str], *, threads: int = 0, optimized: s
     if optimized:
         options.optimized_model_filepath = optimized
     try:
-        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            path if isinstance(path, bytes) else os.fspath(path), options, providers=["CPUExecutionProvider"]
+        )
     except RUNTIME_ERRORS as error:
+        name = "the graph" if isinstance(path, bytes) else f"'{Path(path).name}'"
         raise ExportError(
-            f"ONNX Runtime {onnxruntime.__version__} does not open '{Path(path).name}': {error}; "
+            f"ONNX Runtime {onnxruntime.__version__} does not open {name}: {error}; "
             "export the model again, or change the layer the message names."
         ) from error
