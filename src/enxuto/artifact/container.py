@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from enxuto.artifact.index import BLOCK_BYTES, NUMPY, Entry, blocks, read_index, write_index
 from enxuto.coding import decode_array, decode_integers, encode_array, encode_integers
 from enxuto.coding.bits import read_varint, write_varint
+from enxuto.coding.stream import METHODS
+from enxuto.coding.tables import table_bytes
 from enxuto.errors import ArtifactError
 from enxuto.files import whole_file
 
@@ -125,6 +127,16 @@ def sizes(path: str | os.PathLike[str]) -> dict[str, int]:
     """
     with Reader(path) as reader:
         return _ledger(list(reader.entries.values()), reader.lengths, reader.size)
+
+
+def tables(path: str | os.PathLike[str]) -> dict[str, int]:
+    """The bytes of frequency tables inside the streams of each tensor that has any.
+
+    Raises: ArtifactError as `read`.
+    """
+    with Reader(path) as reader:
+        found = {entry.name: reader.tables(entry) for entry in reader.entries.values()}
+        return {name: count for name, count in found.items() if count}
 
 
 def memory_limit_bytes(file_bytes: int) -> int:
@@ -248,6 +260,18 @@ class Reader:
         first = self._first[name]
         jobs = ((self._stream(first + number), entry, stop - start) for number, (start, stop, _) in enumerate(entry.pieces()))
         yield from _in_threads(self._decode, jobs, entry.count)
+
+    def tables(self, entry: Entry) -> int:
+        """The bytes of frequency tables inside the streams of one tensor."""
+        first, dtype = self._first[entry.name], NUMPY[entry.dtype]
+        symbols = entry.symbols or (2 if dtype == np.bool_ else 256)
+        wide = min(8, dtype.itemsize)
+        return sum(table_bytes(self._stream(number), symbols, wide) for number in range(first, first + entry.streams))
+
+    def methods(self, entry: Entry) -> str:
+        """The names of the methods by which the streams of one tensor are coded."""
+        first = self._first[entry.name]
+        return ", ".join(dict.fromkeys(METHODS[self._stream(number)[0]] for number in range(first, first + entry.streams)))
 
     def _decode(self, stream: bytes, entry: Entry, count: int) -> Array:
         dtype = NUMPY[entry.dtype]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from enxuto.artifact.container import HEADER, Section, read, sizes, write
+from enxuto.artifact.container import HEADER, Section, read, sizes, tables, write
 from enxuto.artifact.graph import GRAPH, attach
 from enxuto.artifact.structure import apply, edits
 from enxuto.errors import ArtifactError
@@ -28,7 +28,7 @@ class Entry:
     """Bytes of the file that belong together: one tensor of one layer, or the header."""
 
     path: str
-    kind: str  # "payload", "grid", "codebook", "float", "graph" or "header"
+    kind: str  # "payload" (codes), "table", "grid", "codebook", "bias", "float", "graph" or "header"
     name: str
     bytes: int
 
@@ -56,7 +56,8 @@ def save(
             graph, {name: value.detach().cpu().numpy() for name, value in to_float(model).state_dict().items()}
         )
         sections += more
-    return _entries(write(path, meta, sections, plain=plain))
+    write(path, meta, sections, plain=plain)
+    return ledger(path)
 
 
 def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
@@ -94,26 +95,33 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
 
 
 def ledger(path: str | os.PathLike[str]) -> list[Entry]:
-    """Where the bytes of a file are, by tensor; the entries sum to the file's size."""
-    return _entries(sizes(path))
+    """Where the bytes of a file are, by tensor; the entries sum to the file's size.
 
-
-def _entries(by_name: dict[str, int]) -> list[Entry]:
+    Raises: ArtifactError when the file is missing, damaged or foreign.
+    """
+    inside = tables(path)
     entries = []
-    for name, count in by_name.items():
-        if name == HEADER:
-            entries.append(Entry("", "header", "header", count))
-            continue
-        if name.startswith(GRAPH):
-            entries.append(Entry("", "graph", name, count))
-            continue
-        kind = next((kind for end, kind in KINDS_OF_BYTES.items() if name.endswith(end)), "float")
-        owner = name.partition(".coded.")[0] if ".coded." in name else name.rpartition(".")[0]
-        plain = name.replace(".coded.", ".")
-        for end in KINDS_OF_BYTES:
-            plain = plain.removesuffix(end)
-        entries.append(Entry(owner.removesuffix(".input_grid"), kind, plain, count))
+    for name, count in sizes(path).items():
+        entry = _entry(name, count - inside.get(name, 0))
+        entries.append(entry)
+        if name in inside:
+            entries.append(Entry(entry.path, "table", entry.name, inside[name]))
     return entries
+
+
+def _entry(name: str, count: int) -> Entry:
+    if name == HEADER:
+        return Entry("", "header", "header", count)
+    if name.startswith(GRAPH):
+        return Entry("", "graph", name, count)
+    kind = next((kind for end, kind in KINDS_OF_BYTES.items() if name.endswith(end)), "float")
+    owner = name.partition(".coded.")[0] if ".coded." in name else name.rpartition(".")[0]
+    plain = name.replace(".coded.", ".")
+    for end in KINDS_OF_BYTES:
+        plain = plain.removesuffix(end)
+    if plain.rpartition(".")[2].startswith("bias"):
+        kind = "bias"
+    return Entry(owner.removesuffix(".input_grid"), kind, plain, count)
 
 
 def _sections(model: nn.Module) -> tuple[list[Section], dict[str, str]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A task file (.py), a .nxt or an .onnx file.", show_default=False)],
+    coders: Annotated[bool, typer.Option("--coders", help="Of a .nxt file: each tensor under every coder.")] = False,
     json: Json = False,
     seed: Seed = None,
     quiet: Quiet = False,
@@ -28,14 +29,14 @@ def inspect(
 
     \b
     enxuto inspect task.py           bytes, parameters, zeros, MACs and time of each layer
-    enxuto inspect out/small.nxt     every byte of the file, by layer and kind
+    enxuto inspect out/small.nxt     every byte of the file, by layer and kind; --coders: by coder
     enxuto inspect out/small.onnx    constants by type, operators, and which run on integers
     """
     from enxuto.errors import ArtifactError
 
     with session(json=json, quiet=quiet, debug=debug) as run:
         if path.suffix == ".nxt":
-            _inspect_nxt(run, path)
+            (_inspect_coders if coders else _inspect_nxt)(run, path)
         elif path.suffix == ".onnx":
             _inspect_onnx(run, path)
         elif path.suffix == ".py":
@@ -114,6 +115,32 @@ def _inspect_nxt(run: Session, path: Path) -> None:
     table.add_section()
     _add(table, "all", *(f"{kinds[kind]:,}" for kind in shown), f"{kinds.total():,}", "", style="bold")
     run.show(_title(f"{path}: {format_bytes(total)} ({total:,} bytes)"), table)
+
+
+def _inspect_coders(run: Session, path: Path) -> None:
+    """Each tensor: its method, and the bytes that it would take under every method."""
+    from enxuto.artifact.container import Reader
+    from enxuto.coding.arrays import array_costs
+    from enxuto.coding.integers import costs, entropy_bytes
+    from enxuto.coding.stream import METHODS
+    from enxuto.progress import counted
+    from enxuto.sizes import format_bytes
+
+    rows: list[dict[str, Any]] = []
+    with Reader(path) as reader, run.progress():
+        for entry in counted(reader.entries.values(), "coding", len(reader.entries)):
+            array, used = reader.array(entry.name), reader.methods(entry)
+            found = costs(array, entry.symbols) if entry.symbols else array_costs(array)
+            entropy = entropy_bytes(array, entry.symbols) if entry.symbols else None
+            rows.append({"tensor": entry.name, "elements": entry.count, "used": used, "entropy": entropy, "bytes": found})
+    run.answer({"file": str(path), "tensors": rows})
+    shown = [name for name in METHODS if any(name in row["bytes"] for row in rows)]
+    table = _table(["tensor", "elements", "used", "entropy", *shown])
+    for row in rows:
+        bound = "–" if row["entropy"] is None else f"{row['entropy']:,.0f}"
+        costs_ = (f"{row['bytes'][name]:,}" if name in row["bytes"] else "–" for name in shown)
+        _add(table, row["tensor"], f"{row['elements']:,}", row["used"], bound, *costs_)
+    run.show(_title(f"{path}: {format_bytes(reader.size)}, bytes of each tensor under each coder"), table)
 
 
 def _inspect_onnx(run: Session, path: Path) -> None:

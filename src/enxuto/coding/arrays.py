@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enxuto.coding.bits import Data
-from enxuto.coding.integers import decode_integers, encode_integers
+from enxuto.coding.integers import costs, decode_integers, encode_integers
 from enxuto.coding.stream import (
     CONSTANT,
     NARROW,
@@ -52,6 +52,21 @@ def encode_array(array: NDArray[Any]) -> bytes:
         smallest = min((data for data in coded if data), key=len)
         coded = [smallest] if len(smallest) <= values.nbytes else [bytes([RAW]) + values.tobytes()]
     return min((data for data in coded if data), key=len)
+
+
+def array_costs(array: NDArray[Any]) -> dict[str, int]:
+    """The bytes that an array takes under each method that can hold it, by its name."""
+    if array.dtype.itemsize == 1:
+        return costs(array.view(np.uint8), 2 if array.dtype == np.bool_ else 256)
+    values = patterns(array)
+    if values.size == 0:
+        return {}
+    if bool((values == values[0]).all()):
+        return {"constant": len(write_constant(int(values[0]))), "raw": 1 + values.nbytes}
+    shape = array.shape if values.size == array.size else values.shape
+    found = {"raw": 1 + values.nbytes, "narrow": len(_narrow(values)), "planes": len(_planes(values, shape))}
+    found["sparse"] = len(_sparse(values, shape))
+    return {name: size for name, size in found.items() if size}
 
 
 def decode_array(data: Data, dtype: np.dtype[Any] | str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -13,7 +13,16 @@ from enxuto.reports.document import Document, Entry, Measured, StepRecord
 from enxuto.sizes import format_bytes
 
 QUALITY = {"test": "test quality", "evaluate": "validation quality", "agreement": "agreement with the original"}
-KINDS = ("payload", "grid", "codebook", "float", "header")  # columns of the ledger, in this order; others follow
+KINDS = (
+    "payload",
+    "table",
+    "grid",
+    "codebook",
+    "bias",
+    "float",
+    "graph",
+    "header",
+)  # columns of the ledger, in this order; others follow
 
 HEADER = "(header)"
 
