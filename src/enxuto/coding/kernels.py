@@ -181,7 +181,7 @@ def settle_sum(counts: Any, frequencies: Any, total: int) -> None:
         if frequencies[i] + step > 0:
             prices[i] = -step * counts[i] / (2 * frequencies[i] + step)
     for _ in range(abs(missing)):
-        i = prices.argmin()
+        i = int(prices.argmin())
         frequencies[i] += step
         prices[i] = -step * counts[i] / (2 * frequencies[i] + step) if frequencies[i] + step > 0 else np.inf
 
