@@ -108,7 +108,7 @@ def read_table(data: Data, symbols: int) -> tuple[Model, int]:
     mode = source.take(width(symbols))
     others = np.zeros(symbols - 1, np.int64)
     at, left = 0, 1 << precision
-    while at < symbols - 1:
+    while at < symbols - 1 and left > 0:  # a table that gives away more than there is may be long
         others[at] = value = source.golomb(order)
         left -= value
         at += 1
