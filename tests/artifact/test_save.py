@@ -248,7 +248,7 @@ def test_the_ledger_explains_every_byte(tmp_path):
     entries = save(small, tmp_path / "a.nxt", original=model)
     assert entries == ledger(tmp_path / "a.nxt")
     assert sum(entry.bytes for entry in entries) == (tmp_path / "a.nxt").stat().st_size
-    assert {entry.kind for entry in entries} == {"payload", "grid", "float", "header"}
+    assert {entry.kind for entry in entries} == {"payload", "bias", "grid", "float", "header"}
     assert {entry.path for entry in entries} >= {"conv1", "bn1", "fc", ""}
     assert not any("coded" in entry.name or "coded" in entry.path for entry in entries)
 

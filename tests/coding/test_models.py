@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -34,7 +36,9 @@ def test_rounding_is_as_good_as_trying_every_split(counts):
 @given(counts_of, st.sampled_from(PRECISIONS))
 def test_a_table_comes_back(counts, precision):
     model = fit(np.array(counts), precision)
-    back = read_table(write_table(model), len(counts))
+    table = write_table(model)
+    back, read = read_table(table + b"whatever follows", len(counts))
+    assert read == len(table)
     assert back.precision == precision
     assert np.array_equal(back.frequencies, model.frequencies)
 
@@ -61,9 +65,10 @@ def test_more_symbols_than_any_precision_holds_have_no_model():
 @given(st.binary(max_size=40), st.integers(2, 300))
 def test_any_bytes_are_a_table_that_sums_up_or_are_refused(data, symbols):
     try:
-        model = read_table(data, symbols)
+        model, read = read_table(data, symbols)
     except ArtifactError:
         return
+    assert read_table(data[:read], symbols)[1] == read <= len(data)
     assert model.frequencies.sum() == 1 << model.precision
     assert model.frequencies.min() >= 0
     assert model.frequencies.size == symbols
@@ -75,3 +80,60 @@ def test_a_table_cut_short_is_refused(kept):
     assert len(table) == 7
     with pytest.raises(ArtifactError):
         read_table(table[:kept], 8)
+
+
+@law
+@given(counts_of, st.sampled_from(PRECISIONS))
+def test_a_table_is_no_longer_than_another_order_would_make_it(counts, precision):
+    model = fit(np.array(counts), precision)
+    table = write_table(model)
+    mode = int(model.frequencies.argmax())
+    others = np.delete(model.frequencies, mode)
+    orders = [sum(golomb_bits(int(value), order) for value in others) for order in range(precision)]
+    assert table[0] >> 4 == precision
+    assert orders[table[0] & 15] == min(orders)
+
+
+def golomb_bits(value: int, order: int) -> int:
+    """The length of an exponential Golomb code, by writing it."""
+    head = bin((value >> order) + 1)[2:]
+    return 2 * len(head) - 1 + order
+
+
+def bits(*fields: tuple[int, int]) -> bytes:
+    """Numbers of so many bits each, highest bit first, filled up with zeros to whole bytes."""
+    text = "".join(f"{value:0{width}b}" for value, width in fields)
+    return int(text + "0" * (-len(text) % 8), 2).to_bytes(-(-len(text) // 8), "big")
+
+
+EIGHT, PLAIN = (8, 4), (0, 4)  # precision and order
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ([(9, 4), PLAIN, (0, 1), (0b010, 3)], "another precision"),
+        ([(0, 4), PLAIN, (0, 1), (0b010, 3)], "no precision"),
+        ([EIGHT, PLAIN, (0, 1), (0b000000001_00000001, 17)], "nothing left for the mode"),
+        ([EIGHT, PLAIN, (0, 1), (1, 1), (0b010, 3)], "a run of zeros beyond the last symbol"),
+        ([EIGHT, PLAIN, (0, 1), (1, 1), (0, 20), (1, 21)], "a number of 20 bits"),
+        ([EIGHT, PLAIN, (0, 1), (0b010, 3), (1, 4)], "bits behind the end that are not zero"),
+    ],
+)
+def test_a_table_that_lies_is_refused(fields, why):
+    with pytest.raises(ArtifactError):
+        read_table(bits(*fields) + bytes(9), 2)
+    assert read_table(bits(EIGHT, PLAIN, (0, 1), (0b010, 3)), 2)[0].frequencies.tolist() == [255, 1]
+
+
+def test_a_mode_that_is_no_symbol_is_refused():
+    with pytest.raises(ArtifactError, match="contradicts itself"):
+        read_table(bits(EIGHT, PLAIN, (3, 2), (0b010, 3), (0b010, 3)), 3)
+
+
+def test_a_table_that_gives_away_more_than_there_is_is_not_read_to_its_end():
+    endless = bits(EIGHT, PLAIN, (0, 16), *[(0b0001111, 7)] * 60_000)
+    start = time.process_time()
+    with pytest.raises(ArtifactError, match="contradicts itself"):
+        read_table(endless, 1 << 16)
+    assert time.process_time() - start < 0.1

@@ -49,7 +49,7 @@ class Elements(Protocol):
     """Elements of a tensor that need not be in memory all at once."""
 
     def piece(self, start: int, stop: int) -> Array:
-        """The elements from `start` to `stop`, flat."""
+        """The elements from `start` to `stop`, flat; called from several threads at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,6 +320,11 @@ def _jobs(sections: Iterable[Section], entries: list[Entry]) -> Iterator[tuple[S
 def _encode(section: Section, start: int, stop: int, shape: tuple[int, ...], *, fast: bool) -> bytes:
     array = section.array
     part = array.reshape(-1)[start:stop] if isinstance(array, np.ndarray) else array.piece(start, stop)
+    if part.dtype != NUMPY[section.dtype] or part.size != stop - start:
+        raise ArtifactError(
+            f"tensor '{section.name}' was asked for {stop - start} elements as {NUMPY[section.dtype]}, but gave {part.size} as "
+            f"{part.dtype}; give the elements as they are described."
+        )
     part = part.reshape(shape)
     return encode_array(part, fast=fast) if section.symbols is None else encode_integers(part, section.symbols, fast=fast)
 

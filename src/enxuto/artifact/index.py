@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from enxuto.coding.adaptive import decode_text, encode_text
+from enxuto.coding.adaptive import MAX_TEXT, decode_text, encode_text
 from enxuto.coding.bits import read_varint, write_varint
 from enxuto.coding.integers import MAX_SYMBOLS
 from enxuto.errors import ArtifactError
@@ -105,16 +105,18 @@ class Entry:
 
 
 def write_index(meta: Mapping[str, Any], entries: Sequence[Entry], lengths: Iterable[int], *, plain: bool) -> bytes:
-    """The index: its length, 0 where it is `plain`; the bytes that follow; these.
+    """The index: its length, 0 where it is `plain` or longer than `MAX_TEXT`; the bytes that follow; these.
 
     Raises: ValueError, TypeError or RecursionError when `meta` is not JSON.
     """
     text = json.dumps(dict(meta), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    _meta(text)  # what no reader takes is not written: keys that are equal as texts, too much depth
     names = b"".join(entry.name.encode() + b"\0" for entry in entries)
     rows = b"".join(map(_row, entries))
     whole = write_varint(len(text)) + text + write_varint(len(entries)) + names + rows + b"".join(map(write_varint, lengths))
     if len(whole) > MAX_INDEX_BYTES:
         raise ArtifactError(f"the index takes {len(whole)} bytes, more than {MAX_INDEX_BYTES}; shorten names or meta.")
+    plain = plain or len(whole) > MAX_TEXT
     coded = whole if plain else encode_text(whole, PRIMER)
     return write_varint(0 if plain else len(whole)) + write_varint(len(coded)) + coded
 
@@ -125,9 +127,9 @@ def read_index(data: bytes) -> tuple[dict[str, Any], list[Entry], list[int], int
     Raises: ArtifactError when the index is damaged.
     """
     letters, at = read_varint(data, 0)
-    if letters > MAX_INDEX_BYTES:
-        raise ArtifactError(f"an index of {letters} bytes is larger than {MAX_INDEX_BYTES}")
     size, at = read_varint(data, at)
+    if max(letters, size) > MAX_INDEX_BYTES:
+        raise ArtifactError(f"an index of {max(letters, size)} bytes is larger than {MAX_INDEX_BYTES}")
     if size > len(data) - at:
         raise ArtifactError(f"an index of {size} bytes does not fit into {len(data) - at}")
     behind = at + size
@@ -146,17 +148,19 @@ def read_index(data: bytes) -> tuple[dict[str, Any], list[Entry], list[int], int
             raise ArtifactError("the name of a tensor does not end")
         names.append(whole[at:end])
         at = end + 1
+    if len(set(names)) < count:
+        raise ArtifactError("the index names a tensor twice")
     entries, lengths = [], []
     for name in names:
         entry, at = _entry(whole, at, name)
         entries.append(entry)
-    if len({entry.name for entry in entries}) < len(entries):
-        raise ArtifactError("the index names a tensor twice")
     for entry in entries:
         if entry.streams > len(whole) - at:
             raise ArtifactError(f"tensor '{entry.name}' of {entry.count} elements has more streams than the index holds")
         for _ in range(entry.streams):
             length, at = read_varint(whole, at)
+            if length == 0:
+                raise ArtifactError(f"a stream of tensor '{entry.name}' has no bytes")
             lengths.append(length)
     if at != len(whole):
         raise ArtifactError(f"the index has {len(whole) - at} bytes too many")
@@ -196,7 +200,7 @@ def _entry(data: bytes, at: int, name: bytes) -> tuple[Entry, int]:
 
 def _meta(text: bytes) -> dict[str, Any]:
     try:
-        meta = json.loads(text.decode(), parse_constant=_no_constant)
+        meta = json.loads(text.decode(), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the meta is not JSON ({error})") from error
     if not isinstance(meta, dict):
@@ -206,3 +210,15 @@ def _meta(text: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:20]} is larger than any number")
+    return number
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
