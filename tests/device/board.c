@@ -15,8 +15,22 @@ static long semihost(long operation, const void *arguments)
     return r0;
 }
 
-__attribute__((used, section(".vectors"))) static const void *const vectors[16] = {
-    stack_top, (const void *)start, (const void *)start, (const void *)start};
+static void leave(void)
+{
+    semihost(0x18, (const void *)0x20026); /* the application ends */
+    for (;;) {}
+}
+
+static void fault(void)
+{
+    semihost(4, "fault\n");
+    leave();
+}
+
+__attribute__((used, section(".vectors"))) static const struct {
+    const uint8_t *stack;
+    void (*handlers[7])(void);
+} vectors = {stack_top, {start, fault, fault, fault, fault, fault, NULL}};
 
 static void say(const char *text, size_t size)
 {
@@ -29,7 +43,11 @@ static void say(const char *text, size_t size)
     }
     if (used + size > sizeof line || !text) {
         struct { long file; const char *at; size_t size; } write = {out, line, used};
-        semihost(5, &write);
+        while (write.size) { /* it says how much it did not write */
+            size_t left = (size_t)semihost(5, &write);
+            write.at += write.size - left;
+            write.size = left;
+        }
         used = 0;
     }
     if (text) memcpy(line + used, text, size);
@@ -78,6 +96,5 @@ void start(void)
     *(volatile uint32_t *)0xE000E010 = 5;
     for (i = 0; files[i]; i++) show(files[i], sizes[i], 1);
     say(NULL, 0);
-    semihost(0x18, (const void *)0x20026); /* the application ends */
-    for (;;) {}
+    leave();
 }

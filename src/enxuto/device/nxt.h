@@ -128,13 +128,17 @@ NXT_API const char *nxt_error(int error);
 typedef uint32_t __attribute__((__may_alias__)) nxt__u32;
 typedef uint16_t __attribute__((__may_alias__)) nxt__u16;
 typedef int16_t __attribute__((__may_alias__)) nxt__i16;
+#define NXT__ALONE __attribute__((__noinline__)) /* so that the stack holds one of them at a time */
 #else
 typedef uint32_t nxt__u32;
 typedef uint16_t nxt__u16;
 typedef int16_t nxt__i16;
+#define NXT__ALONE
 #endif
 
-enum { NXT__CONSTANT, NXT__RAW, NXT__STATIC, NXT__ADAPTIVE, NXT__CLASSES, NXT__RUNS, NXT__TEXT, NXT__NARROW, NXT__PLANES, NXT__SPARSE };
+enum {
+    NXT__CONSTANT, NXT__RAW, NXT__STATIC, NXT__ADAPTIVE, NXT__CLASSES, NXT__RUNS, NXT__TEXT, NXT__NARROW, NXT__PLANES, NXT__SPARSE
+};
 
 #define NXT__PIECE ((size_t)1 << 22) /* elements that one stream holds */
 #define NXT__BLOCK ((size_t)1 << 12) /* bytes of streams that have one checksum */
@@ -211,6 +215,7 @@ static int nxt__cut(nxt__in *in, size_t size, nxt__in *part)
     return NXT_OK;
 }
 
+#if !defined(NXT_NO_CLASSES) || !defined(NXT_NO_RUNS) || !defined(NXT_NO_PLANES) || !defined(NXT_NO_SPARSE)
 /* The next part of several, which stands behind its length unless it is the last. */
 static int nxt__part(nxt__in *in, int last, nxt__in *part)
 {
@@ -218,6 +223,7 @@ static int nxt__part(nxt__in *in, int last, nxt__in *part)
     if (!last) NXT__TRY(nxt__varint(in, &size));
     return nxt__cut(in, size, part);
 }
+#endif
 
 static size_t nxt__product(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 
@@ -493,7 +499,7 @@ static size_t nxt__simple_need(nxt__in in, uint32_t symbols, int fast)
     return need;
 }
 
-static int nxt__simple_codes(nxt__in in, size_t count, uint32_t symbols, const nxt__sink *to, nxt__arena arena)
+NXT__ALONE static int nxt__simple_codes(nxt__in in, size_t count, uint32_t symbols, const nxt__sink *to, nxt__arena arena)
 {
     nxt__simple s;
     size_t i;
@@ -527,7 +533,7 @@ static int nxt__classes_head(nxt__in *in, size_t count, nxt__classes *c)
 }
 
 /* The class of each line is read anew for each class, so that no memory is needed for it. */
-static int nxt__classes_codes(nxt__in in, size_t count, uint32_t symbols, const nxt__sink *to, nxt__arena arena)
+NXT__ALONE static int nxt__classes_codes(nxt__in in, size_t count, uint32_t symbols, const nxt__sink *to, nxt__arena arena)
 {
     nxt__classes c;
     nxt__in map, part;
@@ -581,7 +587,7 @@ static int nxt__runs_head(nxt__in *in, size_t *mode, size_t *runs, nxt__in *firs
     return nxt__part(in, 0, first); /* the second is what remains */
 }
 
-static int nxt__runs_codes(nxt__in in, size_t count, uint32_t symbols, const nxt__sink *to, nxt__arena arena)
+NXT__ALONE static int nxt__runs_codes(nxt__in in, size_t count, uint32_t symbols, const nxt__sink *to, nxt__arena arena)
 {
     nxt__simple lengths, codes;
     nxt__arena inner = arena;
@@ -669,7 +675,8 @@ static void nxt__mix_byte(nxt__mix *m)
     m->next++;
 }
 
-static int nxt__mix_open(nxt__mix *m, nxt__in in, size_t chances, unsigned depths, int32_t weight, uint32_t ages, nxt__arena *arena)
+static int nxt__mix_open(
+    nxt__mix *m, nxt__in in, size_t chances, unsigned depths, int32_t weight, uint32_t ages, nxt__arena *arena)
 {
     size_t i;
     unsigned k;
@@ -761,7 +768,7 @@ static uint32_t nxt__level(uint32_t activity)
 
 static size_t nxt__adaptive_chances(unsigned bits) { return (size_t)(NXT__CONTEXTS * NXT__LEVELS) << bits; }
 
-static int nxt__adaptive_codes(nxt__in in, size_t count, uint32_t symbols, const nxt__sink *to, nxt__arena arena)
+NXT__ALONE static int nxt__adaptive_codes(nxt__in in, size_t count, uint32_t symbols, const nxt__sink *to, nxt__arena arena)
 {
     nxt__mix m;
     nxt__u16 *columns;
@@ -817,7 +824,7 @@ static int nxt__adaptive_codes(nxt__in in, size_t count, uint32_t symbols, const
 #define NXT__SPELL_CHANCES ((size_t)NXT__CONTEXTS << NXT__SLOT_BITS)
 
 /* Learns the letters of `known`, then reads `count` of them, in the same model. */
-static int nxt__spell(nxt__in in, nxt__in known, size_t count, const nxt__sink *to, nxt__arena arena)
+NXT__ALONE static int nxt__spell(nxt__in in, nxt__in known, size_t count, const nxt__sink *to, nxt__arena arena)
 {
     static const uint8_t orders[NXT__CONTEXTS] = {1, 2, 4, 8};
     nxt__mix m;
@@ -835,7 +842,8 @@ static int nxt__spell(nxt__in in, nxt__in known, size_t count, const nxt__sink *
         if (nxt__mix_runs_dry(&m)) return NXT_E_DAMAGED;
         for (k = 0; k < NXT__CONTEXTS; k++) {
             mixed[k] = 0;
-            for (j = orders[k] < seen ? orders[k] : (unsigned)seen; j; j--) mixed[k] = (mixed[k] + before[8 - j] + 1) * NXT__SCATTER;
+            for (j = orders[k] < seen ? orders[k] : (unsigned)seen; j; j--)
+                mixed[k] = (mixed[k] + before[8 - j] + 1) * NXT__SCATTER;
         }
         node = 1;
         for (depth = 0; depth < 8; depth++) {
@@ -949,7 +957,7 @@ static size_t nxt__codes_need(nxt__in in, size_t count, uint32_t symbols, int fa
 /* ---- elements of two to eight bytes ---- */
 
 #ifndef NXT_NO_PLANES
-static int nxt__planes(nxt__in in, size_t count, size_t wide, uint8_t *out, nxt__arena arena)
+NXT__ALONE static int nxt__planes(nxt__in in, size_t count, size_t wide, uint8_t *out, nxt__arena arena)
 {
     size_t rotated, i, k;
     nxt__in part;
@@ -1012,7 +1020,7 @@ static int nxt__dense(nxt__in in, size_t count, size_t wide, uint8_t *out, nxt__
 static size_t nxt__is_set(const uint8_t *mask, size_t i) { return (size_t)mask[i >> 3] >> (i & 7) & 1u; }
 
 /* The elements that are not zero are read to the end of `out`, and drawn forward from there. */
-static int nxt__sparse(nxt__in in, size_t count, size_t wide, uint8_t *out, nxt__arena arena)
+NXT__ALONE static int nxt__sparse(nxt__in in, size_t count, size_t wide, uint8_t *out, nxt__arena arena)
 {
     nxt__in part;
     nxt__sink mask;
@@ -1165,7 +1173,7 @@ static int nxt__is_utf8(const uint8_t *at, const uint8_t *end)
 }
 
 /* Takes the index apart; streams and padding lie before `first`, checksums take `sums` bytes. */
-static int nxt__index(nxt_file *f, size_t first, size_t sums)
+NXT__ALONE static int nxt__index(nxt_file *f, size_t first, size_t sums)
 {
     nxt__in in, part;
     nxt_tensor t;

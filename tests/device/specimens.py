@@ -49,7 +49,13 @@ def dtypes() -> list[Section]:
         dtype = NUMPY[name]
         noise = (scattered(2400) % 251 if dtype.itemsize == 1 else scattered(2400)).astype(np.uint8).tobytes()
         base = scattered(600, 1).astype(np.float32) / 2**32 - 0.5
-        many = (base > 0) if name == "bool" else base.astype(dtype) if dtype.kind in "fc" else (base * 2000).astype(np.int64).astype(dtype)
+        many = (
+            (base > 0)
+            if name == "bool"
+            else base.astype(dtype)
+            if dtype.kind in "fc"
+            else (base * 2000).astype(np.int64).astype(dtype)
+        )
         few = np.frombuffer(noise, np.uint8)[: 3 * dtype.itemsize]
         few = (few > 99)[:3] if name == "bool" else few.copy().view(dtype)
         sections += [
@@ -87,9 +93,15 @@ def every_method() -> dict[str, tuple[Section, bytes]]:
 
     for symbols in (1, 2, 3, 16, 200, 256, 257, 1000, 65536):
         for rows, columns in ((64, 72), (1, 1003)):
-            array = codes(rows, columns, symbols) if symbols < 1000 else (scattered(rows * columns) % symbols).reshape(rows, columns).astype(np.uint16)
+            array = (
+                codes(rows, columns, symbols)
+                if symbols < 1000
+                else (scattered(rows * columns) % symbols).reshape(rows, columns).astype(np.uint16)
+            )
             array = array if columns != 1003 else array.reshape(-1)
-            for number, stream in enumerate(integers._tried(array.reshape(-1), columns if array.ndim > 1 else 1, symbols, thorough=True)):
+            for number, stream in enumerate(
+                integers._tried(array.reshape(-1), columns if array.ndim > 1 else 1, symbols, thorough=True)
+            ):
                 keep(coded(f"{METHODS[stream[0]]}.{symbols}.{rows}.{number}", array, symbols), stream)
     wide = codes(40, 50, 16).astype(np.uint16)  # few symbols in a wide type
     keep(coded("wide", wide, 16), integers.encode_integers(wide.astype(np.uint8), 16))
@@ -97,11 +109,17 @@ def every_method() -> dict[str, tuple[Section, bytes]]:
     keep(coded("text.wide", text, 256), bytes([TEXT]) + adaptive.encode_text(text.astype(np.uint8).tobytes(), b""))
     long = np.full(3000, 3, np.uint8)
     long[[0, 700, 1955, 2999]] = 1, 2, 5, 6
-    for name, array in (("both ends", long), ("none", np.full(3000, 3, np.uint8)), ("255", np.r_[long[1:256], long[1:511], 1].astype(np.uint8))):
+    for name, array in (
+        ("both ends", long),
+        ("none", np.full(3000, 3, np.uint8)),
+        ("255", np.r_[long[1:256], long[1:511], 1].astype(np.uint8)),
+    ):
         keep(coded(f"runs.{name}", array, 8), bytes([RUNS]) + runs.encode(array, 3, 8, integers.encode_simple))
     for dtype in ("uint16", "float32", "float64", "complex128"):
         values = np.where(scattered(1200, 5) % 5 == 0, scattered(1200, 6) / 2.0**20, 0).astype(NUMPY[dtype])
-        values = np.where(scattered(1200, 7) % 3 == 0, values * 1e-9, values).astype(NUMPY[dtype]) if dtype != "uint16" else values
+        values = (
+            np.where(scattered(1200, 7) % 3 == 0, values * 1e-9, values).astype(NUMPY[dtype]) if dtype != "uint16" else values
+        )
         patterns = arrays.patterns(values)
         kept = patterns[patterns != 0]
         masks = integers._tried((patterns != 0).astype(np.uint8), 1 if values.size % 30 else 30, 2, thorough=True)
@@ -150,7 +168,9 @@ def stream_of(method: str, array: np.ndarray, symbols: int) -> bytes:
         parts = [stream_of("static", array[of == each].reshape(-1), symbols) for each in (0, 1)]
         return bytes([CLASSES]) + write_varint(2 * stride) + bytes([2]) + write_parts([stream_of("static", of, 2), *parts])
     if method == "runs":
-        return bytes([RUNS]) + runs.encode(flat, int(np.bincount(flat).argmax()), symbols, lambda part, n: stream_of("static", part, n))
+        return bytes([RUNS]) + runs.encode(
+            flat, int(np.bincount(flat).argmax()), symbols, lambda part, n: stream_of("static", part, n)
+        )
     if method == "adaptive":
         body = adaptive.encode(flat, stride, symbols, 2 * flat.size + 64)
         assert body is not None
@@ -174,8 +194,11 @@ def tiny() -> Iterator[tuple[str, Callable[[Path], object]]]:
         array = (patterns & 0xFFFF).view(np.float32) if name == "narrow" else values
         section = plain(name, array)
         yield name, lambda path, section=section, stream=stream: forced(path, {section.name: (section, stream)}, plain=True)
-    some = [plain("a", np.float32([1, 2])), coded("b", codes(3, 4, 4), 4), plain("c", np.zeros((2, 0))), plain("d", np.array(True))]
+    some = [
+        plain("a", np.float32([1, 2])),
+        coded("b", codes(3, 4, 4), 4),
+        plain("c", np.zeros((2, 0))),
+        plain("d", np.array(True)),
+    ]
     yield "coded index", lambda path: write(path, {"a": [1]}, some)
     yield "plain index", lambda path: write(path, {"a": [1]}, some, plain=True)
-
-
