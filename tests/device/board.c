@@ -1,6 +1,10 @@
 /* Start-up, output and a clock for the Cortex-M boards mps2 under qemu-system-arm; nothing of a system but string.h. */
 #include "show.h"
 
+#ifndef WHOLE
+#define WHOLE 1
+#endif
+
 extern const uint8_t *const files[]; /* ended by NULL */
 extern const size_t sizes[];
 extern uint8_t stack_low[], stack_top[], data_from[], data_start[], data_end[], bss_start[], bss_end[];
@@ -94,7 +98,7 @@ void start(void)
     *(volatile uint32_t *)0xE000E014 = 0xFFFFFF;
     *(volatile uint32_t *)0xE000E018 = 0;
     *(volatile uint32_t *)0xE000E010 = 5;
-    for (i = 0; files[i]; i++) show(files[i], sizes[i], 1);
+    for (i = 0; files[i]; i++) show(files[i], sizes[i], WHOLE);
     say(NULL, 0);
     leave();
 }

@@ -29,7 +29,7 @@ def build(compiler: str, source: Path, out: Path, *options: str) -> Path:
     return out
 
 
-def build_board(cpu: str, files: Sequence[Path], folder: Path) -> Path:
+def build_board(cpu: str, files: Sequence[Path], folder: Path, *macros: str) -> Path:
     """A program for a board that holds the files, each at an odd address."""
     lines = [".section .rodata"]
     lines += [f'.balign 4\n.byte 0\nfile{number}: .incbin "{path}"' for number, path in enumerate(files)]
@@ -38,7 +38,9 @@ def build_board(cpu: str, files: Sequence[Path], folder: Path) -> Path:
     held = folder / f"{cpu}.s"
     held.write_text("\n".join(lines) + "\n")
     options = ("-Os", "-mthumb", f"-mcpu={cpu}", "-ffunction-sections", "-Wl,--gc-sections", "-nostartfiles", "-T")
-    return build("arm-none-eabi-gcc", HERE / "board.c", folder / f"{cpu}.elf", *options, str(HERE / "board.ld"), str(held))
+    return build(
+        "arm-none-eabi-gcc", HERE / "board.c", folder / f"{cpu}.elf", *options, str(HERE / "board.ld"), str(held), *macros
+    )
 
 
 def run_board(cpu: str, program: Path) -> str:

@@ -505,7 +505,12 @@ NXT__ALONE static int nxt__simple_codes(nxt__in in, size_t count, uint32_t symbo
     size_t i;
     NXT__TRY(nxt__open(&s, in, count, symbols, &arena));
     nxt__hasten(&s, &arena);
-    for (i = 0; i < count; i++) nxt__put(to, i, nxt__next(&s));
+    if (s.method == NXT__STATIC && to->wide == 1) { /* what is read most, without asking for each code how */
+        uint8_t *out = to->out;
+        for (i = 0; i < count; i++, out += to->stride) *out = (uint8_t)nxt__next_static(&s);
+    } else {
+        for (i = 0; i < count; i++) nxt__put(to, i, nxt__next(&s));
+    }
     return nxt__close(&s);
 }
 
