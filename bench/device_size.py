@@ -84,13 +84,30 @@ def costs(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def into_page(built: list[dict[str, Any]], read: list[dict[str, Any]]) -> None:
+    """Both tables into docs/device.md, between its two comments."""
+    lines = ["", "| built | bytes |", "|---|---|", *(f"| {row['built']} | {row[CPU]:,} |" for row in built), ""]
+    lines += [
+        "| method | instructions a symbol | scratch | fast: instructions | fast: scratch | stack |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in read:
+        keys = ("instructions a symbol", "scratch", "fast: instructions", "fast: scratch", "stack")
+        cells = (f"{row[key]:,.0f}" if key in row else "" for key in keys)
+        lines.append(f"| {row['method']} | {' | '.join(cells)} |")
+    begin, end = "<!-- bench/device_size.py -->", "<!-- end -->"
+    text = PAGE.read_text()
+    head, tail = text.split(begin)[0], text.split(end)[1]
+    PAGE.write_text(head + begin + "\n".join([*lines, ""]) + "\n" + end + tail)
+
+
 def main() -> None:
     """Both tables."""
     with tempfile.TemporaryDirectory() as folder:
-        common.tell("device_size", "Bytes of code and constants of the reader in C, -Os", sizes(Path(folder)))
-        common.tell(
-            "device_cost", f"What a symbol costs on {CPU}, -Os: instructions, bytes of scratch and stack", costs(Path(folder))
-        )
+        built, read = sizes(Path(folder)), costs(Path(folder))
+    common.tell("device_size", "Bytes of code and constants of the reader in C, -Os", built)
+    common.tell("device_cost", f"What a symbol costs on {CPU}, -Os: instructions, bytes of scratch and stack", read)
+    into_page(built, read)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,8 @@ typedef struct {
 } nxt_tensor;
 
 /* Looks at magic, version, checksum and index. `data` is kept, not copied. A plain index needs no scratch (NULL, 0); a coded
-   one needs file.scratch_needed bytes, of which the first file.scratch_kept must stay as they are while the file is in use.
-   Scratch may begin at any address. */
+   one needs file.scratch_needed bytes (8 KiB more halve its time), of which the first file.scratch_kept must stay as they are while
+   the file is in use. Scratch may begin at any address. */
 NXT_API int nxt_open(nxt_file *file, const void *data, size_t size, void *scratch, size_t scratch_size);
 
 /* The tensor of that name, or number `index` in the order of the file; its elements are not touched. */
@@ -119,9 +119,7 @@ NXT_API const char *nxt_error(int error);
 #if SIZE_MAX < 0xFFFFFFFF
 #error "nxt.h needs a size_t of at least 32 bits"
 #endif
-#if (-3 >> 1) != -2
-#error "nxt.h needs a compiler that shifts negative numbers arithmetically"
-#endif
+typedef char nxt__shifts_keep_the_sign[(-3 >> 1) == -2 ? 1 : -1];
 
 /* Scratch is the caller's array of any type: these may overlap with it in the eyes of the compiler. */
 #if defined(__GNUC__)
