@@ -16,6 +16,7 @@ SCRIPTS = (
     ("speed_resnet.py",),
     ("channel_groups.py",),
     ("channel_scores.py",),
+    ("device_size.py",),
 )
 
 
