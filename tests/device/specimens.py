@@ -79,7 +79,7 @@ def codes(rows: int, columns: int, symbols: int, seed: int = 3) -> np.ndarray:
 
 def forced(path: Path, streams: dict[str, tuple[Section, bytes]], *, plain: bool = False) -> Path:
     """A file whose tensors are these streams, whatever the writer would choose."""
-    with mock.patch.object(container, "_encode", lambda section, *_: streams[section.name][1]):
+    with mock.patch.object(container, "_encode", lambda section, *_, **__: streams[section.name][1]):
         write(path, {"forced": True}, [section for section, _ in streams.values()], plain=plain)
     return path
 
@@ -100,7 +100,7 @@ def every_method() -> dict[str, tuple[Section, bytes]]:
             )
             array = array if columns != 1003 else array.reshape(-1)
             for number, stream in enumerate(
-                integers._tried(array.reshape(-1), columns if array.ndim > 1 else 1, symbols, thorough=True)
+                integers._tried(array.reshape(-1), columns if array.ndim > 1 else 1, symbols, "all")
             ):
                 keep(coded(f"{METHODS[stream[0]]}.{symbols}.{rows}.{number}", array, symbols), stream)
     wide = codes(40, 50, 16).astype(np.uint16)  # few symbols in a wide type
@@ -122,13 +122,13 @@ def every_method() -> dict[str, tuple[Section, bytes]]:
         )
         patterns = arrays.patterns(values)
         kept = patterns[patterns != 0]
-        masks = integers._tried((patterns != 0).astype(np.uint8), 1 if values.size % 30 else 30, 2, thorough=True)
+        masks = integers._tried((patterns != 0).astype(np.uint8), 1 if values.size % 30 else 30, 2, "all")
         for number, mask in enumerate(masks):
-            for tail in (arrays._planes(kept, kept.shape), bytes([RAW]) + kept.tobytes()):
+            for tail in (arrays._planes(kept, kept.shape, False), bytes([RAW]) + kept.tobytes()):
                 name = f"sparse.{dtype}.{METHODS[mask[0]]}.{number}.{METHODS[tail[0]]}"
                 keep(plain(name, values), bytes([SPARSE]) + write_parts([mask, tail]))
         for rotated in (False, True):
-            planes = [list(integers._tried(plane, 30, 256, thorough=True)) for plane in arrays.split(patterns, rotated)]
+            planes = [list(integers._tried(plane, 30, 256, "all")) for plane in arrays.split(patterns, rotated)]
             for number in range(max(map(len, planes))):
                 parts = [choices[min(number, len(choices) - 1)] for choices in planes]
                 keep(plain(f"planes.{dtype}.{rotated}.{number}", values), bytes([PLANES, rotated]) + write_parts(parts))
@@ -188,7 +188,7 @@ def tiny() -> Iterator[tuple[str, Callable[[Path], object]]]:
         yield method, lambda path, section=section, stream=stream: forced(path, {section.name: (section, stream)}, plain=True)
     values = np.where(scattered(40, 4) % 3 == 0, scattered(40), 0).astype(np.uint32).view(np.float32)
     patterns = arrays.patterns(values)
-    elements = {"planes": arrays._planes(patterns, values.shape), "sparse": arrays._sparse(patterns, values.shape)}
+    elements = {"planes": arrays._planes(patterns, values.shape, False), "sparse": arrays._sparse(patterns, values.shape, False)}
     elements["narrow"] = arrays._narrow(patterns & 0xFFFF)
     for name, stream in elements.items():
         array = (patterns & 0xFFFF).view(np.float32) if name == "narrow" else values

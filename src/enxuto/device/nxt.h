@@ -640,16 +640,15 @@ typedef struct {
     const uint8_t *at;
     size_t size, next;
     uint32_t code, range; /* a range of 2^32, which only the first bit meets, is 0 */
-    uint32_t last_age;
+    uint32_t last_age, slow; /* a chance learns by 2 / (2 age + slow) */
     size_t place[NXT__CONTEXTS]; /* of the chance that each context has for the next bit */
-    int32_t weights[9][NXT__CONTEXTS]; /* of 65536; below 2^25: at most 2^20 bits of a depth, each a small step downhill */
-    nxt__u16 *chances;
-    uint8_t *ages;
+    int32_t weights[10][NXT__CONTEXTS]; /* of 65536; below 2^25: at most 2^20 bits of a depth, each a small step downhill */
+    nxt__u16 *chances, *ages;
     nxt__i16 *stretches; /* NULL: worked out each time */
 } nxt__mix;
 
 /* Chances and ages; the table of logarithms is optional. */
-static size_t nxt__mix_need(size_t chances, int fast) { return 3 * chances + (fast ? 2 * NXT__STRETCHES : 0); }
+static size_t nxt__mix_need(size_t chances, int fast) { return 4 * chances + (fast ? 2 * NXT__STRETCHES : 0); }
 
 /* The logarithm of the odds of a probability, in 4096ths: the first place where squash reaches it. */
 static int32_t nxt__stretch(uint32_t chance)
@@ -679,7 +678,7 @@ static void nxt__mix_byte(nxt__mix *m)
 }
 
 static int nxt__mix_open(
-    nxt__mix *m, nxt__in in, size_t chances, unsigned depths, int32_t weight, uint32_t ages, nxt__arena *arena)
+    nxt__mix *m, nxt__in in, size_t chances, unsigned depths, int32_t weight, uint32_t ages, uint32_t slow, nxt__arena *arena)
 {
     size_t i;
     unsigned k;
@@ -687,11 +686,12 @@ static int nxt__mix_open(
     m->at = in.at;
     m->size = in.size;
     m->last_age = ages - 1;
+    m->slow = slow;
     m->chances = (nxt__u16 *)nxt__take(arena, 2 * chances);
-    m->ages = (uint8_t *)nxt__take(arena, chances);
+    m->ages = (nxt__u16 *)nxt__take(arena, 2 * chances);
     if (!m->chances || !m->ages) return NXT_E_SCRATCH;
     for (i = 0; i < chances; i++) m->chances[i] = 1u << 15;
-    memset(m->ages, 0, chances);
+    memset(m->ages, 0, 2 * chances);
     for (i = 0; i < depths; i++)
         for (k = 0; k < NXT__CONTEXTS; k++) m->weights[i][k] = weight;
     for (k = 0; k < 4; k++) nxt__mix_byte(m);
@@ -737,14 +737,14 @@ static uint32_t nxt__mix_bit(nxt__mix *m, unsigned depth, int known)
     }
     off = (int32_t)(bit << 16) - (int32_t)p;
     for (k = 0; k < NXT__CONTEXTS; k++) {
-        uint8_t *age = m->ages + m->place[k];
+        nxt__u16 *age = m->ages + m->place[k];
         weights[k] += (odds[k] * off) >> 15;
         chance = m->chances[m->place[k]];
-        step = ((uint32_t)1 << 17) / (2u * *age + 3);
+        step = ((uint32_t)1 << 17) / (2u * *age + m->slow);
         if (bit) chance += ((65536 - chance) * step) >> 16; /* below 2^32, as step is at most 43690 */
         else chance -= (chance * step + 65535) >> 16;
         m->chances[m->place[k]] = (uint16_t)(chance < 16 ? 16 : chance > 65520 ? 65520 : chance);
-        if (*age < m->last_age) ++*age;
+        if (*age < m->last_age) *age = (uint16_t)(*age + 1);
     }
     return bit;
 }
@@ -769,52 +769,71 @@ static uint32_t nxt__level(uint32_t activity)
     return activity > 1 ? twice + 4 + (activity & 1) : twice + 2 * activity;
 }
 
-static size_t nxt__adaptive_chances(unsigned bits) { return (size_t)(NXT__CONTEXTS * NXT__LEVELS) << bits; }
+/* Bits of the largest distance from the mode, less one. */
+static unsigned nxt__reach(uint32_t symbols, size_t mode)
+{
+    uint32_t above = symbols - 1 - (uint32_t)mode;
+    return nxt__width(above > mode ? above : (uint32_t)mode);
+}
+
+static size_t nxt__adaptive_chances(unsigned bits) { return (size_t)(NXT__CONTEXTS * NXT__LEVELS) * (((size_t)1 << bits) + 1); }
 
 NXT__ALONE static int nxt__adaptive_codes(nxt__in in, size_t count, uint32_t symbols, const nxt__sink *to, nxt__arena arena)
 {
     nxt__mix m;
-    nxt__u16 *columns;
-    size_t stride, mode, i, column = 0;
-    unsigned bits = nxt__width(symbols), depth, k;
-    uint32_t reach, code, node, away, last = 0, level[NXT__CONTEXTS];
-    int32_t row = 200, here, beside, activity;
+    nxt__u16 *columns; /* 16 bits of activity */
+    uint8_t *above;    /* whether the code above was another than the mode */
+    size_t stride, mode, i, nodes, column = 0;
+    unsigned bits, depth, k;
+    uint32_t node, size, sign, before = 0, last = 0, level[NXT__CONTEXTS];
+    int32_t row = 200, here, beside, activity, mixed, code;
     NXT__TRY(nxt__varint(&in, &stride));
     NXT__TRY(nxt__varint(&in, &mode));
     if (!stride || stride > count || count > NXT__MOST || mode >= symbols || symbols < 2 || symbols > 256) return NXT_E_DAMAGED;
-    NXT__TRY(nxt__mix_open(&m, in, nxt__adaptive_chances(bits), bits + 1, 22938, 255, &arena));
+    bits = nxt__reach(symbols, mode);
+    nodes = ((size_t)1 << bits) + 1;
+    NXT__TRY(nxt__mix_open(&m, in, nxt__adaptive_chances(bits), bits + 2, 19661, 400, 5, &arena));
     columns = (nxt__u16 *)nxt__take(&arena, 2 * stride);
-    if (!columns) return NXT_E_SCRATCH;
+    above = (uint8_t *)nxt__take(&arena, stride);
+    if (!columns || !above) return NXT_E_SCRATCH;
     nxt__mix_hasten(&m, &arena);
     for (i = 0; i < stride; i++) columns[i] = 200; /* activity before anything was seen, of 65536 */
-    reach = ((uint32_t)1 << bits) - 1 - (uint32_t)mode;
-    if (reach < mode) reach = (uint32_t)mode;
-    level[0] = 0;
+    memset(above, 0, stride);
     for (i = 0; i < count; i++) {
         if (nxt__mix_runs_dry(&m)) return NXT_E_DAMAGED;
         here = columns[column];
         beside = column ? columns[column - 1] : here;
         beside += column + 1 < stride ? columns[column + 1] : here;
-        level[1] = nxt__level((uint32_t)here >> 4);
-        level[2] = nxt__level((uint32_t)row >> 4);
-        level[3] = nxt__level((uint32_t)beside >> 5);
-        for (k = 0; k < NXT__CONTEXTS; k++) m.place[k] = (size_t)(k * NXT__LEVELS + level[k]) << bits;
-        code = (uint32_t)mode;
+        mixed = (here + row + (beside >> 1)) >> 5;
+        level[0] = 0;
+        level[1] = before + 4u * above[column];
+        level[2] = nxt__level((uint32_t)here >> 4);
+        level[3] = nxt__level((uint32_t)(mixed > 4095 ? 4095 : mixed));
+        for (k = 0; k < NXT__CONTEXTS; k++) m.place[k] = (k * NXT__LEVELS + level[k]) * nodes;
+        code = (int32_t)mode;
         activity = 0;
-        if (nxt__mix_bit(&m, 0, -1)) {
+        above[column] = (uint8_t)nxt__mix_bit(&m, 0, -1);
+        before = (before << 1 | above[column]) & 3;
+        if (above[column]) {
+            level[1] = level[2];
+            level[2] = nxt__level((uint32_t)row >> 4);
             level[3] = last;
+            for (k = 0; k < NXT__CONTEXTS; k++) m.place[k] = (k * NXT__LEVELS + level[k]) * nodes + nodes - 1;
+            sign = nxt__mix_bit(&m, 1, -1);
+            level[1] = sign;
+            level[3] = last >> 1;
             node = 1;
-            for (depth = 1; depth <= bits; depth++) {
-                for (k = 0; k < NXT__CONTEXTS; k++) m.place[k] = ((size_t)(k * NXT__LEVELS + level[k]) << bits) + node;
-                node = node << 1 | nxt__mix_bit(&m, depth, -1);
+            for (depth = 0; depth < bits; depth++) {
+                for (k = 0; k < NXT__CONTEXTS; k++) m.place[k] = (k * NXT__LEVELS + level[k]) * nodes + node;
+                node = node << 1 | nxt__mix_bit(&m, depth + 2, -1);
             }
-            code = node - ((uint32_t)1 << bits);
-            last = (code * NXT__LEVELS) >> bits;
-            away = code > mode ? code - (uint32_t)mode : (uint32_t)mode - code;
-            activity = (int32_t)(5000 + 60000 * away / reach);
+            size = node - ((uint32_t)1 << bits);
+            code += sign ? -1 - (int32_t)size : (int32_t)size + 1;
+            last = 2 * ((size * (NXT__LEVELS / 2)) >> bits) + sign;
+            activity = (int32_t)(5000 + ((60000 * (size + 1)) >> bits));
         }
-        if (code >= symbols) return NXT_E_DAMAGED;
-        nxt__put(to, i, code);
+        if (code < 0 || (uint32_t)code >= symbols) return NXT_E_DAMAGED;
+        nxt__put(to, i, (uint32_t)code);
         columns[column] = (uint16_t)(here + ((activity - here) >> 5));
         row += (activity - row) >> 4;
         if (++column == stride) column = 0;
@@ -837,7 +856,7 @@ NXT__ALONE static int nxt__spell(nxt__in in, nxt__in known, size_t count, const 
     unsigned k, j, depth;
     int learning, bit;
     if (count > NXT__MOST) return NXT_E_DAMAGED;
-    NXT__TRY(nxt__mix_open(&m, in, NXT__SPELL_CHANCES, 8, 45875, 12, &arena));
+    NXT__TRY(nxt__mix_open(&m, in, NXT__SPELL_CHANCES, 8, 45875, 12, 3, &arena));
     nxt__mix_hasten(&m, &arena);
     memset(before, 0, sizeof before);
     for (i = 0; i < known.size + count; i++) {
@@ -945,8 +964,9 @@ static size_t nxt__codes_need(nxt__in in, size_t count, uint32_t symbols, int fa
 #endif
 #ifndef NXT_NO_ADAPTIVE
     case NXT__ADAPTIVE:
-        if (nxt__varint(&body, &first) || first > count || symbols > 256) return 0;
-        return nxt__mix_need(nxt__adaptive_chances(nxt__width(symbols)), fast) + 2 * (first + first % 2);
+        if (nxt__varint(&body, &first) || nxt__varint(&body, &second)) return 0;
+        if (first > count || symbols > 256 || second >= symbols) return 0;
+        return nxt__mix_need(nxt__adaptive_chances(nxt__reach(symbols, second)), fast) + 4 * (first + first % 2);
 #endif
 #ifndef NXT_NO_TEXT
     case NXT__TEXT:
