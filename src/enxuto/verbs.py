@@ -31,25 +31,27 @@ def save(
     *,
     original: nn.Module | None = None,
     graph: Iterable[Batch] | bool = False,
-    plain: bool = False,
+    device: bool = False,
 ) -> list[Entry]:
     """Writes a result or a model to a .nxt file, whole or not at all, and says where the bytes went.
 
     For a model, `original` is the network it was made from: then only the layers that differ are described. With `graph`
     (True for a result, sample inputs for a model) the file carries its ONNX graph, and `enxuto.runtime.open` runs it without
-    torch. `plain` leaves the index uncoded, for devices with little memory.
+    torch. With `device` the C reader needs little memory: the index is plain, and the slow coders are left out.
     Raises: ArtifactError for a model that cannot be kept; ExportError for one without a graph; OutputError when the file
     cannot be written.
     """
-    model, original = (what.model, what.task.model) if isinstance(what, Result) else (what, original)
+    model = _model(what)
+    if isinstance(what, Result):
+        original = what.task.model
     if graph is False:
-        return save_model(model, path, original=original, plain=plain)
+        return save_model(model, path, original=original, device=device)
     batches = what.task.calibration if isinstance(what, Result) and graph is True else graph
     if batches is True:
         raise ExportError(f"'{path}' needs sample inputs to trace the graph with; give graph=[batch].")
     with tempfile.TemporaryDirectory() as folder:
         written = export_model(model, Path(folder) / "graph.onnx", calibration=batches)
-        return save_model(model, path, original=original, graph=written.path, plain=plain)
+        return save_model(model, path, original=original, graph=written.path, device=device)
 
 
 def export(

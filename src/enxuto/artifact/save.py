@@ -39,12 +39,13 @@ def save(
     *,
     original: nn.Module | None = None,
     graph: Path | None = None,
-    plain: bool = False,
+    device: bool = False,
 ) -> list[Entry]:
     """Writes the model to a .nxt file, whole or not at all, and says where the bytes went.
 
     With `original`, the network the model was made from, only the layers that differ are described. `graph` is an .onnx file
-    of the model, whose graph is kept too. `plain` leaves the index uncoded, for readers with little memory.
+    of the model, whose graph is kept too. `device` leaves the index uncoded and the slow coders out, for readers with
+    little memory.
     Raises: ArtifactError for a model that cannot be kept; OutputError when the file cannot be written.
     """
     sections, same = _sections(model)
@@ -56,7 +57,7 @@ def save(
             graph, {name: value.detach().cpu().numpy() for name, value in to_float(model).state_dict().items()}
         )
         sections += more
-    write(path, meta, sections, plain=plain)
+    write(path, meta, sections, plain=device, fast=device)
     return ledger(path)
 
 
