@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +32,14 @@ def save(
     original: nn.Module | None = None,
     graph: Iterable[Batch] | bool = False,
     device: bool = False,
+    about: Mapping[str, str] | None = None,
 ) -> list[Entry]:
     """Writes a result or a model to a .nxt file, whole or not at all, and says where the bytes went.
 
     For a model, `original` is the network it was made from: then only the layers that differ are described. With `graph`
     (True for a result, sample inputs for a model) the file carries its ONNX graph, and `enxuto.runtime.open` runs it without
-    torch. With `device` the C reader needs little memory: the index is plain, and the slow coders are left out.
+    torch. With `device` the C reader needs little memory: the index is plain, and the slow coders are left out. `about`
+    is for people (an author, a licence, a date), shown by `enxuto inspect` and counted with the header.
     Raises: ArtifactError for a model that cannot be kept; ExportError for one without a graph; OutputError when the file
     cannot be written.
     """
@@ -45,13 +47,13 @@ def save(
     if isinstance(what, Result):
         original = what.task.model
     if graph is False:
-        return save_model(model, path, original=original, device=device)
+        return save_model(model, path, original=original, device=device, about=about)
     batches = what.task.calibration if isinstance(what, Result) and graph is True else graph
     if batches is True:
         raise ExportError(f"'{path}' needs sample inputs to trace the graph with; give graph=[batch].")
     with tempfile.TemporaryDirectory() as folder:
         written = export_model(model, Path(folder) / "graph.onnx", calibration=batches)
-        return save_model(model, path, original=original, graph=written.path, device=device)
+        return save_model(model, path, original=original, graph=written.path, device=device, about=about)
 
 
 def export(

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from enxuto.artifact.checkpoints import FolderCheckpoints, fingerprint
-from enxuto.artifact.container import read, write
-from enxuto.artifact.save import ledger, load, save
+from enxuto.artifact.container import Reader, read, write
+from enxuto.artifact.save import about, ledger, load, save
 from enxuto.errors import ArtifactError, OutputError, TaskError
 from enxuto.layers import Affine, Coded, Rehearsal
 from enxuto.recipe import run
@@ -614,3 +614,26 @@ def test_fingerprints_tell_tasks_and_recipes_apart():
 
 def test_numpy_is_the_only_reader_of_the_arrays(file):
     assert all(isinstance(section.array, np.ndarray) for section in read(file)[1])
+
+
+def test_what_is_said_to_people_is_kept_counted_and_harmless(tmp_path):
+    model = seeded(Mlp)
+    bare = save(model, tmp_path / "a.nxt", original=model)
+    said = {"author": "Ana", "licence": "Apache-2.0"}
+    entries = save(model, tmp_path / "b.nxt", original=model, about=said)
+    assert about(tmp_path / "b.nxt") == said
+    assert about(tmp_path / "a.nxt") == {}
+    more = (tmp_path / "b.nxt").stat().st_size - (tmp_path / "a.nxt").stat().st_size
+    headers = [sum(entry.bytes for entry in each if entry.kind == "header") for each in (bare, entries)]
+    assert headers[1] - headers[0] == more > 0
+    assert torch.equal(output(load(tmp_path / "b.nxt", into=seeded(Mlp, seed=1)), inputs(Mlp)), output(model, inputs(Mlp)))
+
+
+def test_a_file_for_a_device_has_a_plain_index_and_no_slow_coder(tmp_path):
+    model, _ = run(Task(seeded(Mlp), calibration=[inputs(Mlp)]), [Prune(sparsity=0.5), Quantize(4, biases=8)])
+    save(model, tmp_path / "a.nxt", original=seeded(Mlp), device=True)
+    assert b"fc1.coded.weight.codes" in (tmp_path / "a.nxt").read_bytes()
+    with Reader(tmp_path / "a.nxt") as reader:
+        used = {reader.methods(entry) for entry in reader.entries.values() if entry.count}
+    assert not used & {"adaptive", "text"}
+    assert torch.equal(output(load(tmp_path / "a.nxt", into=seeded(Mlp, seed=1)), inputs(Mlp)), output(model, inputs(Mlp)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from enxuto.artifact.container import HEADER, Section, read, sizes, tables, write
+from enxuto.artifact.container import HEADER, Reader, Section, read, sizes, tables, write
 from enxuto.artifact.graph import GRAPH, attach
 from enxuto.artifact.structure import apply, edits
 from enxuto.errors import ArtifactError
@@ -40,18 +41,21 @@ def save(
     original: nn.Module | None = None,
     graph: Path | None = None,
     device: bool = False,
+    about: Mapping[str, str] | None = None,
 ) -> list[Entry]:
     """Writes the model to a .nxt file, whole or not at all, and says where the bytes went.
 
     With `original`, the network the model was made from, only the layers that differ are described. `graph` is an .onnx file
     of the model, whose graph is kept too. `device` leaves the index uncoded and the slow coders out, for readers with
-    little memory.
+    little memory. `about` is for people: an author, a licence, a date; it counts as header.
     Raises: ArtifactError for a model that cannot be kept; OutputError when the file cannot be written.
     """
     sections, same = _sections(model)
     meta: dict[str, Any] = {"edits": edits(model, original)}
     if same:
         meta["same"] = same
+    if about:
+        meta["about"] = {str(key): str(value) for key, value in about.items()}
     if graph is not None:
         meta["graph"], more = attach(
             graph, {name: value.detach().cpu().numpy() for name, value in to_float(model).state_dict().items()}
@@ -93,6 +97,16 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         if isinstance(module, nn.RNNBase) and not isinstance(module, Coded):
             module._flat_weights = [module._parameters.get(name) for name in module._flat_weights_names]
     return model.to(next((tensor.device for tensor in into.parameters()), None)).eval()
+
+
+def about(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What the file says of itself to people.
+
+    Raises: ArtifactError when the file is missing, damaged or foreign.
+    """
+    with Reader(path) as reader:
+        said = reader.meta.get("about", {})
+        return {str(key): str(value) for key, value in said.items()} if isinstance(said, dict) else {}
 
 
 def ledger(path: str | os.PathLike[str]) -> list[Entry]:

@@ -82,11 +82,11 @@ def _inspect_task(run: Session, path: Path, seed: int | None) -> None:
 
 
 def _inspect_nxt(run: Session, path: Path) -> None:
-    from enxuto.artifact.save import ledger
+    from enxuto.artifact.save import about, ledger
     from enxuto.reports.summary import KINDS
     from enxuto.sizes import file_bytes, format_bytes
 
-    entries = ledger(path)
+    entries, said = ledger(path), about(path)
     layers: dict[str, Counter[str]] = {}
     for entry in entries:
         layers.setdefault(entry.path, Counter())[entry.kind] += entry.bytes
@@ -100,6 +100,7 @@ def _inspect_nxt(run: Session, path: Path) -> None:
             "kinds": dict(kinds),
             "layers": [{"path": name, "bytes": found.total(), "kinds": dict(found)} for name, found in layers.items()],
             "entries": [asdict(entry) for entry in entries],
+            "about": said,
         }
     )
     table = _table(["layer", *shown, "bytes", "share"])
@@ -114,7 +115,7 @@ def _inspect_nxt(run: Session, path: Path) -> None:
         )
     table.add_section()
     _add(table, "all", *(f"{kinds[kind]:,}" for kind in shown), f"{kinds.total():,}", "", style="bold")
-    run.show(_title(f"{path}: {format_bytes(total)} ({total:,} bytes)"), table)
+    run.show(_title(f"{path}: {format_bytes(total)} ({total:,} bytes)"), *(f"{key}: {text}" for key, text in said.items()), table)
 
 
 def _inspect_coders(run: Session, path: Path) -> None:
