@@ -637,3 +637,22 @@ def test_a_file_for_a_device_has_a_plain_index_and_no_slow_coder(tmp_path):
         used = {reader.methods(entry) for entry in reader.entries.values() if entry.count}
     assert not used & {"adaptive", "text"}
     assert torch.equal(output(load(tmp_path / "a.nxt", into=seeded(Mlp, seed=1)), inputs(Mlp)), output(model, inputs(Mlp)))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_a_fresh_network_with_the_old_weight_norm_takes_its_file(tmp_path):
+    def fresh() -> nn.Module:
+        model = seeded(Mlp)
+        nn.utils.weight_norm(model.fc1)
+        return model
+
+    model = fresh()
+    x = inputs(Mlp)
+    small, _ = run(Task(model, calibration=[x]), [Quantize(4)])
+    save(small, tmp_path / "a.nxt", original=model)
+    assert torch.equal(output(load(tmp_path / "a.nxt", into=fresh()), x), output(small, x))
+
+
+def test_a_number_is_no_file():
+    with pytest.raises(ArtifactError, match="5 is int, not the name of a file"):
+        load(5, into=seeded(Mlp))

@@ -159,6 +159,8 @@ class Reader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
+        if not isinstance(path, (str, os.PathLike)):
+            raise ArtifactError(f"{path!r} is {type(path).__name__}, not the name of a file; name a .nxt file.")
         if not Path(path).is_file():
             kind = "is not a file" if Path(path).exists() else "does not exist"
             raise ArtifactError(f"'{path}' {kind}; name a .nxt file that enxuto wrote.")

@@ -18,7 +18,7 @@ from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import code_, coded_names, plain_class
 from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Table, TableTensor
 from enxuto.layers.kinds import SIZES, build, describe
-from enxuto.surgery import replace_
+from enxuto.surgery import duplicate, replace_, strays
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -63,7 +63,7 @@ def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:
 
     Raises: ArtifactError when the model is not the network the edits were made for.
     """
-    model = copy.deepcopy(model)
+    model = duplicate(model)
     seen: set[str] = set()
     places = {name: place for place, name in enumerate(shapes)}
     for edit in found:
@@ -143,6 +143,7 @@ def skeleton(model: nn.Module) -> nn.Module:
     for tensor in tensors:
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    memo |= {id(value): torch.empty_like(value, device="meta") for _, _, value in strays(model)}
     return copy.deepcopy(model, memo)
 
 
