@@ -54,7 +54,7 @@ def encode_integers(codes: NDArray[Any], symbols: int) -> bytes:
 def costs(codes: NDArray[Any], symbols: int) -> dict[str, int]:
     """The bytes that the codes take under each method that can hold them, by its name."""
     flat = _checked(codes, symbols)
-    found = {"raw": 1 + packed_bytes(flat.size, width(symbols))} if symbols > 1 else {}
+    found = {"raw": 1 + packed_bytes(flat.size, width(symbols))} if symbols > 1 and flat.size else {}
     for stream in _tried(flat, _stride(codes), symbols, thorough=True) if flat.size else ():
         found[METHODS[stream[0]]] = min(len(stream), found.get(METHODS[stream[0]], len(stream)))
     return found
