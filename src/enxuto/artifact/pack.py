@@ -31,11 +31,11 @@ PathLike = str | os.PathLike[str]
 Array = NDArray[Any]
 
 
-def pack(source: PathLike, path: PathLike, *, parent: PathLike | None = None) -> dict[str, int]:
+def pack(source: PathLike, path: PathLike, *, parent: PathLike | None = None, fast: bool = False) -> dict[str, int]:
     """Writes a .safetensors, torch or .onnx file as a .nxt file, and gives its bytes by tensor and under "header".
 
     `parent` is a file of the same kind, or one packed before: tensors of the same name, dtype and shape are kept as their
-    difference to its own where that is smaller, and it is needed to unpack.
+    difference to its own where that is smaller, and it is needed to unpack. `fast` leaves out the slow coders.
     Raises: ArtifactError for files that are missing, damaged or of no known kind; OutputError when nothing can be written.
     """
     source = Path(source)
@@ -49,7 +49,7 @@ def pack(source: PathLike, path: PathLike, *, parent: PathLike | None = None) ->
         meta: dict[str, Any] = {"packed": kind, "name": _word(source), "gaps": [length for _, length in gaps]}
         if parent is not None:
             meta |= {"parent": _word(Path(parent)), "differences": kept}
-        return write(path, meta, sections)
+        return write(path, meta, sections, fast=fast)
 
 
 def unpack(source: PathLike, path: PathLike, *, parent: PathLike | None = None) -> int:

@@ -20,6 +20,7 @@ def pack(
     file: Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors, .pt or .onnx file.", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="NXT", help="The file to write.", show_default=False)] = None,
     parent: Parent = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Only coders that are read at hundreds of MB/s.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -36,7 +37,7 @@ def pack(
 
         path = out or _free(file.with_suffix(".nxt"))
         with run.progress():
-            ledger = write(file, path, parent=parent)
+            ledger = write(file, path, parent=parent, fast=fast)
         before, after = file_bytes(file), file_bytes(path)
         run.answer({"file": str(path), "file_bytes": after, "original_bytes": before, "ratio": after / before, "tensors": ledger})
         run.show(f"{path}  {format_bytes(after)}, {after / before:.1%} of {format_bytes(before)}")

@@ -34,19 +34,19 @@ _SAMPLE = 1 << 14  # elements that decide whether the sign moves, and whether ze
 _ZEROS = 0.02  # from this fraction on
 
 
-def encode_array(array: NDArray[Any]) -> bytes:
-    """An array of any numeric type in the fewest bytes found, bit for bit; empty for no elements.
+def encode_array(array: NDArray[Any], *, fast: bool = False) -> bytes:
+    """An array of any numeric type in the fewest bytes found, bit for bit; empty for no elements. `fast` as for codes.
 
     Shapes: array [...].
     """
     if array.dtype.itemsize == 1:
-        return encode_integers(array.view(np.uint8), 2 if array.dtype == np.bool_ else 256)
+        return encode_integers(array.view(np.uint8), 2 if array.dtype == np.bool_ else 256, fast=fast)
     values = patterns(array)
     if values.size == 0:
         return b""
     if bool((values == values[0]).all()):
         return write_constant(int(values[0]))
-    smallest = min(_tried(array, values), key=len, default=b"")
+    smallest = min(_tried(array, values, fast), key=len, default=b"")
     return smallest if 0 < len(smallest) <= values.nbytes else bytes([RAW]) + values.tobytes()
 
 
@@ -60,7 +60,7 @@ def array_costs(array: NDArray[Any]) -> dict[str, int]:
     raw = {METHODS[RAW]: 1 + values.nbytes}
     if bool((values == values[0]).all()):
         return raw | {METHODS[CONSTANT]: len(write_constant(int(values[0])))}
-    return raw | {METHODS[data[0]]: len(data) for data in _tried(array, values)}
+    return raw | {METHODS[data[0]]: len(data) for data in _tried(array, values, fast=False)}
 
 
 def decode_array(data: Data, dtype: np.dtype[Any] | str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -147,12 +147,12 @@ def _values(data: Data, count: int, pattern: np.dtype[Any], nested: bool) -> NDA
     raise unknown(method, "elements")
 
 
-def _tried(array: NDArray[Any], values: NDArray[Any]) -> list[bytes]:
+def _tried(array: NDArray[Any], values: NDArray[Any], fast: bool) -> list[bytes]:
     """The streams of the methods that may be smaller than raw."""
     coded = []
     if values.size > _FEW:
         shape = array.shape if values.size == array.size else values.shape
-        coded = [_planes(values, shape), _sparse(values, shape)]
+        coded = [_planes(values, shape, fast), _sparse(values, shape, fast)]
     if values.size <= _FEW or array.dtype.kind in "iu":
         coded.append(_narrow(values))
     return [data for data in coded if data]
@@ -167,15 +167,15 @@ def _narrow(values: NDArray[Any]) -> bytes:
     return bytes([NARROW]) + table[:, :kept].tobytes()
 
 
-def _planes(values: NDArray[Any], shape: tuple[int, ...]) -> bytes:
+def _planes(values: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
     """Each byte plane coded by itself, with the sign moved beside the mantissa when that looks smaller."""
     sample = values[:: max(1, values.size // _SAMPLE)]
     rotated = min((False, True), key=lambda moved: sum(map(_noise, split(sample, moved))))
-    streams = [encode_integers(plane.reshape(shape), 256) for plane in split(values, rotated)]
+    streams = [encode_integers(plane.reshape(shape), 256, fast=fast) for plane in split(values, rotated)]
     return bytes([PLANES, rotated]) + write_parts(streams)
 
 
-def _sparse(values: NDArray[Any], shape: tuple[int, ...]) -> bytes:
+def _sparse(values: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
     """Where the elements are not zero, then those; empty when hardly any element is zero."""
     sample = values[:: max(1, values.size // _SAMPLE)]
     if np.count_nonzero(sample) > (1 - _ZEROS) * sample.size and values.size > _SAMPLE:
@@ -183,9 +183,9 @@ def _sparse(values: NDArray[Any], shape: tuple[int, ...]) -> bytes:
     filled = values != 0
     if bool(filled.all()):
         return b""
-    mask = encode_integers(filled.view(np.uint8).reshape(shape), 2)
+    mask = encode_integers(filled.view(np.uint8).reshape(shape), 2, fast=fast)
     kept = values[filled]
-    planes = [_planes(kept, kept.shape)] if kept.size > _FEW else []
+    planes = [_planes(kept, kept.shape, fast)] if kept.size > _FEW else []
     return bytes([SPARSE]) + write_parts([mask, min([bytes([RAW]) + kept.tobytes(), *planes], key=len)])
 
 

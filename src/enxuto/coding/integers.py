@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,22 +40,22 @@ _CLEARLY = 0.95  # of the bytes of the fast methods, which the slow one must rea
 _MOSTLY = 0.9  # one and the same code, for runs to be tried
 
 
-def encode_integers(codes: NDArray[Any], symbols: int) -> bytes:
-    """The codes in the fewest bytes found; empty for no codes.
+def encode_integers(codes: NDArray[Any], symbols: int, *, fast: bool = False) -> bytes:
+    """The codes in the fewest bytes found, by methods that are read at hundreds of MB/s if `fast`; empty for no codes.
 
     The first axis of the shape is taken for the rows of a matrix, whose rows or columns may have something in common.
     Shapes: codes [...] of uint8 or uint16, one symbol per element, each below `symbols`.
     Raises: RangeError when a code is not below `symbols`, or there are more than 65,536 symbols.
     """
     flat = _checked(codes, symbols)
-    return min(_tried(flat, _stride(codes), symbols, thorough=False), key=len) if flat.size else b""
+    return min(_tried(flat, _stride(codes), symbols, "fast" if fast else "small"), key=len) if flat.size else b""
 
 
 def costs(codes: NDArray[Any], symbols: int) -> dict[str, int]:
     """The bytes that the codes take under each method that can hold them, by its name."""
     flat = _checked(codes, symbols)
     found = {"raw": 1 + packed_bytes(flat.size, width(symbols))} if symbols > 1 and flat.size else {}
-    for stream in _tried(flat, _stride(codes), symbols, thorough=True) if flat.size else ():
+    for stream in _tried(flat, _stride(codes), symbols, "all") if flat.size else ():
         found[METHODS[stream[0]]] = min(len(stream), found.get(METHODS[stream[0]], len(stream)))
     return found
 
@@ -122,8 +122,9 @@ def _simple(codes: Codes, symbols: int, counts: NDArray[np.int64]) -> tuple[floa
     return size, lambda: bytes([STATIC]) + coder.encode(codes, *modelled, modelled[0].bits(counts))
 
 
-def _tried(flat: Codes, stride: int, symbols: int, *, thorough: bool) -> Iterator[bytes]:
-    """The streams of the methods that may be smallest, or with `thorough` of all that can hold the codes."""
+def _tried(flat: Codes, stride: int, symbols: int, effort: Literal["fast", "small", "all"]) -> Iterator[bytes]:
+    """The streams of the methods that may be smallest, of the fast ones alone, or of all that can hold the codes."""
+    thorough = effort == "all"
     bits = width(symbols)
     if flat.size > _LARGE_CODES and _noisy(coder.count(flat[:: flat.size // _SAMPLE_CODES], symbols), bits) and not thorough:
         yield bytes([RAW]) + pack(flat, bits)
@@ -142,14 +143,14 @@ def _tried(flat: Codes, stride: int, symbols: int, *, thorough: bool) -> Iterato
         body = runs.encode(flat, int(counts.argmax()), symbols, encode_simple)
         yield bytes([RUNS]) + body
         budget = min(budget, 1 + len(body))
-    if symbols <= adaptive.MAX_SYMBOLS and flat.size <= adaptive.MAX_CODES:
+    if effort != "fast" and symbols <= adaptive.MAX_SYMBOLS and flat.size <= adaptive.MAX_CODES:
         data = None
         if thorough or _may_adapt(flat, stride, symbols, most, budget / flat.size):
             data = adaptive.encode(flat, stride, symbols, budget=2 * flat.size + 64 if thorough else int(budget) - 2)
         if data is not None:
             yield bytes([ADAPTIVE]) + data
             budget = min(budget, 1 + len(data))
-    if symbols == 256 and stride == 1 and flat.size <= adaptive.MAX_TEXT:
+    if effort != "fast" and symbols == 256 and stride == 1 and flat.size <= adaptive.MAX_TEXT:
         yield bytes([TEXT]) + adaptive.encode_text(flat.tobytes(), b"")
     if size <= budget or thorough:
         yield simple()

@@ -165,3 +165,87 @@ def join_planes(planes: Any, rotate: int, values: Any) -> None:
         for i in range(values.size):
             value = _U(values[i])
             values[i] = value >> right | value << left
+
+
+@hot
+def settle_sum(counts: Any, frequencies: Any, total: int) -> None:
+    """Adds to (or takes from) the frequencies, one by one where it saves (or costs) most, until they sum to `total`.
+
+    A unit more or less changes the bits by about the slope count / frequency at its middle: a plain division, which unlike a
+    logarithm is the same on every machine, and so are the bytes.
+    """
+    missing = total - frequencies.sum()
+    step = 1 if missing > 0 else -1
+    prices = np.full(counts.size, np.inf)
+    for i in range(counts.size):
+        if frequencies[i] + step > 0:
+            prices[i] = -step * counts[i] / (2 * frequencies[i] + step)
+    for _ in range(abs(missing)):
+        i = int(prices.argmin())
+        frequencies[i] += step
+        prices[i] = -step * counts[i] / (2 * frequencies[i] + step) if frequencies[i] + step > 0 else np.inf
+
+
+@numba.njit(inline="always")
+def _write_golomb(value: Any, order: Any, out: Any, at: Any) -> Any:
+    head, bits = (value >> order) + 1, 0
+    while head >> bits > 1:
+        bits += 1
+    at += bits  # as many zeros
+    for place in range(bits, -1, -1):
+        out[at] = head >> place & 1
+        at += 1
+    for place in range(order - 1, -1, -1):
+        out[at] = value >> place & 1
+        at += 1
+    return at
+
+
+@hot
+def write_golomb(values: Any, order: int, out: Any, at: int) -> int:
+    """Writes exponential Golomb codes, behind each 0 how many zeros follow, as bits into `out` (zeros before); their end."""
+    i = 0
+    while i < values.size:
+        at = _write_golomb(values[i], order, out, at)
+        i += 1
+        if values[i - 1] == 0:
+            run = 0
+            while i + run < values.size and values[i + run] == 0:
+                run += 1
+            at = _write_golomb(run, 0, out, at)
+            i += run
+    return at
+
+
+@hot
+def read_golomb(bits: Any, at: int, order: int, limit: int, values: Any) -> int:
+    """The inverse of `write_golomb` into `values` (zeros before); the end, -1 where the bits do not fit or reach `limit`."""
+    i = total = 0
+    run = False
+    while i < values.size or run:
+        zeros = 0
+        while at < bits.size and bits[at] == 0:
+            zeros += 1
+            at += 1
+        own = 0 if run else order
+        if zeros > 20 or at + zeros + 1 + own > bits.size:
+            return -1
+        value = 0
+        for _ in range(zeros + 1):
+            value = value << 1 | bits[at]
+            at += 1
+        value -= 1
+        for _ in range(own):
+            value = value << 1 | bits[at]
+            at += 1
+        if run:
+            i += value
+            run = False
+        else:
+            values[i] = value
+            total += value
+            i += 1
+            run = value == 0
+        if total >= limit or i > values.size:
+            return -1
+    return at

@@ -5,17 +5,17 @@ Only the model and its compact table are here; the coder that uses it is in `cod
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.coding.bits import MAX_BITS, Data, width
+from enxuto.coding.bits import Data, width
 from enxuto.errors import ArtifactError
 
 PRECISIONS = (8, 10, 12, 14)  # log2 of the sums that are tried; finer fits better and makes a larger table
 _MANY = 1 << 16  # codes for which a finer table pays
+_LONGEST = 64  # bits of a frequency and of the run of zeros behind it, at most
 _FIELD_BITS = 4  # of the precision and of the Golomb order in a table
 
 
@@ -41,21 +41,16 @@ def fit(counts: NDArray[np.int64], precision: int) -> Model:
     Units of the sum are given (or taken back) one by one where they save (or cost) most, after rounding down.
     Shapes: counts [symbols].
     """
+    from enxuto.coding.kernels import settle_sum
+
     total = 1 << precision
     used = np.flatnonzero(counts)
     assert 0 < used.size <= total, "more different symbols than the precision can hold"
-    occurring = [int(count) for count in counts[used]]
-    population = sum(occurring)
-    frequencies = [max(1, count * total // population) for count in occurring]
-    missing = total - sum(frequencies)
-    step = 1 if missing > 0 else -1
-    heap = [(_price(c, f, step), i) for i, (c, f) in enumerate(zip(occurring, frequencies, strict=True)) if f + step > 0]
-    heapq.heapify(heap)
-    for _ in range(abs(missing)):
-        _, index = heapq.heappop(heap)
-        frequencies[index] += step
-        if frequencies[index] + step > 0:
-            heapq.heappush(heap, (_price(occurring[index], frequencies[index], step), index))
+    population = int(counts.sum())
+    shift = max(0, population.bit_length() + precision - 63)  # products stay below 2**63
+    occurring = np.maximum(1, counts[used].astype(np.int64) >> shift)
+    frequencies = np.maximum(1, occurring * total // int(occurring.sum()))
+    settle_sum(occurring, frequencies, total)
     full = np.zeros(counts.size, np.int64)
     full[used] = frequencies
     return Model(full, precision)
@@ -63,15 +58,14 @@ def fit(counts: NDArray[np.int64], precision: int) -> Model:
 
 def best(counts: NDArray[np.int64]) -> tuple[Model, bytes] | None:
     """The model and its table that are smallest together with the symbols; None when no precision holds them all."""
-    found: tuple[float, Model, bytes] | None = None
+    found: tuple[float, Model] | None = None
     for precision in PRECISIONS[-1:] if counts.sum() >= _MANY else PRECISIONS:
         if np.count_nonzero(counts) <= 1 << precision:
             model = fit(counts, precision)
-            table = write_table(model)
-            size = model.bits(counts) + 8 * len(table)
+            size = model.bits(counts) + int(_table_bits(model).min())
             if found is None or size < found[0]:
-                found = (size, model, table)
-    return found and found[1:]
+                found = (size, model)
+    return (found[1], write_table(found[1])) if found else None
 
 
 def write_table(model: Model) -> bytes:
@@ -80,22 +74,16 @@ def write_table(model: Model) -> bytes:
     The others are exponential Golomb codes of the order that is shortest; behind a 0 stands the number of further
     zeros, so that rare and absent symbols cost little. 16 symbols of a sparse layer take about 15 bytes.
     """
-    mode = int(model.frequencies.argmax())
-    others = np.delete(model.frequencies, mode)
-    order = int(_golomb_bits(others[None, :], np.arange(model.precision)[:, None]).sum(axis=1).argmin())
-    head = (model.precision, _FIELD_BITS), (order, _FIELD_BITS), (mode, width(model.frequencies.size))
-    parts = [f"{value:0{bits}b}" for value, bits in head if bits]
-    values, at = others.tolist(), 0
-    while at < len(values):
-        parts.append(_golomb(values[at], order))
-        at += 1
-        if values[at - 1] == 0:
-            run = next((i for i, value in enumerate(values[at:]) if value), len(values) - at)
-            parts.append(_golomb(run, 0))
-            at += run
-    text = "".join(parts)
-    text += "0" * (-len(text) % 8)
-    return int(text, 2).to_bytes(len(text) // 8, "big")
+    from enxuto.coding.kernels import write_golomb
+
+    mode, bits = int(model.frequencies.argmax()), width(model.frequencies.size)
+    order = int(_table_bits(model).argmin())
+    head = model.precision << _FIELD_BITS + bits | order << bits | mode
+    start = 2 * _FIELD_BITS + bits
+    out = np.zeros(start + _LONGEST * model.frequencies.size, np.uint8)
+    out[:start] = [head >> start - 1 - place & 1 for place in range(start)]
+    end = write_golomb(np.delete(model.frequencies, mode), order, out, start)
+    return np.packbits(out[:end]).tobytes()
 
 
 def read_table(data: Data, symbols: int) -> tuple[Model, int]:
@@ -103,69 +91,30 @@ def read_table(data: Data, symbols: int) -> tuple[Model, int]:
 
     Raises: ArtifactError when the table ends early, contradicts itself, or its frequencies do not sum up.
     """
-    source = _Bits(data)
-    precision, order = source.take(_FIELD_BITS), source.take(_FIELD_BITS)
-    mode = source.take(width(symbols))
-    others = np.zeros(symbols - 1, np.int64)
-    at, left = 0, 1 << precision
-    while at < symbols - 1:
-        others[at] = value = source.golomb(order)
-        left -= value
-        at += 1
-        if value == 0:
-            at += source.golomb(0)
-    if at != symbols - 1 or left < 1 or mode >= symbols or precision not in PRECISIONS or source.rest():
-        raise ArtifactError(f"the frequency table of {symbols} symbols contradicts itself; the file is damaged.")
-    return Model(np.insert(others, mode, left), precision), source.bytes_read
+    from enxuto.coding.kernels import read_golomb
+
+    size = width(symbols)
+    start = 2 * _FIELD_BITS + size
+    most = (start + _LONGEST * symbols) // 8 + 1
+    bits = np.unpackbits(np.frombuffer(data[:most], np.uint8))
+    others = np.zeros(max(0, symbols - 1), np.int64)
+    precision, order, mode = (
+        int("".join(map(str, bits[first:last])) or "0", 2)
+        for first, last in ((0, _FIELD_BITS), (_FIELD_BITS, 2 * _FIELD_BITS), (2 * _FIELD_BITS, start))
+    )
+    end = read_golomb(bits, start, order, 1 << precision, others) if bits.size >= start else -1
+    left = (1 << precision) - int(others.sum())
+    whole = -end % 8 + end
+    if end < 0 or left < 1 or mode >= symbols or precision not in PRECISIONS or bits[end:whole].any():
+        raise ArtifactError(f"the frequency table of {symbols} symbols ends early or contradicts itself; the file is damaged.")
+    return Model(np.insert(others, mode, left), precision), whole // 8
 
 
-class _Bits:
-    """Bits read one field after another, highest first."""
-
-    def __init__(self, data: Data) -> None:
-        self._data = data
-        self._at = 0
-
-    @property
-    def bytes_read(self) -> int:
-        """The bytes of which at least one bit was read."""
-        return (self._at + 7) // 8
-
-    def take(self, bits: int) -> int:
-        first, end = self._at // 8, self._at + bits
-        if end > 8 * len(self._data):
-            raise ArtifactError(f"a frequency table ends after {len(self._data)} bytes; the file is damaged.")
-        part = self._data[first : (end + 7) // 8]
-        self._at = end
-        return int.from_bytes(part, "big") >> -end % 8 & (1 << bits) - 1
-
-    def golomb(self, order: int) -> int:
-        zeros = 0
-        while self.take(1) == 0:
-            zeros += 1
-            if zeros > MAX_BITS:
-                raise ArtifactError("a frequency table holds a number that is too large; the file is damaged.")
-        head = (1 << zeros | self.take(zeros)) - 1
-        return (head << order) + self.take(order)
-
-    def rest(self) -> int:
-        """What is left of the byte that was begun."""
-        return self.take(-self._at % 8)
-
-
-def _price(count: int, frequency: int, step: int) -> float:
-    """The change in size for a unit more (step 1) or less (step -1): the slope count / frequency at its middle.
-
-    A plain division, unlike a logarithm, is the same on every machine, and so are the bytes.
-    """
-    return -step * count / (2 * frequency + step)
-
-
-def _golomb(value: int, order: int) -> str:
-    head = f"{(value >> order) + 1:b}"
-    tail = f"{value & (1 << order) - 1:0{order}b}" if order else ""
-    return "0" * (len(head) - 1) + head + tail
-
-
-def _golomb_bits(values: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    return 2 * np.frexp(((values >> order) + 1).astype(np.float64))[1].astype(np.int64) - 1 + order
+def _table_bits(model: Model) -> NDArray[np.int64]:
+    """The bits of the table by Golomb order, but for what runs of zeros save. Shapes: -> [orders]."""
+    values = np.sort(model.frequencies)[:-1]
+    values = values[np.flatnonzero(values)[0] - (values[0] == 0) :] if values.any() else values[:1]
+    orders = np.arange(model.precision)[:, None]
+    bits = 2 * np.frexp(((values[None, :] >> orders) + 1).astype(np.float64))[1].astype(np.int64) - 1 + orders
+    total: NDArray[np.int64] = bits.sum(axis=1)
+    return total

@@ -19,11 +19,8 @@ from enxuto.evaluation.session import RUNTIME_ERRORS, open_session
 
 __all__ = ["Network", "open"]
 
-
-_SAME = ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-_NUMPY: dict[str, np.dtype[Any]] = {"float": np.dtype("float32"), "double": np.dtype("float64")} | {
-    name: np.dtype(name) for name in _SAME
-}
+_NUMPY = {f"tensor({name})": name for name in ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")}
+_NUMPY |= {"tensor(float)": "float32", "tensor(double)": "float64"}
 
 
 class Network:
@@ -58,7 +55,7 @@ class Network:
         return found[0] if len(found) == 1 else tuple(found)
 
     def _array(self, name: str, value: ArrayLike) -> NDArray[Any]:
-        kind = _NUMPY.get(self._types[name].removeprefix("tensor(").removesuffix(")"))
+        kind = _NUMPY.get(self._types[name])
         array = np.asarray(value)
         return np.ascontiguousarray(array if kind is None else array.astype(kind, casting="same_kind", copy=False))
 
