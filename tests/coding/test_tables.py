@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from enxuto.coding import encode_array, encode_integers
 from enxuto.coding.arrays import array_costs
-from enxuto.coding.bits import write_varint
+from enxuto.coding.bits import packed_bytes, width, write_varint
 from enxuto.coding.integers import costs, encode_simple
 from enxuto.coding.models import read_table
 from enxuto.coding.stream import CLASSES, METHODS, PLANES, RAW, RUNS, SPARSE, STATIC, write_parts
@@ -56,7 +56,7 @@ def test_tables_in_parts_are_counted():
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint16", "complex64"])
 def test_an_array_has_the_tables_of_its_planes(dtype):
     values = (np.random.default_rng(0).normal(size=(40, 100)) * 50).astype(dtype)
-    stream = encode_array(values)
+    stream = encode_array(values, fast=True)
     assert stream[0] == PLANES
     assert 4 < table_bytes(stream, 256, min(8, values.itemsize)) < len(stream) / 4
 
@@ -75,6 +75,15 @@ def test_streams_inside_streams_end():
             stream = stream if len(stream) < 1 << 16 else stream[:1000]
         with contextlib.suppress(ArtifactError):
             table_bytes(stream, 15, 8)
+
+
+@pytest.mark.parametrize("symbols", [2, 3, 7, 15, 60])
+def test_no_stream_is_longer_than_raw_and_a_byte(symbols):
+    rng = np.random.default_rng(symbols)
+    for count in range(20, 1500, 7):
+        codes = rng.choice(symbols, count, p=rng.dirichlet(np.full(symbols, rng.choice([0.3, 1, 3, 10])))).astype(np.uint8)
+        for stream in (encode_simple(codes, symbols), encode_integers(codes, symbols, fast=True)):
+            assert len(stream) <= 1 + packed_bytes(count, width(symbols))
 
 
 # What each coder would take

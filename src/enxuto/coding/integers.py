@@ -119,7 +119,12 @@ def _simple(codes: Codes, symbols: int, counts: NDArray[np.int64]) -> tuple[floa
     modelled = models.best(counts) if codes.size <= _SMALL_CODES or not _noisy(counts, bits) else None
     if modelled is None or (size := 1 + coder.estimate(counts, *modelled)) >= raw_bytes:
         return raw_bytes, lambda: bytes([RAW]) + pack(codes, bits)
-    return size, lambda: bytes([STATIC]) + coder.encode(codes, *modelled, modelled[0].bits(counts))
+
+    def static() -> bytes:
+        stream = bytes([STATIC]) + coder.encode(codes, *modelled, modelled[0].bits(counts))
+        return stream if len(stream) <= raw_bytes else bytes([RAW]) + pack(codes, bits)  # the size was that of an average
+
+    return size, static
 
 
 def _tried(flat: Codes, stride: int, symbols: int, effort: Literal["fast", "small", "all"]) -> Iterator[bytes]:
