@@ -265,6 +265,21 @@ class Reader:
         jobs = ((self._stream(first + number), entry, stop - start) for number, (start, stop, _) in enumerate(entry.pieces()))
         yield from _in_threads(self._decode, jobs, entry.count)
 
+    def elements(self, name: str, start: int, stop: int) -> Array:
+        """The elements of one tensor from `start` to `stop`, flat; only the streams that hold them are decoded."""
+        entry, first = self.entries[name], self._first[name]
+        parts = [
+            self._decode(self._stream(first + number), entry, end - begin)[max(0, start - begin) : stop - begin]
+            for number, (begin, end, _) in enumerate(entry.pieces())
+            if begin < stop and start < end
+        ]
+        return np.concatenate([np.empty(0, NUMPY[entry.dtype]), *parts])
+
+    def bytes_of(self, entry: Entry) -> int:
+        """The bytes of the streams of one tensor."""
+        first = self._first[entry.name]
+        return sum(self.lengths[first : first + entry.streams])
+
     def tables(self, entry: Entry) -> int:
         """The bytes of frequency tables inside the streams of one tensor."""
         first, dtype = self._first[entry.name], NUMPY[entry.dtype]
@@ -288,10 +303,11 @@ class Reader:
 
     def _stream(self, number: int) -> bytes:
         block = bisect_right(self._blocks, number, key=lambda pair: pair[0]) - 1
-        if self._last[0] != block:
-            self._last = (block, self._block(block))
+        last = self._last
+        if last[0] != block:
+            last = self._last = (block, self._block(block))  # one name, for threads that read other blocks meanwhile
         start = self._places[self._blocks[block][0]]
-        return self._last[1][self._places[number] - start : self._places[number + 1] - start]
+        return last[1][self._places[number] - start : self._places[number + 1] - start]
 
     def _block(self, number: int) -> bytes:
         """The bytes of one block, found right."""

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.artifact.container import Reader, Section
+from enxuto.artifact.container import Reader, Section, memory_limit_bytes
 from enxuto.artifact.index import NUMPY
 from enxuto.artifact.spans import find_spans
 from enxuto.errors import ArtifactError
 
 GRAPH = "(graph)"  # the name of the tensor that holds the file without its constants; theirs begin with it
+_LARGEST = 8  # times the bytes that the file's tensors may take: codes become floats, and tied weights occur twice
 _LEAST_BYTES = 64  # of a constant that is cut out; smaller ones cost less where they are
 Array = NDArray[Any]
 
@@ -67,14 +68,19 @@ def onnx_bytes(reader: Reader) -> bytes:
         )
     try:
         gaps, constants = graph["gaps"], graph["constants"]
-        rest, parts, at = reader.array(GRAPH).tobytes(), [], 0
+        rest, parts, at, size = reader.array(GRAPH).tobytes(), [], 0, 0
+        if any(gap < 0 for gap in gaps) or sum(gaps) != len(rest):
+            raise ValueError(f"gaps of {sum(gaps)} bytes in {len(rest)}")
         for gap, constant in zip(gaps, [*constants, None], strict=True):
             parts.append(rest[at : at + gap])
             at += gap
             if constant is not None:
                 array = decoded(reader, constant[0])
                 parts.append((array.T if constant[1:] == ["T"] else array).tobytes())
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+                size += array.nbytes
+            if size > _LARGEST * memory_limit_bytes(reader.size):
+                raise ValueError(f"constants of {size} bytes and more")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"the graph of '{reader.path}' does not fit its tensors ({error}); save it again.") from error
@@ -95,7 +101,7 @@ def decoded(reader: Reader, name: str) -> Array:
     first = same.get(f"{base}.codes", f"{base}.codes").removesuffix(".codes")
     codes = reader.array(f"{first}.codes").astype(np.int32)
     if f"{first}.codebook" in reader.entries:
-        return reader.array(f"{first}.codebook").astype(np.float32)[codes]
+        return reader.array(f"{first}.codebook").astype(np.float32).reshape(-1)[codes]
     held = reader.entries[f"{first}.scale"]
     scale = reader.array(held.name)
     if held.dtype == "bfloat16":

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from enxuto.artifact.container import Reader, Section, write
 from enxuto.artifact.index import NUMPY, Entry
-from enxuto.artifact.spans import Span, find_spans
+from enxuto.artifact.spans import REST, Span, find_spans
 from enxuto.coding import encode_array
-from enxuto.errors import ArtifactError
+from enxuto.errors import ArtifactError, OutputError
 from enxuto.files import whole_file
 from enxuto.progress import say
 
-REST = "(between the tensors)"  # the name of the tensor that holds all other bytes of a packed file
 _CHUNK = 1 << 22
 _SAMPLE = 1 << 16  # elements by which a difference is weighed against the tensor itself
 PathLike = str | os.PathLike[str]
@@ -40,15 +39,16 @@ def pack(source: PathLike, path: PathLike, *, parent: PathLike | None = None, fa
     Raises: ArtifactError for files that are missing, damaged or of no known kind; OutputError when nothing can be written.
     """
     source = Path(source)
+    _check_apart(path, source, parent)
     kind, spans = find_spans(source)
     size = source.stat().st_size
     gaps = _gaps(spans, size)
     with _File(source) as file, _Parent(parent) as before:
         kept: dict[str, int] = {}
         sections = _sections(file, spans, gaps, before, kept)
-        meta: dict[str, Any] = {"packed": kind, "name": source.name, "gaps": [length for _, length in gaps]}
+        meta: dict[str, Any] = {"packed": kind, "name": _word(source), "gaps": [length for _, length in gaps]}
         if parent is not None:
-            meta |= {"parent": Path(parent).name, "differences": kept}
+            meta |= {"parent": _word(Path(parent)), "differences": kept}
         return write(path, meta, sections, fast=fast)
 
 
@@ -58,6 +58,7 @@ def unpack(source: PathLike, path: PathLike, *, parent: PathLike | None = None) 
     Raises: ArtifactError when `source` is damaged, holds a network and not a packed file, or the parent is not the one it
     was packed with; OutputError when the file cannot be written.
     """
+    _check_apart(path, source, parent)
     with Reader(source) as reader, _Parent(parent) as before:
         gaps, differences = _checked(reader, parent)
         rest = b"".join(part.tobytes() for part in reader.pieces(REST)) if REST in reader.entries else b""
@@ -91,6 +92,18 @@ def spliced(reader: Reader) -> bytes:
     return b"".join(parts)
 
 
+def _check_apart(path: PathLike, *sources: PathLike | None) -> None:
+    """Raises OutputError when the file to write is one that is read."""
+    for source in sources:
+        if source is not None and Path(path).exists() and Path(source).exists() and os.path.samefile(path, source):
+            raise OutputError(f"'{path}' is read, so it is not written over; name another file with -o.")
+
+
+def _word(path: Path) -> str:
+    """The name of a file as text that JSON can hold."""
+    return path.name.encode(errors="replace").decode()
+
+
 def _checked(reader: Reader, parent: PathLike | None) -> tuple[list[int], dict[str, int]]:
     """The gaps and the checksums of the parent's tensors, when the file is a packed one and the parent is given if needed."""
     gaps, differences = reader.meta.get("gaps"), reader.meta.get("differences", {})
@@ -99,9 +112,9 @@ def _checked(reader: Reader, parent: PathLike | None) -> tuple[list[int], dict[s
             f"'{reader.path}' holds a network, not a packed file; load it with enxuto.load, or write it with `enxuto export`."
         )
     tensors = [name for name in reader.entries if name != REST]
-    rest = reader.entries[REST].count if REST in reader.entries else 0
     whole = all(type(gap) is int and gap >= 0 for gap in gaps) and isinstance(differences, dict)
-    if not whole or len(gaps) != len(tensors) + 1 or sum(gaps) != rest or set(differences) - set(tensors):
+    rest = Entry(REST, "uint8", (sum(gaps),), None) if whole and any(gaps) else None
+    if not whole or len(gaps) != len(tensors) + 1 or reader.entries.get(REST) != rest or set(differences) - set(tensors):
         raise ArtifactError(f"'{reader.path}' says of itself what cannot be; it is damaged: copy or pack it again.")
     if differences and parent is None:
         raise ArtifactError(
@@ -253,23 +266,22 @@ class _Stored:
 
 @dataclass(frozen=True)
 class _Packed:
-    """A tensor of a packed parent, decoded when it is first asked for; the last one asked for is kept."""
+    """A tensor of a packed parent, of which a piece is decoded when it is asked for."""
 
     reader: Reader
     entry: Entry
 
-    @cached_property
-    def _array(self) -> Array:
-        return self.reader.array(self.entry.name).reshape(-1)
-
     def piece(self, start: int, stop: int) -> Array:
         """The elements from `start` to `stop`."""
-        return self._array[start:stop]
+        return self.reader.elements(self.entry.name, start, stop)
 
     @cached_property
     def checksum(self) -> int:
         """CRC-32 of its bytes."""
-        return zlib.crc32(self._array.tobytes())
+        check = 0
+        for part in self.reader.pieces(self.entry.name):
+            check = zlib.crc32(part.tobytes(), check)
+        return check
 
 
 @dataclass(frozen=True)
@@ -294,7 +306,11 @@ class _Parent:
         self._spans: dict[str, Span] = {}
         if path is not None and Path(path).suffix == ".nxt":
             self._reader = Reader(path)
-            _checked(self._reader, None)
+            try:
+                _checked(self._reader, None)
+            except ArtifactError:
+                self._reader.close()
+                raise
         elif path is not None:
             self._spans = {span.name: span for span in find_spans(Path(path))[1]}
             self._file = _File(Path(path))

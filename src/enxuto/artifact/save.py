@@ -57,9 +57,7 @@ def save(
     if about:
         meta["about"] = {str(key): str(value) for key, value in about.items()}
     if graph is not None:
-        meta["graph"], more = attach(
-            graph, {name: value.detach().cpu().numpy() for name, value in to_float(model).state_dict().items()}
-        )
+        meta["graph"], more = attach(graph, _float_tensors(model, sections))
         sections += more
     write(path, meta, sections, plain=device, fast=device)
     return ledger(path)
@@ -161,6 +159,16 @@ def _sections(model: nn.Module) -> tuple[list[Section], dict[str, str]]:
         else:
             sections.append(_from_torch(name, tensor, half=owner in coded and name.endswith(".codebook")))
     return sections, same
+
+
+def _float_tensors(model: nn.Module, sections: list[Section]) -> dict[str, NDArray[Any]]:
+    """The tensors of a network by name, decoded; only those that `graph.decoded` gives with the same bits."""
+    plain = {section.name for section in sections if section.symbols is None}
+    return {
+        name: np.asarray(_from_torch(name, tensor, half=False).array)
+        for name, tensor in to_float(model).state_dict().items()
+        if name in plain or tensor.dtype == torch.float32
+    }
 
 
 def _from_torch(name: str, tensor: Tensor, *, half: bool) -> Section:

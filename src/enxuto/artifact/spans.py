@@ -6,14 +6,17 @@ needed: what is not understood stays between the tensors, and comes back byte fo
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import mmap
 import pickle
+import pickletools
 import zipfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +66,14 @@ _TORCH = {
     "ShortStorage": "int16",
     "CharStorage": "int8",
 }
+REST = "(between the tensors)"  # the name that a packed file gives to all bytes outside of tensors
 _LARGEST_HEADER = 100 << 20  # that of safetensors itself
+_LONGEST_PATH = 1000  # letters; a pickle may nest its lists a million deep
+# What a damaged zip file or pickle raises in the standard library.
+_BROKEN = (
+    *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError),
+    *(OverflowError, MemoryError, RuntimeError),
+)
 _GRAPH, _INITIALIZER = 7, 5  # fields of ModelProto and GraphProto
 _DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA = 1, 2, 4, 8, 9  # of TensorProto
 _LONG = 2  # the wire type of what has a length
@@ -87,14 +97,19 @@ def find_spans(path: Path) -> tuple[str, list[Span]]:
     """
     if not path.is_file():
         raise ArtifactError(f"'{path}' {'is not a file' if path.exists() else 'does not exist'}; name the file to pack.")
-    with path.open("rb") as file:
-        start = file.read(9)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise ArtifactError(f"'{path}' cannot be read: {error.strerror}; check its permissions.") from error
     if start.startswith(b"PK\3\4"):
         kind, found = "torch", _torch_spans(path)
+    elif path.suffix == ".onnx":  # whose ninth byte may be anything
+        kind, found = "onnx", _onnx_spans(path)
     elif len(start) == 9 and start[8:] == b"{":
         kind, found = "safetensors", _safetensors_spans(path)
-    elif path.suffix == ".onnx":
-        kind, found = "onnx", _onnx_spans(path)
+    elif start.startswith(b"\x80\2"):
+        raise ArtifactError(f"'{path}' is a checkpoint of torch before 1.6; load it and write it again with torch.save.")
     else:
         raise ArtifactError(
             f"'{path}' begins with {start[:4]!r}, which is neither safetensors nor a torch checkpoint, and it is not named "
@@ -105,18 +120,24 @@ def find_spans(path: Path) -> tuple[str, list[Span]]:
 
 def _settled(found: list[Span], size: int) -> Iterator[Span]:
     """The spans in order, each once, with names that differ; those that overlap or leave the file stay where they are."""
-    taken: Counter[str] = Counter()
+    taken = {REST}
     end = 0
     for span in sorted(found, key=lambda span: (span.offset, -span.nbytes)):
-        if span.offset < end or span.offset + span.nbytes > size or span.nbytes == 0:
+        if span.offset < end or span.offset + span.nbytes > size or span.nbytes <= 0:
             continue
         end = span.offset + span.nbytes
-        fits = span.dtype in NUMPY and math.prod(span.shape) * NUMPY[span.dtype].itemsize == span.nbytes
-        if not fits or len(span.shape) > MOST_AXES:
+        if not _fits(span):
             span = replace(span, dtype="uint8", shape=(span.nbytes,))
-        name = span.name.replace("\0", " ")
-        taken[name] += 1
-        yield replace(span, name=name if taken[name] == 1 else f"{name}#{taken[name]}")
+        plain = span.name.encode(errors="replace").decode().replace("\0", " ")
+        name = next(name for name in chain([plain], (f"{plain}#{number}" for number in count(2))) if name not in taken)
+        taken.add(name)
+        yield replace(span, name=name)
+
+
+def _fits(span: Span) -> bool:
+    """Whether dtype and shape describe the bytes of a span."""
+    whole = len(span.shape) <= MOST_AXES and all(type(size) is int and size >= 0 for size in span.shape)
+    return whole and span.dtype in NUMPY and math.prod(span.shape) * NUMPY[span.dtype].itemsize == span.nbytes
 
 
 def _safetensors_spans(path: Path) -> list[Span]:
@@ -129,12 +150,12 @@ def _safetensors_spans(path: Path) -> list[Span]:
         try:
             header = json.loads(file.read(length))
             return [
-                Span(name, _SAFETENSORS.get(item["dtype"], ""), tuple(item["shape"]), 8 + length + first, last - first)
+                Span(name, _SAFETENSORS.get(item["dtype"], ""), tuple(item["shape"]), 8 + length + int(first), int(last - first))
                 for name, item in header.items()
                 if name != "__metadata__"
                 for first, last in [item["data_offsets"]]
             ]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ArtifactError(f"the header of '{path}' is not that of safetensors ({error}); it is damaged.") from error
 
 
@@ -145,19 +166,22 @@ def _torch_spans(path: Path) -> list[Span]:
             pickled = next((name for name in records if name.endswith("/data.pkl")), None)
             if pickled is None:
                 raise ArtifactError(f"'{path}' is a zip file without data.pkl; give a file that torch.save wrote.")
-            storages = _Storages.of(archive.read(pickled))
-            folder = pickled.removesuffix("data.pkl")
+            storages = _storages(archive.read(pickled))
+            folder = f"{pickled.removesuffix('data.pkl')}data/"
             spans = []
-            for key, (name, dtype, shape) in storages.items():
-                item = records.get(f"{folder}data/{key}")
-                if item is None:
+            for record, item in records.items():
+                if not record.startswith(folder):
                     continue
+                key = record.removeprefix(folder)
+                name, dtype, shape = storages.get(key, (f"data/{key}", "", ()))
                 file.seek(item.header_offset + 26)  # the lengths of name and extra field in the local header
                 lengths = file.read(4)
                 start = item.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
                 spans.append(Span(name, dtype, shape, start, item.file_size))
             return spans
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, IndexError) as error:
+    except _BROKEN as error:
+        if isinstance(error, ArtifactError):
+            raise
         raise ArtifactError(f"'{path}' is no readable torch checkpoint ({error}); save it again with torch.save.") from error
 
 
@@ -165,9 +189,14 @@ class _Stub:
     """Stands for whatever a pickle names; it keeps what it is called with, and does nothing."""
 
     name = ""
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
 
     def __init__(self, *arguments: Any, **_: Any) -> None:
         self.arguments = arguments
+
+    def __repr__(self) -> str:
+        return self.name  # as a key of a dict it becomes part of a name, which is the same every time
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -185,18 +214,6 @@ class _Stub:
 class _Storages(pickle.Unpickler):
     """Reads which storages a torch pickle holds, without importing or calling anything that it names."""
 
-    @classmethod
-    def of(cls, data: bytes) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-        """Name, dtype and shape of the largest tensor on each storage, by its key."""
-        import io
-
-        found: dict[str, tuple[str, str, tuple[int, ...]]] = {}
-        for name, storage, shape in _tensors(cls(io.BytesIO(data)).load(), ""):
-            key, dtype = storage
-            if key not in found or math.prod(shape) > math.prod(found[key][2]):
-                found[key] = (name, dtype, shape)
-        return found
-
     def find_class(self, module: str, name: str) -> Any:
         """A stub for everything but an ordered dict."""
         if (module, name) == ("collections", "OrderedDict"):
@@ -209,33 +226,47 @@ class _Storages(pickle.Unpickler):
         return str(key), _TORCH.get(getattr(kind, "name", ""), "")
 
 
-def _tensors(value: Any, path: str) -> Iterator[tuple[str, tuple[str, str], tuple[int, ...]]]:
-    """Path, storage and shape of every tensor in nested dicts and lists."""
-    if isinstance(value, _Stub):
-        arguments = value.arguments
-        if value.name.startswith("_rebuild_tensor") and len(arguments) > 2:
-            yield path, arguments[0], tuple(arguments[2])
-        elif arguments:
-            yield from _tensors(arguments[0], path)  # a parameter around a tensor
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _tensors(item, f"{path}.{index}" if path else str(index))
+def _storages(data: bytes) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of the largest tensor on each storage of a pickle, by its key."""
+    for code, argument, _ in pickletools.genops(data):
+        if code.name.endswith("PUT") and int(argument or 0) > len(data):
+            raise ValueError(f"it puts something at place {argument} of its memory")  # which would be taken for it
+    found: dict[str, tuple[str, str, tuple[int, ...]]] = {}
+    for name, (key, dtype), shape in _tensors(_Storages(io.BytesIO(data)).load()):
+        if key not in found or math.prod(shape) > math.prod(found[key][2]):
+            found[key] = (name, dtype, shape)
+    return found
+
+
+def _tensors(root: Any) -> Iterator[tuple[str, tuple[str, str], tuple[int, ...]]]:
+    """Path, storage and shape of every tensor in nested dicts, lists and objects, which may hold themselves."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        path, value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, _Stub) and value.name.startswith("_rebuild_tensor") and len(value.arguments) > 2:
+            yield path, value.arguments[0], tuple(value.arguments[2])
+        elif isinstance(value, _Stub):
+            waiting += [(path, item) for item in (value.state, *reversed(value.arguments))]
+        elif isinstance(value, (Mapping, list, tuple)):
+            items = list(value.items() if isinstance(value, Mapping) else enumerate(value))
+            waiting += [(f"{path}.{key}"[-_LONGEST_PATH:] if path else str(key), item) for key, item in reversed(items)]
 
 
 def _onnx_spans(path: Path) -> list[Span]:
     found: list[Span] = []
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for field, start, end in _fields(data, 0, len(data)):
                 if field == _GRAPH:
                     for inner, first, last in _fields(data, start, end):
                         if inner == _INITIALIZER:
                             found += _onnx_tensor(data, first, last)
-        except (IndexError, ValueError) as error:
-            raise ArtifactError(f"'{path}' is no readable ONNX file ({error}); export it again.") from error
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped: ValueError
+        raise ArtifactError(f"'{path}' is no readable ONNX file ({error}); export it again.") from error
     return found
 
 

@@ -35,6 +35,8 @@ def inspect(
     from enxuto.errors import ArtifactError
 
     with session(json=json, quiet=quiet, debug=debug) as run:
+        if coders and path.suffix != ".nxt":
+            raise ArtifactError(f"'{path}' has no coders to show; give --coders with a .nxt file.")
         if path.suffix == ".nxt":
             (_inspect_coders if coders else _inspect_nxt)(run, path)
         elif path.suffix == ".onnx":
@@ -130,10 +132,19 @@ def _inspect_coders(run: Session, path: Path) -> None:
     rows: list[dict[str, Any]] = []
     with Reader(path) as reader, run.progress():
         for entry in counted(reader.entries.values(), "coding", len(reader.entries)):
-            array, used = reader.array(entry.name), reader.methods(entry)
-            found = costs(array, entry.symbols) if entry.symbols else array_costs(array)
-            entropy = entropy_bytes(array, entry.symbols) if entry.symbols else None
-            rows.append({"tensor": entry.name, "elements": entry.count, "used": used, "entropy": entropy, "bytes": found})
+            parts = [part.reshape(shape) for part, (*_, shape) in zip(reader.pieces(entry.name), entry.pieces(), strict=True)]
+            each = [costs(part, entry.symbols) if entry.symbols else array_costs(part) for part in parts]
+            shared = [name for name in METHODS if each and all(name in found for found in each)]
+            rows.append(
+                {
+                    "tensor": entry.name,
+                    "elements": entry.count,
+                    "used": reader.methods(entry),
+                    "used_bytes": reader.bytes_of(entry),
+                    "entropy": sum(entropy_bytes(part, entry.symbols) for part in parts) if entry.symbols else None,
+                    "bytes": {name: sum(found[name] for found in each) for name in shared},
+                }
+            )
     run.answer({"file": str(path), "tensors": rows})
     shown = [name for name in METHODS if any(name in row["bytes"] for row in rows)]
     table = _table(["tensor", "elements", "used", "entropy", *shown])

@@ -35,7 +35,7 @@ def pack(
         from enxuto.artifact.pack import pack as write
         from enxuto.sizes import file_bytes, format_bytes
 
-        path = out or file.with_suffix(".nxt")
+        path = out or _free(file.with_suffix(".nxt"))
         with run.progress():
             ledger = write(file, path, parent=parent, fast=fast)
         before, after = file_bytes(file), file_bytes(path)
@@ -62,17 +62,26 @@ def unpack(
     with session(json=json, quiet=quiet, debug=debug) as run:
         from enxuto.artifact.container import Reader
         from enxuto.artifact.pack import unpack as write
-        from enxuto.errors import OutputError
         from enxuto.sizes import format_bytes
 
         path = out
         if path is None:
             with Reader(file) as reader:
                 name = Path(str(reader.meta.get("name", ""))).name or f"{file.stem}.unpacked"
-            path = file.with_name(name)
-            if path.exists():
-                raise OutputError(f"'{path}' is there already and was left alone; name the file to write with -o.")
+            path = _free(file.with_name(name))
         with run.progress():
             size = write(file, path, parent=parent)
         run.answer({"file": str(path), "file_bytes": size})
         run.show(f"{path}  {format_bytes(size)}")
+
+
+def _free(path: Path) -> Path:
+    """The path that nobody named, when nothing is there.
+
+    Raises: OutputError when something is.
+    """
+    from enxuto.errors import OutputError
+
+    if path.exists():
+        raise OutputError(f"'{path}' is there already and was left alone; name the file to write with -o.")
+    return path

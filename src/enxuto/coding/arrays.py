@@ -14,6 +14,7 @@ from enxuto.coding.bits import Data
 from enxuto.coding.integers import costs, decode_integers, encode_integers
 from enxuto.coding.stream import (
     CONSTANT,
+    METHODS,
     NARROW,
     PLANES,
     RAW,
@@ -45,32 +46,21 @@ def encode_array(array: NDArray[Any], *, fast: bool = False) -> bytes:
         return b""
     if bool((values == values[0]).all()):
         return write_constant(int(values[0]))
-    coded = [] if values.size > _FEW else [_narrow(values), bytes([RAW]) + values.tobytes()]
-    if values.size > _FEW:
-        shape = array.shape if values.size == array.size else values.shape
-        coded += [
-            _planes(values, shape, fast),
-            _sparse(values, shape, fast),
-            *([_narrow(values)] if array.dtype.kind in "iu" else []),
-        ]
-        smallest = min((data for data in coded if data), key=len)
-        coded = [smallest] if len(smallest) <= values.nbytes else [bytes([RAW]) + values.tobytes()]
-    return min((data for data in coded if data), key=len)
+    smallest = min(_tried(array, values, fast), key=len, default=b"")
+    return smallest if 0 < len(smallest) <= values.nbytes else bytes([RAW]) + values.tobytes()
 
 
 def array_costs(array: NDArray[Any]) -> dict[str, int]:
-    """The bytes that an array takes under each method that can hold it, by its name."""
+    """The bytes that an array takes under each method that is tried for it, by its name."""
     if array.dtype.itemsize == 1:
         return costs(array.view(np.uint8), 2 if array.dtype == np.bool_ else 256)
     values = patterns(array)
     if values.size == 0:
         return {}
+    raw = {METHODS[RAW]: 1 + values.nbytes}
     if bool((values == values[0]).all()):
-        return {"constant": len(write_constant(int(values[0]))), "raw": 1 + values.nbytes}
-    shape = array.shape if values.size == array.size else values.shape
-    found = {"raw": 1 + values.nbytes, "narrow": len(_narrow(values)), "planes": len(_planes(values, shape, False))}
-    found["sparse"] = len(_sparse(values, shape, False))
-    return {name: size for name, size in found.items() if size}
+        return raw | {METHODS[CONSTANT]: len(write_constant(int(values[0])))}
+    return raw | {METHODS[data[0]]: len(data) for data in _tried(array, values, fast=False)}
 
 
 def decode_array(data: Data, dtype: np.dtype[Any] | str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -155,6 +145,17 @@ def _values(data: Data, count: int, pattern: np.dtype[Any], nested: bool) -> NDA
         values[filled] = _values(rest, int(filled.sum()), pattern, nested=True)
         return values
     raise unknown(method, "elements")
+
+
+def _tried(array: NDArray[Any], values: NDArray[Any], fast: bool) -> list[bytes]:
+    """The streams of the methods that may be smaller than raw."""
+    coded = []
+    if values.size > _FEW:
+        shape = array.shape if values.size == array.size else values.shape
+        coded = [_planes(values, shape, fast), _sparse(values, shape, fast)]
+    if values.size <= _FEW or array.dtype.kind in "iu":
+        coded.append(_narrow(values))
+    return [data for data in coded if data]
 
 
 def _narrow(values: NDArray[Any]) -> bytes:

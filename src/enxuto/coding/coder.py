@@ -14,7 +14,7 @@ from enxuto.errors import ArtifactError
 
 _LANES = 8
 _STATE_BYTES = 4 * _LANES
-OVERHEAD_BYTES = 2 * _LANES  # the half of the states that carries no information
+OVERHEAD_BYTES = 3 * _LANES  # of the states: half of them never carries information, a quarter not on average
 
 
 def count(codes: Codes, symbols: int) -> NDArray[np.int64]:

@@ -54,7 +54,7 @@ def encode_integers(codes: NDArray[Any], symbols: int, *, fast: bool = False) ->
 def costs(codes: NDArray[Any], symbols: int) -> dict[str, int]:
     """The bytes that the codes take under each method that can hold them, by its name."""
     flat = _checked(codes, symbols)
-    found = {"raw": 1 + packed_bytes(flat.size, width(symbols))} if symbols > 1 else {}
+    found = {"raw": 1 + packed_bytes(flat.size, width(symbols))} if symbols > 1 and flat.size else {}
     for stream in _tried(flat, _stride(codes), symbols, "all") if flat.size else ():
         found[METHODS[stream[0]]] = min(len(stream), found.get(METHODS[stream[0]], len(stream)))
     return found
@@ -119,7 +119,12 @@ def _simple(codes: Codes, symbols: int, counts: NDArray[np.int64]) -> tuple[floa
     modelled = models.best(counts) if codes.size <= _SMALL_CODES or not _noisy(counts, bits) else None
     if modelled is None or (size := 1 + coder.estimate(counts, *modelled)) >= raw_bytes:
         return raw_bytes, lambda: bytes([RAW]) + pack(codes, bits)
-    return size, lambda: bytes([STATIC]) + coder.encode(codes, *modelled, modelled[0].bits(counts))
+
+    def static() -> bytes:
+        stream = bytes([STATIC]) + coder.encode(codes, *modelled, modelled[0].bits(counts))
+        return stream if len(stream) <= raw_bytes else bytes([RAW]) + pack(codes, bits)  # the size was that of an average
+
+    return size, static
 
 
 def _tried(flat: Codes, stride: int, symbols: int, effort: Literal["fast", "small", "all"]) -> Iterator[bytes]:

@@ -19,6 +19,9 @@ from enxuto.evaluation.session import RUNTIME_ERRORS, open_session
 
 __all__ = ["Network", "open"]
 
+_NUMPY = {f"tensor({name})": name for name in ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")}
+_NUMPY |= {"tensor(float)": "float32", "tensor(double)": "float64"}
+
 
 class Network:
     """A network that is ready to run: call it with its inputs, in their order or by name, and it gives its outputs."""
@@ -31,28 +34,30 @@ class Network:
         self._types = {item.name: item.type for item in self._session.get_inputs()}
 
     def __call__(self, *inputs: ArrayLike, **named: ArrayLike) -> NDArray[Any] | tuple[NDArray[Any], ...]:
-        """The output, or a tuple of them where there are several. Numbers are taken in the type that the network asks for.
+        """The output, or a tuple of them where there are several.
+
+        Numbers are taken in the type that the network asks for, but never a float as an integer.
 
         Raises: ExportError when there are too few or too many inputs, or they do not fit.
         """
         given = dict(zip(self.inputs, inputs, strict=False)) | named
-        if len(inputs) > len(self.inputs) or set(given) != set(self.inputs):
+        if len(inputs) + len(named) != len(self.inputs) or set(given) != set(self.inputs):
             raise ExportError(
-                f"'{self.name}' was given {len(inputs)} inputs and {', '.join(named) or 'none'} by name; it takes "
-                f"{', '.join(self.inputs)}."
+                f"'{self.name}' was given {len(inputs)} inputs in a row and {', '.join(named) or 'none'} by name; "
+                f"give each of {', '.join(self.inputs)} once."
             )
         try:
             found = self._session.run(None, {name: self._array(name, value) for name, value in given.items()})
-        except (*RUNTIME_ERRORS, ValueError) as error:
+        except (*RUNTIME_ERRORS, ValueError, TypeError, RuntimeError) as error:
             raise ExportError(
                 f"'{self.name}' does not take these inputs: {error}; give them in the shapes it was made for."
             ) from error
         return found[0] if len(found) == 1 else tuple(found)
 
     def _array(self, name: str, value: ArrayLike) -> NDArray[Any]:
-        kind = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64}.get(self._types[name])
+        kind = _NUMPY.get(self._types[name])
         array = np.asarray(value)
-        return np.ascontiguousarray(array if kind is None else array.astype(kind, copy=False))
+        return np.ascontiguousarray(array if kind is None else array.astype(kind, casting="same_kind", copy=False))
 
 
 def open(path: str | os.PathLike[str], *, threads: int = 0) -> Network:
