@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from enxuto.coding.adaptive import decode_text, encode_text
+from enxuto.coding.adaptive import MAX_TEXT, decode_text, encode_text
 from enxuto.coding.bits import read_varint, write_varint
 from enxuto.coding.integers import MAX_SYMBOLS
 from enxuto.errors import ArtifactError
@@ -105,7 +105,7 @@ class Entry:
 
 
 def write_index(meta: Mapping[str, Any], entries: Sequence[Entry], lengths: Iterable[int], *, plain: bool) -> bytes:
-    """The index: its length, 0 where it is `plain`; the bytes that follow; these.
+    """The index: its length, 0 where it is `plain` (or too long to be coded); the bytes that follow; these.
 
     Raises: ValueError, TypeError or RecursionError when `meta` is not JSON.
     """
@@ -115,6 +115,7 @@ def write_index(meta: Mapping[str, Any], entries: Sequence[Entry], lengths: Iter
     whole = write_varint(len(text)) + text + write_varint(len(entries)) + names + rows + b"".join(map(write_varint, lengths))
     if len(whole) > MAX_INDEX_BYTES:
         raise ArtifactError(f"the index takes {len(whole)} bytes, more than {MAX_INDEX_BYTES}; shorten names or meta.")
+    plain |= len(whole) > MAX_TEXT  # which the reader of coded texts refuses
     coded = whole if plain else encode_text(whole, PRIMER)
     return write_varint(0 if plain else len(whole)) + write_varint(len(coded)) + coded
 
