@@ -13,6 +13,8 @@ SCRIPTS = (
     ("file_size.py", "lenet-300-100"),
     ("file_size.py", "resnet-20"),
     ("file_coders.py",),
+    ("file_speed.py",),
+    ("file_large.py",),
     ("speed_resnet.py",),
     ("channel_groups.py",),
     ("channel_scores.py",),

@@ -138,6 +138,14 @@ def test_a_tensor_of_several_pieces_comes_back(tmp_path, monkeypatch):
     assert same(tmp_path / "near.safetensors", tmp_path, parent=tmp_path / "x.safetensors")
 
 
+def test_a_file_of_tens_of_thousands_of_tensors_comes_back(tmp_path):
+    """Its index is longer than a text that is coded may be."""
+    items = {
+        f"layers.{i}.a.weight.with.a.long.name": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(30_000)
+    }
+    assert same(hand_made(tmp_path / "x.safetensors", items, os.urandom(30_000)), tmp_path)
+
+
 # torch
 
 

@@ -184,7 +184,7 @@ def test_a_file_that_is_not_what_it_should_be_is_named(
     assert result.stdout == ""
 
 
-COMMANDS = ("init", "inspect", "compress", "evaluate", "compare", "export", "report", "demo")
+COMMANDS = ("init", "inspect", "compress", "evaluate", "compare", "export", "report", "demo", "pack", "unpack")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

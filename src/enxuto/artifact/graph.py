@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.artifact.container import Reader, Section, memory_limit_bytes
+from enxuto.artifact.container import Reader, Section
 from enxuto.artifact.index import NUMPY
 from enxuto.artifact.spans import find_spans
 from enxuto.errors import ArtifactError
 
 GRAPH = "(graph)"  # the name of the tensor that holds the file without its constants; theirs begin with it
-_LARGEST = 8  # times the bytes that the file's tensors may take: codes become floats, and tied weights occur twice
+_LARGEST = 8  # times the bytes of the file's tensors: a code of a byte becomes a float, and a tied weight occurs twice
 _LEAST_BYTES = 64  # of a constant that is cut out; smaller ones cost less where they are
 Array = NDArray[Any]
 
@@ -69,6 +69,7 @@ def onnx_bytes(reader: Reader) -> bytes:
     try:
         gaps, constants = graph["gaps"], graph["constants"]
         rest, parts, at, size = reader.array(GRAPH).tobytes(), [], 0, 0
+        largest = _LARGEST * sum(entry.nbytes for entry in reader.entries.values())
         if any(gap < 0 for gap in gaps) or sum(gaps) != len(rest):
             raise ValueError(f"gaps of {sum(gaps)} bytes in {len(rest)}")
         for gap, constant in zip(gaps, [*constants, None], strict=True):
@@ -78,7 +79,7 @@ def onnx_bytes(reader: Reader) -> bytes:
                 array = decoded(reader, constant[0])
                 parts.append((array.T if constant[1:] == ["T"] else array).tobytes())
                 size += array.nbytes
-            if size > _LARGEST * memory_limit_bytes(reader.size):
+            if size > largest:
                 raise ValueError(f"constants of {size} bytes and more")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, ArtifactError):

@@ -35,7 +35,7 @@ def pack(
         from enxuto.artifact.pack import pack as write
         from enxuto.sizes import file_bytes, format_bytes
 
-        path = out or _free(file.with_suffix(".nxt"))
+        path = out or _free(file.parent / f"{file.stem}.nxt")
         with run.progress():
             ledger = write(file, path, parent=parent, fast=fast)
         before, after = file_bytes(file), file_bytes(path)
