@@ -35,7 +35,7 @@ MAX_SYMBOLS = 1 << 16
 _SMALL_CODES, _LARGE_CODES = 1 << 12, 1 << 18
 _SLOW_CODES = 1 << 19  # up to here the slow coder is always tried
 _SAMPLE_CODES = 1 << 16
-_NOISE = 0.98  # of the raw bytes: what does not get below has no pattern worth a slow search
+_NOISE = 0.995  # of the raw bytes: what does not get below has no pattern worth a search
 _CLEARLY = 0.95  # of the bytes of the fast methods, which the slow one must reach on a part of a large tensor
 _MOSTLY = 0.9  # one and the same code, for runs to be tried
 
