@@ -9,7 +9,15 @@ from typing import Any
 from enxuto.reports import read_document
 from enxuto.reports.summary import headline, summary_rows
 
-HEADLINES = ("file_size_lenet-300-100", "file_size_resnet-20", "speed_resnet", "speed_mobilenet", "file_speed_codes", "file_large", "startup")
+HEADLINES = (
+    "file_size_lenet-300-100",
+    "file_size_resnet-20",
+    "speed_resnet",
+    "speed_mobilenet",
+    "file_speed_codes",
+    "file_large",
+    "startup",
+)
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
