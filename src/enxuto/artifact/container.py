@@ -254,8 +254,12 @@ class Reader:
     def array(self, name: str) -> Array:
         """The elements of one tensor, in its shape."""
         entry = self.entries[name]
-        parts = list(self.pieces(name))
-        array = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, NUMPY[entry.dtype]), *parts])
+        if entry.streams == 1:
+            return next(self.pieces(name)).reshape(entry.shape)
+        array, at = np.empty(entry.count, NUMPY[entry.dtype]), 0
+        for part in self.pieces(name):
+            array[at : at + part.size] = part
+            at += part.size
         return array.reshape(entry.shape)
 
     def pieces(self, name: str) -> Iterator[Array]:
