@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from enxuto import memory
     from enxuto.artifact.save import ledger, load
     from enxuto.compression import compress
     from enxuto.errors import Error
@@ -73,6 +74,7 @@ __all__ = [
     "export",
     "ledger",
     "load",
+    "memory",
     "prepare",
     "report",
     "run",
@@ -80,7 +82,13 @@ __all__ = [
 ]
 
 
+_ROOMS = ("memory",)
+"""Modules with verbs of their own, as in `ex.memory.predict`."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"enxuto.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'enxuto' has no attribute {name!r}; its names are {', '.join(__all__)}")
     value = getattr(importlib.import_module(f"enxuto.{_HOMES[name]}"), name)

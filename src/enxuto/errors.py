@@ -7,6 +7,7 @@
     ├── NothingChangedError (RuntimeError)  a step that would have left the model as it was
     ├── TaskError           (ValueError)    what the user brought is missing, broken or not finite
     ├── TargetError         (ValueError)    a goal that cannot be reached or does not make sense
+    ├── LimitError          (ValueError)    a memory limit that nothing can keep
     ├── RecipeError         (ValueError)    a recipe file that names no known step or argument
     ├── ArtifactError       (ValueError)    a .nxt file that is truncated, altered, foreign or for another network
     ├── DataError           (ValueError)    a folder that holds no data set
@@ -43,6 +44,10 @@ class TaskError(Error, ValueError):
 
 class TargetError(Error, ValueError):
     """A goal cannot be reached or does not make sense."""
+
+
+class LimitError(Error, ValueError):
+    """Not even the least that a step needs fits a memory limit."""
 
 
 class RecipeError(Error, ValueError):

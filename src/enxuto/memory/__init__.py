@@ -1,0 +1,7 @@
+"""Where memory goes and what fits: predict it on tensors without storage, record it in a real run, watch it live."""
+
+from enxuto.memory.predict import predict
+from enxuto.memory.profile import Profile
+from enxuto.memory.record import record
+
+__all__ = ["Profile", "predict", "record"]

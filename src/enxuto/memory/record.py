@@ -1,0 +1,112 @@
+"""Measures the memory of a real step, by what the allocator itself reports."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from enxuto.memory.profile import INPUTS, Profile
+from enxuto.memory.tracker import Tracker
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, resized, tensors
+from enxuto.surgery import duplicate
+from enxuto.task import Batch
+
+_QUIET = "99"
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+def record(
+    model: nn.Module,
+    batch: Batch | Any,
+    *,
+    loss: Loss | None = None,
+    optimizer: MakeOptimizer | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "32-true",
+    device: str | None = None,
+) -> Profile:
+    """The memory of one inference, or with `loss` of one training step, really run on a copy of the model.
+
+    The arguments are those of `predict`. A step before it makes the optimizer's states. What operators need inside
+    themselves is the allocator's report less what tensors hold; it counts as temporaries.
+    """
+    step = Pass(loss, optimizer, precision)
+    step.check(batch)
+    double = duplicate(model).train(loss is not None)
+    given = tree_map_only(Tensor, lambda tensor: step.cast(tensor.to(device)), batch)
+    given = given if batch_size is None else resized(given, batch_size)
+    for tensor in [*double.parameters(), *double.buffers()]:
+        tensor.data = step.cast(tensor.data.to(device))
+    with torch.random.fork_rng():
+        made = step.make_optimizer(double)
+        step.run(double, given, made)
+        (double if made is None else made).zero_grad(set_to_none=True)
+        return _measured(double, given, step, made)
+
+
+def _measured(model: nn.Module, batch: Any, step: Pass, optimizer: torch.optim.Optimizer | None) -> Profile:
+    times: list[int] = []
+    rss: list[int] = []
+
+    def note() -> None:
+        times.append(time.time_ns())
+        rss.append(resident_bytes())
+
+    tracker = Tracker(model, optimizer, on_moment=note)
+    with _allocations() as reported, tracker:
+        for tensor in tensors(batch):
+            tracker.follow(tensor, INPUTS)
+        began, start = tracker.now_bytes, time.time_ns()
+        step.run(model, batch, optimizer)
+        seconds = (time.time_ns() - start) / 1e9
+    profile = Profile(tracker.blocks(), tuple(tracker.moments), predicted=False, rss_bytes=tuple(rss), seconds=seconds)
+    _inside(tracker, profile, reported, [start, *times], began)
+    return Profile(tracker.blocks(), profile.moments, predicted=False, rss_bytes=tuple(rss), seconds=seconds)
+
+
+def _inside(tracker: Tracker, profile: Profile, reported: list[tuple[int, int]], times: list[int], began: int) -> None:
+    """Adds what the allocator held during each operator beyond the tensors that were alive after it."""
+    held, at, most = began, 0, began
+    for when, change in reported:
+        while at < len(profile.moments) and when > times[at + 1]:
+            _brief(tracker, profile, at, most)
+            at, most = at + 1, held
+        held += change
+        most = max(most, held)
+    if at < len(profile.moments):
+        _brief(tracker, profile, at, most)
+
+
+def _brief(tracker: Tracker, profile: Profile, at: int, most: int) -> None:
+    inside = most - int(profile.total_bytes[at])
+    if inside > 0:
+        tracker.brief(at, inside, profile.moments[at].path)
+
+
+@contextmanager
+def _allocations() -> Iterator[list[tuple[int, int]]]:
+    """What the CPU's allocator does inside the block: moments in nanoseconds since 1970, and bytes (negative when freed)."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", _QUIET)  # its messages are for those who debug the profiler
+    from torch.profiler import ProfilerActivity, profile
+
+    reported: list[tuple[int, int]] = []
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield reported
+    events = profiler.profiler.kineto_results.events()
+    reported.extend(sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"))
+
+
+def resident_bytes() -> int:
+    """The resident size of this process; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * PAGE
+    except OSError:
+        return 0

@@ -1,0 +1,244 @@
+"""Follows every storage while a model runs: when it came, when it went, whose it is.
+
+A dispatch mode sees each operator's outputs; the storages themselves say when they are gone. Nothing is kept alive, and
+tensors without real storage are followed just as well, which is what makes a prediction.
+"""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from enxuto.memory.profile import (
+    ACTIVATIONS,
+    BACKWARD,
+    CATEGORIES,
+    FORWARD,
+    GRADIENTS,
+    OPTIMIZER,
+    TEMPORARIES,
+    UPDATE,
+    WEIGHTS,
+    Block,
+    Moment,
+)
+
+Workspace = Callable[[Any, tuple[Any, ...], Any], int]
+"""Bytes that an operator needs beside its inputs and outputs while it runs, from the operator, arguments and outputs."""
+
+GRANULE = {"cuda": 512}
+"""Bytes to which a device's allocator rounds up, where it does (CUDACachingAllocator.cpp, kMinBlockSize)."""
+
+
+class _Life:
+    """A storage that is being followed; its category is known at the latest when it is gone."""
+
+    __slots__ = ("born", "category", "computed", "died", "path", "reference", "size_bytes")
+
+    def __init__(self, size_bytes: int, born: int, path: str, computed: bool) -> None:
+        self.size_bytes, self.born, self.died = size_bytes, born, -1
+        self.path, self.category = path, ""
+        self.computed = computed  # by a layer, in the forward pass or once more in the backward pass
+        self.reference: Any = None
+
+
+class Tracker(TorchDispatchMode):
+    """Follows the storages of a model, an optimizer and whatever they compute, from `with tracker:` on.
+
+    `workspace` tells what operators need inside themselves. `on_moment` is called after each operator.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        workspace: Workspace | None = None,
+        on_moment: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model, self.optimizer = model, optimizer
+        self.workspace, self.on_moment = workspace, on_moment
+        self.moments: list[Moment] = []
+        self.lives: list[_Life] = []
+        self.now_bytes = 0
+        self._alive: dict[int, _Life] = {}
+        self._layers: list[str] = []  # paths of the layers that run now, the innermost last
+        self._updating = False
+        self._backward: list[int] = []  # the moments at which a backward pass began
+        self._made_by: dict[int, str] = {}  # number of an autograd node -> path of the layer in whose forward pass it was made
+        self._hooks: list[Any] = []
+
+    # what runs
+
+    def __enter__(self) -> Tracker:
+        self._follow_layers()
+        self._follow_optimizer()
+        for path, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            self.follow(tensor, WEIGHTS, path.rpartition(".")[0])
+            if isinstance(tensor.grad, Tensor):
+                self.follow(tensor.grad, GRADIENTS, path.rpartition(".")[0])
+        self._follow_states()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        for life in self._alive.values():
+            life.reference = None
+            life.died = len(self.moments)
+        self._alive.clear()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":
+            return outputs
+        phase, path = self._where()
+        at = len(self.moments)
+        self.moments.append(Moment(phase, path, str(func)))
+        for output in tree_leaves(outputs):
+            if isinstance(output, Tensor):
+                self._add(output, at, path)
+        if self.workspace is not None and (needed := self.workspace(func, args, outputs)):
+            self.brief(at, needed, path)
+        if self.on_moment is not None:
+            self.on_moment()
+        return outputs
+
+    def follow(self, tensor: Tensor, category: str, path: str = "") -> None:
+        """Says whose a tensor is; one that was not seen before is there from now on."""
+        if tensor.layout != torch.strided:
+            return
+        life = self._add(tensor, len(self.moments), path)
+        life.category, life.path = category, path
+
+    def brief(self, at: int, size_bytes: int, path: str) -> None:
+        """Notes memory that was there for one moment, inside an operator."""
+        life = _Life(size_bytes, at, path, computed=False)
+        life.category, life.died = TEMPORARIES, at + 1
+        self.lives.append(life)
+
+    def blocks(self) -> tuple[Block, ...]:
+        """What was followed, when the run is over."""
+        return tuple(
+            Block(life.size_bytes, life.born, life.died, self._category(life), life.path)
+            for life in self.lives
+            if life.died > life.born
+        )
+
+    def now(self) -> dict[str, int]:
+        """Bytes of each category at this moment; until a backward pass begins, all that layers computed are activations."""
+        parts = dict.fromkeys(CATEGORIES, 0)
+        for life in list(self._alive.values()):
+            parts[self._category(life)] += life.size_bytes
+        return parts
+
+    def _category(self, life: _Life) -> str:
+        """Whose a storage is: as somebody said, or by its life (see CATEGORIES)."""
+        if life.category:
+            return life.category
+        if not life.computed:
+            return TEMPORARIES
+        begun = bisect_left(self._backward, life.born)
+        passed = begun < len(self._backward) and 0 <= life.died <= self._backward[begun]
+        return TEMPORARIES if passed else ACTIVATIONS
+
+    # storages
+
+    def _add(self, tensor: Tensor, at: int, path: str) -> _Life:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return self._alive[key]
+        granule = GRANULE.get(tensor.device.type, 1)
+        computed = not self._updating and (bool(self._layers) or not self._in_backward())
+        life = _Life(-(-storage.nbytes() // granule) * granule, at, path, computed)
+        life.reference = weakref.ref(storage, lambda _: self._gone(key))
+        self._alive[key] = life
+        self.lives.append(life)
+        self.now_bytes += life.size_bytes
+        return life
+
+    def _gone(self, key: int) -> None:
+        life = self._alive.pop(key, None)
+        if life is not None:
+            life.died = len(self.moments)
+            self.now_bytes -= life.size_bytes
+
+    # where it happens
+
+    @staticmethod
+    def _in_backward() -> bool:
+        return torch._C._current_graph_task_id() != -1
+
+    def _where(self) -> tuple[str, str]:
+        """The phase and the layer that run now."""
+        if self._updating:
+            return UPDATE, ""
+        path = self._layers[-1] if self._layers else ""
+        backward = self._in_backward()
+        if not backward or self._layers:  # a layer runs, for the first time or, in a checkpoint, once more
+            self._made_by.setdefault(torch._C._autograd._get_sequence_nr() - 1, path)  # its own operators come first
+        if not backward:
+            return FORWARD, path
+        if not self.moments or self.moments[-1].phase != BACKWARD:
+            self._backward.append(len(self.moments))
+        node = torch._C._current_autograd_node()
+        if not self._layers and node is not None:
+            path = self._made_by.get(node._sequence_nr(), "")
+        return BACKWARD, path
+
+    def _follow_layers(self) -> None:
+        for path, module in self.model.named_modules():
+            self._hooks.append(module.register_forward_pre_hook(self._entering(path)))
+            self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
+        for path, parameter in self.model.named_parameters():
+            if parameter.requires_grad and parameter.is_leaf:
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._gradient(path.rpartition(".")[0])))
+
+    def _entering(self, path: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, args: self._layers.append(path)
+
+    def _leaving(self, module: nn.Module, args: Any, outputs: Any) -> None:
+        if self._layers:
+            self._layers.pop()
+
+    def _gradient(self, path: str) -> Callable[[Tensor], None]:
+        def gradient(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                self.follow(parameter.grad, GRADIENTS, path)
+
+        return gradient
+
+    def _follow_optimizer(self) -> None:
+        if self.optimizer is None:
+            return
+
+        def before(*_: Any) -> None:
+            self._updating = True
+
+        def after(*_: Any) -> None:
+            self._updating = False
+            self._follow_states()
+
+        self._hooks.append(self.optimizer.register_step_pre_hook(before))
+        self._hooks.append(self.optimizer.register_step_post_hook(after))
+
+    def _follow_states(self) -> None:
+        if self.optimizer is None or not self.optimizer.state:
+            return
+        paths: dict[Tensor, str] = {parameter: path.rpartition(".")[0] for path, parameter in self.model.named_parameters()}
+        for parameter, state in self.optimizer.state.items():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    self.follow(value, OPTIMIZER, paths.get(parameter, ""))

@@ -1,0 +1,121 @@
+"""What one step is: a forward pass alone, or forward, backward and update, in the precision asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from enxuto.errors import RangeError, ShapeError, TaskError
+from enxuto.task import Batch, call
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16}
+
+Loss = Callable[[Any, Any], Tensor]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What runs: an inference of `batch` (inputs alone), or with `loss` a training step of `batch`, a pair (inputs, targets).
+
+    `optimizer` makes an optimizer from parameters, as torch.optim.Adam does. Precisions are lightning-fabric's: "mixed" casts
+    inside the forward pass (autocast), "true" casts weights and inputs.
+    Raises: RangeError for an unknown precision; TaskError when a training batch is no pair, or what should be called cannot be.
+    """
+
+    loss: Loss | None = None
+    optimizer: MakeOptimizer | None = None
+    precision: Precision = "32-true"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise RangeError(f"precision={self.precision!r} is not known; use one of {', '.join(map(repr, PRECISIONS))}.")
+        for name in ("loss", "optimizer"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise TaskError(f"{name} is {type(getattr(self, name)).__name__}, not a function or class; pass F.cross_entropy.")
+        if self.optimizer is not None and self.loss is None:
+            raise TaskError("an optimizer was given but no loss; a training step needs loss=, as in F.cross_entropy.")
+
+    def check(self, batch: Any) -> None:
+        """Raises TaskError when a training step gets something else than a pair (inputs, targets)."""
+        if self.loss is not None and (not isinstance(batch, (tuple, list)) or len(batch) != 2):
+            raise TaskError(f"batch is {type(batch).__name__}; with a loss it must be a pair (inputs, targets), as train= gives.")
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """A tensor of the model or the batch in the type it has in this precision."""
+        true = self.precision.endswith("true") and self.precision != "32-true"
+        return tensor.to(HALF[self.precision]) if true and tensor.is_floating_point() else tensor
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer | None:
+        """The optimizer of the parameters that train; None when there is none."""
+        if self.optimizer is None:
+            return None
+        return self.optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
+
+    def run(self, model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None) -> None:
+        """One step."""
+        if self.loss is None:
+            with torch.no_grad(), self._autocast(batch):
+                call(model, batch)
+            return
+        inputs, targets = batch
+        if optimizer is not None:
+            optimizer.zero_grad(set_to_none=True)
+        with self._autocast(inputs):
+            loss = self.loss(call(model, inputs), targets)
+        loss.backward()
+        del loss
+        if optimizer is not None:
+            optimizer.step()
+
+    def _autocast(self, batch: Batch) -> AbstractContextManager[Any]:
+        if not self.precision.endswith("mixed"):
+            return nullcontext()
+        device = next((tensor.device.type for tensor in tensors(batch)), "cpu")
+        return torch.autocast(device, HALF[self.precision])
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
+    found: list[Tensor] = []
+    tree_map_only(Tensor, found.append, tree)
+    return found
+
+
+def samples(batch: Any) -> int:
+    """How many samples a batch holds: the first dimension of its first tensor.
+
+    Raises: TaskError when it holds no tensor of at least one dimension.
+    """
+    for tensor in tensors(batch):
+        if tensor.ndim:
+            return len(tensor)
+    raise TaskError("the batch holds no tensor with a batch dimension; give inputs as tensors [batch, ...].")
+
+
+def resized(batch: Any, size: int) -> Any:
+    """The batch with `size` samples, repeating or leaving out some: what has as many rows as the batch has samples is resized.
+
+    Raises: ShapeError when size is less than one.
+    """
+    if size < 1:
+        raise ShapeError(f"batch_size={size} holds no sample; use at least 1.")
+    given = samples(batch)
+    if size == given:
+        return batch
+
+    def resize(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or len(tensor) != given:
+            return tensor
+        rows = torch.arange(size, device=tensor.device) % given
+        return tensor.index_select(0, rows)
+
+    return tree_map_only(Tensor, resize, batch)
