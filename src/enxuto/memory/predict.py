@@ -6,14 +6,17 @@ import copy
 import logging
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from enxuto.memory.profile import INPUTS, Profile
+from enxuto.memory.record import measured
 from enxuto.memory.tracker import Tracker
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, resized, tensors
-from enxuto.memory.workspace import workspace
+from enxuto.memory.workspace import complete_, workspace
 from enxuto.task import Batch
 
 logger = logging.getLogger(__name__)
@@ -27,31 +30,73 @@ def predict(
     optimizer: MakeOptimizer | None = None,
     batch_size: int | None = None,
     precision: Precision = "32-true",
+    accumulation: int = 1,
     device: str | None = None,
 ) -> Profile:
     """The memory of one inference, or with `loss` of one training step, without running or allocating it.
 
     `batch` is what the model takes, or with `loss` a pair (inputs, targets); `batch_size` asks for another number of samples. A
-    training step is a steady one: the optimizer's states are there already. `device` asks for another device.
+    training step is a steady one: the optimizer's states are there already. `device` asks for another device. A model that cannot
+    be followed without values is really run, as `record` does, and the profile says so in `words`.
+    Raises: TaskError or RangeError when the arguments make no sense; whatever the model raises on the batch.
     """
-    step = Pass(loss, optimizer, precision)
+    step = Pass(loss, optimizer, precision, accumulation)
     step.check(batch)
+    try:
+        return _foreseen(model, batch, step, batch_size, device)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        words = f"measured in a real run, because the model cannot be followed without values ({reason})"
+        logger.warning("%s", words)
+        return measured(model, batch, step, batch_size, device).because(words)
+
+
+def _foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None) -> Profile:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     double = fake_model(model, mode, step, device)
     with mode:
         given = tree_map_only(Tensor, lambda tensor: step.cast(_on(mode.from_tensor(tensor), device)), batch)
         given = given if batch_size is None else resized(given, batch_size)
-        double.train(loss is not None)
+        double.train(step.loss is not None)
         made = step.make_optimizer(double)
+        tracker = Tracker(double, made, workspace=workspace, complete_=complete_)
+        numbers = _AnyNumber(made)
         if made is not None:
-            step.run(double, given, made)
-            made.zero_grad(set_to_none=True)
-        tracker = Tracker(double, made, workspace=workspace)
-        with tracker:
+            with numbers:
+                _make_states_(double, made)
+        with numbers, tracker:
             for tensor in tensors(given):
                 tracker.follow(tensor, INPUTS)
             step.run(double, given, made)
     return Profile(tracker.blocks(), tuple(tracker.moments), predicted=True)
+
+
+class _AnyNumber(TorchDispatchMode):
+    """Answers an optimizer that reads a number off a tensor without values, as its count of steps, with 1."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.updating = False
+        if optimizer is not None:
+            optimizer.register_step_pre_hook(lambda *_: self._set(True))
+            optimizer.register_step_post_hook(lambda *_: self._set(False))
+
+    def _set(self, updating: bool) -> None:
+        self.updating = updating
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if self.updating and func is torch.ops.aten._local_scalar_dense.default:
+            return 1.0
+        return func(*args, **(kwargs or {}))
+
+
+def _make_states_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """The states that the optimizer has after its first step."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def fake_model(model: nn.Module, mode: FakeTensorMode, step: Pass, device: str | None = None) -> nn.Module:

@@ -43,11 +43,15 @@ class Block(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """One operator of the run: its phase, the layer it belongs to ("" outside of all) and its name."""
+    """One operator of the run: its phase, the layer it belongs to ("" outside of all), its name, and its work.
+
+    Work compares operators of one profile: bytes moved, and products as the bytes that could be moved meanwhile.
+    """
 
     phase: str
     path: str
     operator: str
+    work: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def record(
     optimizer: MakeOptimizer | None = None,
     batch_size: int | None = None,
     precision: Precision = "32-true",
+    accumulation: int = 1,
     device: str | None = None,
 ) -> Profile:
     """The memory of one inference, or with `loss` of one training step, really run on a copy of the model.
@@ -37,9 +38,14 @@ def record(
     The arguments are those of `predict`. A step before it makes the optimizer's states. What operators need inside
     themselves is the allocator's report less what tensors hold; it counts as temporaries.
     """
-    step = Pass(loss, optimizer, precision)
+    step = Pass(loss, optimizer, precision, accumulation)
     step.check(batch)
-    double = duplicate(model).train(loss is not None)
+    return measured(model, batch, step, batch_size, device)
+
+
+def measured(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None) -> Profile:
+    """What `record` gives, of a step that is described already."""
+    double = duplicate(model).train(step.loss is not None)
     given = tree_map_only(Tensor, lambda tensor: step.cast(tensor.to(device)), batch)
     given = given if batch_size is None else resized(given, batch_size)
     for tensor in [*double.parameters(), *double.buffers()]:

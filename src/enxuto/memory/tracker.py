@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from enxuto.memory.profile import (
     ACTIVATIONS,
@@ -37,6 +38,10 @@ GRANULE = {"cuda": 512}
 """Bytes to which a device's allocator rounds up, where it does (CUDACachingAllocator.cpp, kMinBlockSize)."""
 
 
+PRODUCTS_PER_BYTE = 8
+"""Floating point operations that an ordinary core does while it moves a byte from or to memory."""
+
+
 class _Life:
     """A storage that is being followed; its category is known at the latest when it is gone."""
 
@@ -52,7 +57,8 @@ class _Life:
 class Tracker(TorchDispatchMode):
     """Follows the storages of a model, an optimizer and whatever they compute, from `with tracker:` on.
 
-    `workspace` tells what operators need inside themselves. `on_moment` is called after each operator.
+    `workspace` tells what operators need inside themselves, `complete_` sizes outputs that have none yet. `on_moment` is called
+    after each operator.
     """
 
     def __init__(
@@ -61,11 +67,12 @@ class Tracker(TorchDispatchMode):
         optimizer: torch.optim.Optimizer | None = None,
         *,
         workspace: Workspace | None = None,
+        complete_: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
         on_moment: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.optimizer = model, optimizer
-        self.workspace, self.on_moment = workspace, on_moment
+        self.workspace, self.complete_, self.on_moment = workspace, complete_, on_moment
         self.moments: list[Moment] = []
         self.lives: list[_Life] = []
         self.now_bytes = 0
@@ -103,9 +110,11 @@ class Tracker(TorchDispatchMode):
         outputs = func(*args, **(kwargs or {}))
         if func.namespace == "prim":
             return outputs
+        if self.complete_ is not None:
+            self.complete_(func, args, outputs)
         phase, path = self._where()
         at = len(self.moments)
-        self.moments.append(Moment(phase, path, str(func)))
+        self.moments.append(Moment(phase, path, str(func), self._work(func, args, kwargs or {}, outputs)))
         for output in tree_leaves(outputs):
             if isinstance(output, Tensor):
                 self._add(output, at, path)
@@ -114,6 +123,14 @@ class Tracker(TorchDispatchMode):
         if self.on_moment is not None:
             self.on_moment()
         return outputs
+
+    @staticmethod
+    def _work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> float:
+        moved = sum(
+            tensor.numel() * tensor.element_size() for tensor in tree_leaves((args, outputs)) if isinstance(tensor, Tensor)
+        )
+        count = flop_registry.get(func.overloadpacket)
+        return moved + (count(*args, **kwargs, out_val=outputs) / PRODUCTS_PER_BYTE if count is not None else 0.0)
 
     def follow(self, tensor: Tensor, category: str, path: str = "") -> None:
         """Says whose a tensor is; one that was not seen before is there from now on."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from enxuto.checks import named, whole
 from enxuto.errors import RangeError, ShapeError, TaskError
 from enxuto.task import Batch, call
 
@@ -27,13 +28,15 @@ class Pass:
     """What runs: an inference of `batch` (inputs alone), or with `loss` a training step of `batch`, a pair (inputs, targets).
 
     `optimizer` makes an optimizer from parameters, as torch.optim.Adam does. Precisions are lightning-fabric's: "mixed" casts
-    inside the forward pass (autocast), "true" casts weights and inputs.
+    inside the forward pass (autocast), "true" casts weights and inputs. `accumulation` passes add up their gradients before
+    an update, each of the whole batch given.
     Raises: RangeError for an unknown precision; TaskError when a training batch is no pair, or what should be called cannot be.
     """
 
     loss: Loss | None = None
     optimizer: MakeOptimizer | None = None
     precision: Precision = "32-true"
+    accumulation: int = 1
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -41,6 +44,8 @@ class Pass:
         for name in ("loss", "optimizer"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TaskError(f"{name} is {type(getattr(self, name)).__name__}, not a function or class; pass F.cross_entropy.")
+        if not whole(self.accumulation, 1):
+            raise RangeError(f"{named('accumulation', self.accumulation)} is no number of passes; use 1 or more.")
         if self.optimizer is not None and self.loss is None:
             raise TaskError("an optimizer was given but no loss; a training step needs loss=, as in F.cross_entropy.")
 
@@ -69,10 +74,11 @@ class Pass:
         inputs, targets = batch
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
-        with self._autocast(inputs):
-            loss = self.loss(call(model, inputs), targets)
-        loss.backward()
-        del loss
+        for _ in range(self.accumulation):
+            with self._autocast(inputs):
+                loss = self.loss(call(model, inputs), targets)
+            loss.backward()
+            del loss
         if optimizer is not None:
             optimizer.step()
 

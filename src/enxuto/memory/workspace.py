@@ -1,10 +1,257 @@
-"""What an operator needs beside its inputs and outputs while it runs on a CPU: copies into the layouts its library wants."""
+"""What an operator needs beside its inputs and outputs while it runs on a CPU: copies into the layouts its library wants.
+
+The rules were read off torch 2.13's allocator and its library oneDNN 3 (bench/memory_predict.py checks them on every network
+of the zoo). An operator without a rule needs nothing. On other devices nothing is known and nothing is added.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+LANES = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+"""Channels that oneDNN keeps together in its blocked layouts: the floats of one vector register."""
+PLAIN_CHANNELS = 3
+"""Up to so many input channels, oneDNN reads an image as it is."""
+SUMS, HALF_SUMS = 512, 16384
+"""Bytes of partial sums: of a layer norm's backward pass, and of a convolution's in half precision."""
+HALF = 2
+"""Bytes of an element in half precision."""
 
 
 def workspace(func: Any, args: tuple[Any, ...], outputs: Any) -> int:
     """Bytes inside one operator, at its fullest moment, beyond what it gives back."""
-    return 0
+    rule = RULES.get(func.overloadpacket)
+    if rule is None or next(iter(_tensors(args))).device.type != "cpu":
+        return 0
+    return max(0, rule(args, outputs))
+
+
+def complete_(func: Any, args: tuple[Any, ...], outputs: Any) -> None:
+    """Gives an output without storage, of which torch does not know how large it will be, its size."""
+    if func.overloadpacket is aten.mkldnn_rnn_layer:
+        train, kept = args[-1], outputs[3]
+        if train:
+            kept.untyped_storage().resize_(_recurrent_reserve(args))
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def _copies(tensors: Sequence[Any]) -> int:
+    """Bytes of contiguous copies of what is not contiguous."""
+    return sum(_bytes(tensor) for tensor in _tensors(tensors) if not tensor.is_contiguous())
+
+
+# convolutions
+
+
+def _backend(x: Tensor, weight: Tensor, rest: Sequence[Any]) -> str:
+    return str(torch._C._select_conv_backend(x, weight, None, *rest, None)).rpartition(".")[2]
+
+
+def _channels_last(*tensors: Tensor) -> bool:
+    return any(
+        tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+        for tensor in tensors
+    )
+
+
+def _blocked(x: Tensor) -> int:
+    """Bytes of a map in oneDNN's layout, its channels filled up to whole vectors."""
+    return _bytes(x) // x.shape[1] * _up(x.shape[1], LANES)
+
+
+def _blocked_weight(weight: Tensor, groups: int) -> int:
+    out, inside = weight.shape[:2]
+    inside = inside if inside <= PLAIN_CHANNELS else _up(inside, LANES)
+    return weight.element_size() * _up(out, LANES) * inside * math.prod(weight.shape[2:])
+
+
+def _columns(x: Tensor, weight: Tensor, maps: Tensor, rest: Sequence[Any]) -> int:
+    """Bytes of the unfolded input of a convolution by matrix product."""
+    stride, padding = rest[0], rest[1]
+    if all(size == 1 for size in weight.shape[2:]) and all(s == 1 for s in stride) and not any(padding):
+        return 0
+    return x.element_size() * x.shape[0] * math.prod(weight.shape[1:]) * math.prod(maps.shape[2:])
+
+
+def _convolution(args: tuple[Any, ...], y: Tensor) -> int:
+    x, weight, _, *rest = args
+    backend = _backend(x, weight, rest)
+    if backend.startswith("Slow"):
+        return _columns(x, weight, y, rest)
+    if not backend.startswith("Mkldnn"):
+        return 0
+    if _channels_last(x, weight):
+        return _blocked_weight(weight, rest[-1])
+    inputs = 0 if x.shape[1] <= PLAIN_CHANNELS else _blocked(x)
+    return max(inputs + _blocked_weight(weight, rest[-1]) + _blocked(y), _blocked(y) + _bytes(y)) - _bytes(y)
+
+
+def _convolution_backward(args: tuple[Any, ...], outputs: Sequence[Any]) -> int:
+    gradient, x, weight, _, *rest = args
+    rest, wanted = rest[:-1], rest[-1]
+    backend = _backend(x, weight, rest)
+    if backend.startswith("Slow"):
+        return _columns(x, weight, gradient, rest)
+    if not backend.startswith("Mkldnn"):
+        return 0
+    weights = _blocked_weight(weight, rest[-1])
+    if _channels_last(x, weight, gradient):
+        return weights
+    of_output, inputs, given = _blocked(gradient), _blocked(x), sum(_bytes(tensor) for tensor in _tensors(outputs))
+    plain = _bytes(x) * (2 if any(step > 1 for step in rest[0]) else 1)  # with a stride, the result is copied once more
+    to_input = max(of_output + weights + inputs, inputs + plain) if wanted[0] else 0
+    read = 0 if x.shape[1] <= PLAIN_CHANNELS else inputs
+    sums = 2 * weights + HALF_SUMS if x.element_size() == HALF else 0  # the gradient of the weights in floats
+    to_weight = (_bytes(x) if wanted[0] else 0) + of_output + read + weights + sums if wanted[1] else 0
+    return max(to_input, to_weight) - given
+
+
+# norms
+
+
+def _batch_norm_backward(args: tuple[Any, ...], outputs: Any) -> int:
+    training, x = args[7], args[1]
+    return 0 if _channels_last(x) or not training else _bytes(x)
+
+
+def _layer_norm(args: tuple[Any, ...], outputs: Any) -> int:
+    return _copies(args)
+
+
+def _layer_norm_backward(args: tuple[Any, ...], outputs: Any) -> int:
+    return _copies(args[:2]) + SUMS
+
+
+# attention
+
+
+def _attention(args: tuple[Any, ...], outputs: Any) -> int:
+    """The fused layer that a MultiheadAttention is in eval mode: projections, their transposed copy, then the scores."""
+    query, heads = args[0], args[4]
+    samples, length, _ = query.shape
+    scores = samples * heads * length**2 * query.element_size()
+    return max(6 * _bytes(query), 3 * _bytes(query) + scores) - _bytes(query)
+
+
+def _flash_attention_backward(args: tuple[Any, ...], outputs: Any) -> int:
+    return _copies(args[:1]) + _bytes(args[5])
+
+
+# matrix products and mixed types
+
+
+def _product(args: tuple[Any, ...], outputs: Any) -> int:
+    """In half precision, oneDNN packs a part of the right factor and sums in floats."""
+    left, right = _tensors(args)[-2:]
+    if left.element_size() != HALF or left.ndim != 2:
+        return 0
+    wide = min(1, right.shape[1] / 64)
+    return int(wide * (16384 + 256 * min(left.shape[0], 64) + 64 * left.shape[1]))
+
+
+def _mixed(args: tuple[Any, ...], output: Tensor) -> int:
+    """Copies of the operands that have another type than the result."""
+    others = [tensor for tensor in _tensors(args) if tensor.ndim and tensor.dtype != output.dtype]
+    return sum(tensor.numel() * output.element_size() for tensor in others)
+
+
+def _mean(args: tuple[Any, ...], output: Tensor) -> int:
+    """In half precision, a copy in floats."""
+    return 4 * (args[0].numel() + output.numel()) if args[0].element_size() == HALF else 0
+
+
+# LSTM layers, oneDNN's rnn_utils: leading dimensions are whole cache lines, never a multiple of 256 elements; parts are pages
+
+
+def _leading(size: int, element: int = 4) -> int:
+    line = 64 // element
+    lines = _up(size, line)
+    return lines + line if lines % 256 == 0 else lines
+
+
+def _recurrent_sizes(args: tuple[Any, ...]) -> tuple[int, int, int, int, int]:
+    """Steps, samples, inputs and hidden units of an LSTM layer, and the bytes of an element."""
+    x, recurrent = args[0], args[2]
+    return x.shape[0], x.shape[1], x.shape[2], recurrent.shape[1], x.element_size()
+
+
+def _recurrent_reserve(args: tuple[Any, ...]) -> int:
+    """Bytes that an LSTM layer keeps for its backward pass: gates, states (layer, time, cell) and the gradients of states."""
+    steps, samples, inputs, hidden, element = _recurrent_sizes(args)
+    states = 2 * (steps + 1) * samples
+    parts = [
+        element * steps * samples * _leading(4 * hidden, element),
+        element * states * _leading(max(inputs, hidden), element),
+        element * states * _leading(hidden, element),
+        4 * states * hidden,
+        4 * states * _leading(hidden),
+        4 * states * hidden,
+        element * steps * samples * _leading(hidden, element),
+    ]
+    return sum(_up(part, 4096) for part in parts)
+
+
+def _recurrent_weights(args: tuple[Any, ...], leading: int, element: int) -> int:
+    _, _, inputs, hidden, _ = _recurrent_sizes(args)
+    return element * (inputs + hidden) * leading + 16 * hidden
+
+
+def _recurrent(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
+    steps, samples, _, hidden, element = _recurrent_sizes(args)
+    gates = element * steps * samples * 4 * hidden
+    if not outputs[3].untyped_storage().nbytes():
+        twice = 2 if samples == 1 else 1
+        states = 26 * samples * hidden + 40960 if element == HALF else 36 * samples * hidden + 8192
+        return _recurrent_weights(args, 4 * hidden, element) + twice * gates + states
+    if element == HALF:
+        return _recurrent_weights(args, 4 * hidden, element) + 8 * samples * hidden
+    return _recurrent_weights(args, _leading(4 * hidden), element) + _recurrent_scratch(args)
+
+
+def _recurrent_scratch(args: tuple[Any, ...]) -> int:
+    steps, samples, _, hidden, _ = _recurrent_sizes(args)
+    return 4 * samples * (steps * _leading(4 * hidden) + 2 * _leading(hidden))
+
+
+def _recurrent_backward(args: tuple[Any, ...], outputs: Any) -> int:
+    steps, samples, inputs, hidden, element = _recurrent_sizes(args)
+    weights = _recurrent_weights(args, _leading(4 * hidden), 4)
+    if element == HALF:
+        return samples * hidden * (6 * steps + 16) + weights + 2 * hidden * 4 * hidden + 16 * samples * hidden
+    copies = 4 * samples * hidden * (steps + 2) + 4 * _up(inputs, 16) * 4 * hidden
+    return copies + weights + _recurrent_scratch(args)
+
+
+RULES: Mapping[Any, Callable[[tuple[Any, ...], Any], int]] = {
+    aten.convolution: _convolution,
+    aten.convolution_backward: _convolution_backward,
+    aten.native_batch_norm_backward: _batch_norm_backward,
+    aten.native_layer_norm: _layer_norm,
+    aten.native_layer_norm_backward: _layer_norm_backward,
+    aten._native_multi_head_attention: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_attention_backward,
+    aten.mm: _product,
+    aten.addmm: _product,
+    aten.add: _mixed,
+    aten.mul: _mixed,
+    aten.mean: _mean,
+    aten.mkldnn_rnn_layer: _recurrent,
+    aten.mkldnn_rnn_layer_backward: _recurrent_backward,
+}
