@@ -72,7 +72,7 @@ def _foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, 
 
 
 class _AnyNumber(TorchDispatchMode):
-    """Answers an optimizer that reads a number off a tensor without values, as its count of steps, with 1."""
+    """Answers an optimizer that reads a number off a tensor without values, as its count of steps, with a half."""
 
     def __init__(self, optimizer: torch.optim.Optimizer | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -86,7 +86,7 @@ class _AnyNumber(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if self.updating and func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0
+            return 0.5  # no step of any optimizer divides by zero there
         return func(*args, **(kwargs or {}))
 
 

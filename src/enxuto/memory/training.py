@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -125,3 +126,14 @@ def resized(batch: Any, size: int) -> Any:
         return tensor.index_select(0, rows)
 
     return tree_map_only(Tensor, resize, batch)
+
+
+def parts(batch: Any, count: int) -> list[Any]:
+    """The batch in `count` parts of samples, as equal as can be; what has no rows of samples goes along whole."""
+    given = samples(batch)
+    edges = [given * part // count for part in range(count + 1)]
+
+    def cut(first: int, last: int) -> Any:
+        return tree_map_only(Tensor, lambda it: it[first:last] if it.ndim and len(it) == given else it, batch)
+
+    return [batch] if count == 1 else [cut(*edge) for edge in itertools.pairwise(edges) if edge[0] < edge[1]]

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from enxuto.checks import named, whole, within
 from enxuto.errors import RangeError, TaskError
 from enxuto.functional.distill import same_outputs, soft_labels
+from enxuto.memory.checkpoint import checkpointed
+from enxuto.memory.plan import settle
+from enxuto.memory.training import parts, samples
 from enxuto.progress import counted
+from enxuto.sizes import parse_bytes
 from enxuto.surgery import duplicate
 from enxuto.task import Batch, Change, Record, Task, attempt, call, count, evaluating, first_tensor
 from enxuto.train import rehearse_, settle_
@@ -31,8 +35,10 @@ class Recover:
 
     `teacher` is the weight of the teacher in the loss (1 = labels are not used); without labels the calibration batches and
     the teacher alone are used. The learning rate warms up and falls along a cosine. `devices` and `precision` are
-    lightning-fabric's.
-    Raises: RangeError for numbers out of range; TaskError when the training batches are not (inputs, targets).
+    lightning-fabric's. `memory` ("2 GB") bounds the tensors of a step: layers are checkpointed or batches trained in parts, as
+    `ex.memory.plan` finds best, an update still seeing the whole batch.
+    Raises: RangeError for numbers out of range; TaskError when the training batches are not (inputs, targets); LimitError, before
+    anything is trained, when the memory is not enough.
     Source: Hinton, Vinyals, Dean 2015; Polino, Pascanu, Alistarh 2018, "Model compression via distillation and quantization".
     """
 
@@ -43,6 +49,7 @@ class Recover:
     weight_decay: float = 0.0
     devices: int = 1
     precision: Precision = "32-true"
+    memory: str | int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "temperature"):
@@ -56,6 +63,8 @@ class Recover:
             raise RangeError(f"{named('devices', self.devices)} is no number of devices; use 1 or more, or -1 for all.")
         if self.precision not in PRECISIONS:
             raise RangeError(f"precision={self.precision!r} is not known; use one of {', '.join(map(repr, PRECISIONS))}.")
+        if self.memory is not None:
+            parse_bytes(self.memory)
         if not within(self.teacher, "[0, 1]"):
             raise RangeError(
                 f"{named('teacher', self.teacher)} is the teacher's weight in the loss and must be in [0, 1]; use 0.5."
@@ -76,7 +85,9 @@ class Recover:
         if images:
             student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions train faster so
         batches, total = self.batches(task)
-        losses = self._train(student, task, batches, total)
+        paths, size = self._fitting(student, task)
+        with checkpointed(student, paths):
+            losses = self._train(student, task, batches, total, size)
         if not losses:
             raise TaskError("train said that it holds batches, but gave none; give a list or a DataLoader.")
         if not all(map(math.isfinite, losses)) or not all(bool(torch.isfinite(p).all()) for p in student.parameters()):
@@ -122,32 +133,54 @@ class Recover:
 
         return stream(), total
 
-    def _train(self, student: nn.Module, task: Task, batches: Iterator[tuple[Batch, Any]], total: int) -> list[float]:
+    def _fitting(self, student: nn.Module, task: Task) -> tuple[tuple[str, ...], int | None]:
+        """The layers to checkpoint and the samples of a pass, so that a step keeps within the memory allowed."""
+        if self.memory is None:
+            return (), None
+        lesson = _Lesson(student, self._teacher(task), lambda teacher: self._loss(task, teacher))
+        option = settle(
+            lesson,
+            (next(self.batches(task)[0]), None),
+            self.memory,
+            loss=lambda loss, _: loss,
+            optimizer=torch.optim.AdamW,
+            precision=self.precision,
+        )
+        passes = f", {option.accumulation} passes of {option.batch_size} samples an update" if option.accumulation > 1 else ""
+        logger.info("%s of memory%s, checkpointing %d layers", self.memory, passes, len(option.checkpoint))
+        return tuple(path.removeprefix("student.") for path in option.checkpoint), option.batch_size
+
+    def _teacher(self, task: Task) -> nn.Module | None:
+        return duplicate(task.model).eval() if self.teacher or task.train is None or task.loss is None else None
+
+    def _train(
+        self, student: nn.Module, task: Task, batches: Iterator[tuple[Batch, Any]], total: int, size: int | None
+    ) -> list[float]:
         from lightning_fabric import Fabric
 
         fabric = Fabric(accelerator="auto", devices=self.devices, precision=self.precision)
         fabric.launch()
         optimizer = torch.optim.AdamW(student.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         wrapped, optimizer = fabric.setup(student, optimizer)
-        teacher = (
-            fabric.to_device(duplicate(task.model).eval()) if self.teacher or task.train is None or task.loss is None else None
-        )
-        loss_of = self._loss(task, teacher)
+        teacher = self._teacher(task)
+        loss_of = self._loss(task, None if teacher is None else fabric.to_device(teacher))
         warm = max(1, total // 20)
         losses = []
         with torch.random.fork_rng():
             torch.manual_seed(task.seed)
             wrapped.train()
-            for done, (inputs, targets) in enumerate(counted(batches, "recovering", total)):
-                inputs, targets = fabric.to_device((inputs, targets))
+            for done, batch in enumerate(counted(batches, "recovering", total)):
+                batch = fabric.to_device(batch)
                 share = min((done + 1) / warm, 0.5 * (1 + math.cos(math.pi * done / total)))
                 for group in optimizer.param_groups:
                     group["lr"] = self.learning_rate * share
                 optimizer.zero_grad(set_to_none=True)
-                loss = loss_of(attempt(wrapped, inputs, f"training batch {done + 1}"), inputs, targets)
-                fabric.backward(loss)
+                losses.append(0.0)
+                for (inputs, targets), part in _passes(batch, size):
+                    loss = loss_of(attempt(wrapped, inputs, f"training batch {done + 1}"), inputs, targets) * part
+                    fabric.backward(loss)
+                    losses[-1] += float(loss.detach())
                 fabric.clip_gradients(wrapped, optimizer, max_norm=5.0, error_if_nonfinite=False)
-                losses.append(float(loss.detach()))
                 if not math.isfinite(losses[-1]):
                     break
                 optimizer.step()
@@ -168,6 +201,27 @@ class Recover:
             return taught if own is None else self.teacher * taught + (1 - self.teacher) * own
 
         return loss
+
+
+class _Lesson(nn.Module):
+    """A student, its teacher and the loss as one model whose output is the loss, to ask what a step needs."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, loss: Callable[[nn.Module | None], Any]) -> None:
+        super().__init__()
+        self.student, self.teacher, self.loss = student, teacher, loss
+
+    def forward(self, inputs: Batch, targets: Any) -> Tensor:
+        outputs = call(self.student, inputs)
+        with torch.autocast(first_tensor(outputs).device.type, enabled=False):
+            return self.loss(self.teacher)(outputs, inputs, targets)
+
+
+def _passes(batch: tuple[Batch, Any], size: int | None) -> list[tuple[tuple[Batch, Any], float]]:
+    """The batch in parts of at most `size` samples, each with its part of the loss."""
+    if size is None:
+        return [(batch, 1.0)]
+    given = samples(batch)
+    return [(part, samples(part) / given) for part in parts(batch, -(-given // size))]
 
 
 def _own_loss(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) -> Tensor:
