@@ -32,6 +32,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("calibrate",),
     ("encode",),
     ("train",),
+    ("memory",),
     # second floor: steps
     ("steps",),
     ("recipe",),
