@@ -1,8 +1,8 @@
 """Where the memory of a network goes: the arena of an inference, and the devices it fits."""
 
-from enxuto.memory.arena import Arena, arena, place
+from enxuto.memory.arena import Arena, lay_out, place
 from enxuto.memory.devices import Device, devices
-from enxuto.memory.fit import Fit, Layout, fits, layout
+from enxuto.memory.fit import Fit, Layout, fits, layout_of
 from enxuto.memory.flow import Block, Buffer, Flow, Operation, blocks, live_bytes, peak_bytes
 from enxuto.memory.order import better_order
 from enxuto.memory.read import read_flow
@@ -16,12 +16,12 @@ __all__ = [
     "Flow",
     "Layout",
     "Operation",
-    "arena",
     "better_order",
     "blocks",
     "devices",
     "fits",
-    "layout",
+    "lay_out",
+    "layout_of",
     "live_bytes",
     "peak_bytes",
     "place",

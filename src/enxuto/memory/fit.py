@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from enxuto.checks import named, whole
 from enxuto.errors import RangeError
 from enxuto.layers.coded import weight_names
-from enxuto.memory.arena import Arena, arena
+from enxuto.memory.arena import Arena, lay_out
 from enxuto.memory.devices import Device, find_device
 from enxuto.memory.devices import devices as known_devices
 from enxuto.memory.flow import Flow, blocks, live_bytes, peak_bytes
@@ -157,7 +157,7 @@ def fits(
     return _fit(answer.layout, target, file_bytes, _help(answer, smaller, known, file_bytes))
 
 
-def layout(model: nn.Module, batch: Batch, *, bits: Bits = 8) -> Layout:
+def layout_of(model: nn.Module, batch: Batch, *, bits: Bits = 8) -> Layout:
     """The arena and the weights of one inference of one sample. Raises: as `fits`."""
     model = plain(model)
     return _layout(exported(model, batch), model, bits)
@@ -166,7 +166,7 @@ def layout(model: nn.Module, batch: Batch, *, bits: Bits = 8) -> Layout:
 def _layout(program: ExportedProgram, model: nn.Module, bits: Bits) -> Layout:
     given = flow_of(program, bits=bits).aligned()
     other = better_order(given)
-    arenas = [(arena(flow), flow) for flow in ([given] if other is given else [given, other])]
+    arenas = [(lay_out(flow), flow) for flow in ([given] if other is given else [given, other])]
     best, flow = min(arenas, key=lambda pair: pair[0].size_bytes)
     total, largest = _weight_bytes(model, bits, folded_norms(program))
     return Layout(flow, best, bits, peak_bytes(given), total, largest)
