@@ -54,7 +54,7 @@ def devices(path: str | os.PathLike[str] | None = None) -> dict[str, Device]:
 def find_device(name: object, known: Mapping[str, Device]) -> Device:
     """The device of this name. Raises: TargetError, with the names there are."""
     if not isinstance(name, str) or name not in known:
-        raise TargetError(f"{named('device', name)} is not known; use one of {', '.join(known)}, or describe yours in a file.")
+        raise TargetError(f"device={name!r} is not known; use one of {', '.join(known)}, or describe yours in a file.")
     return known[name]
 
 
