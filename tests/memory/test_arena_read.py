@@ -72,6 +72,41 @@ def test_an_lstm_holds_its_states_and_gates_beside_both_sequences():
     assert peak_bytes(deep) == 4 * (20 * 28 + 20 * 128 + 6 * 128 + 4 * 128 + 20 * 128)
 
 
+def test_in_int8_an_lstm_keeps_its_state_and_gates_in_16_bits():
+    flow = read_flow(nn.LSTM(28, 128, batch_first=True), torch.zeros(1, 20, 28), bits=8)
+    assert peak_bytes(flow) == 20 * 28 + 20 * 128 + 2 * (2 * 128 + 4 * 128)
+
+
+def test_the_gates_of_a_cell_are_there_while_it_runs():
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRUCell(6, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(x[:, 1], self.cell(x[:, 0]))
+
+    assert peak_bytes(read_flow(Cell(), torch.zeros(1, 2, 6))) == 4 * (2 * 6 + 2 * 10 + 3 * 10)
+
+
+@pytest.mark.parametrize(
+    ("layer", "values"),
+    [
+        (nn.Conv2d(1, 20, 5), 2 * 1 * 25),
+        (nn.Conv2d(8, 20, 3, stride=2), 2 * 8 * 9),
+        (nn.Conv2d(8, 16, 3, groups=8), 16 * 9),
+        (nn.Conv2d(8, 16, 3, groups=4), 2 * 2 * 9),
+        (nn.Conv2d(8, 20, 1), 0),
+        (nn.Conv1d(8, 20, 3), 2 * 8 * 3),
+    ],
+)
+def test_an_int8_convolution_unfolds_two_patches_or_one_a_channel(layer, values):
+    x = torch.zeros(1, layer.in_channels, *[9] * (layer.weight.ndim - 2))
+    scratch = [buffer.size_bytes for buffer in read_flow(layer, x, bits=8).buffers if "scratch" in buffer.name]
+    assert scratch == ([2 * values] if values else [])
+    assert not any("scratch" in buffer.name for buffer in read_flow(layer, x).buffers)
+
+
 def test_attention_holds_the_scores_of_all_heads():
     flow = read_flow(seeded(TransformerBlock), inputs(TransformerBlock))
     scores = next(buffer for buffer in flow.buffers if "scratch" in buffer.name)

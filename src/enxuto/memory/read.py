@@ -33,7 +33,11 @@ NORMS = {"aten.batch_norm", "aten._native_batch_norm_legit_no_training"}
 POINTWISE = {"aten.prelu", "aten.hardswish", *NORMS}  # element by element, though torch does not tag them so
 PRODUCTS = {"aten.linear", "aten.addmm", "aten.mm", "aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"}
 CONVOLUTIONS = {"aten.conv1d", "aten.conv2d", "aten.conv3d"}
-GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}
+GATES = {
+    f"aten.{kind}{cell}": gates
+    for kind, gates in (("lstm", 4), ("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1))
+    for cell in ("", "_cell")
+}
 CASTS = {"aten.to", "aten._to_copy", "aten.type_as"}
 INT16_BYTES = 2
 COLUMNS = 2  # patches that CMSIS-NN unfolds at a time
@@ -164,7 +168,8 @@ class _Reader:
         for index, each in enumerate([val] if isinstance(val, Tensor) else val):
             used = isinstance(val, Tensor) or name in GATES or _is_read(node, index)
             label = node.name if isinstance(val, Tensor) else f"{node.name}.{index}"
-            held.append(self._new(label, each) if used and isinstance(each, Tensor) else None)
+            least = INT16_BYTES if name in GATES and index else 1  # the state, behind the sequence
+            held.append(self._new(label, each, least) if used and isinstance(each, Tensor) else None)
         writes = [name for name in held if isinstance(name, str)]
         scratch = self._scratch_bytes(node)
         if scratch:
@@ -191,28 +196,30 @@ class _Reader:
         shapes = [_shape(given) for given in node.args]
         if name in CONVOLUTIONS and self.bits == 8:
             weight = shapes[1]
-            depthwise = weight[1] == 1 and weight[0] > 1
-            patch = weight[2:].numel() * (weight[0] if depthwise else weight[1] * COLUMNS)
-            return int(patch * INT16_BYTES) if weight[2:].numel() > 1 else 0
+            depthwise = weight[1] == 1 and _argument(node, "groups") != 1
+            values = weight[2:].numel() * (weight[0] if depthwise else weight[1] * COLUMNS)
+            return int(values * INT16_BYTES) if weight[2:].numel() > 1 else 0
         if name == "aten.scaled_dot_product_attention":
             return int(shapes[0][:-1].numel() * shapes[1][-2] * width)
         if name in GATES:
-            sequence, state = node.meta["val"][:2]
-            gates = GATES[name] * state[0].numel() * max(width, INT16_BYTES)
-            return int(gates + (self._bytes(sequence) if _layers(node) > 1 else 0))  # every second layer's output
+            results = [each for each in _tensors(node) if isinstance(each, Tensor)]
+            state = results[-1] if name.endswith("_cell") else results[1][0]
+            several = not name.endswith("_cell") and int(_argument(node, "num_layers")) > 1  # type: ignore[call-overload]
+            between = self._bytes(results[0]) if several else 0  # what every second layer gives to the next
+            return int(GATES[name] * state.numel() * max(width, INT16_BYTES) + between)
         return 0
 
-    def _new(self, name: str, tensor: Tensor) -> str:
+    def _new(self, name: str, tensor: Tensor, least: int = 1) -> str:
         if not all(isinstance(size, int) for size in tensor.shape):
             raise ExportError(
                 f"the shape of '{name}' is known only when the model runs, {tuple(map(str, tensor.shape))}; an arena needs "
                 "shapes that do not depend on the values of the inputs."
             )
-        self.buffers.append(Buffer(name, self._bytes(tensor), tuple(tensor.shape)))
+        self.buffers.append(Buffer(name, self._bytes(tensor, least), tuple(tensor.shape)))
         return name
 
-    def _bytes(self, tensor: Tensor) -> int:
-        width = self.bits // 8 if tensor.is_floating_point() else min(tensor.element_size(), 4)
+    def _bytes(self, tensor: Tensor, least: int = 1) -> int:
+        width = max(self.bits // 8, least) if tensor.is_floating_point() else min(tensor.element_size(), 4)
         return int(tensor.numel() * width)
 
 
@@ -221,11 +228,12 @@ def _operator(node: fx.Node) -> str:
     return ".".join(str(node.target).split(".")[:2])
 
 
-def _layers(node: fx.Node) -> int:
-    """How many layers an LSTM, GRU or RNN has."""
+def _argument(node: fx.Node, name: str) -> object:
+    """An argument of an operator by its name, or its default."""
     assert isinstance(node.target, OpOverload)
-    position = [argument.name for argument in node.target._schema.arguments].index("num_layers")
-    return int(node.args[position])  # type: ignore[arg-type]
+    arguments = node.target._schema.arguments
+    position = [argument.name for argument in arguments].index(name)
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, arguments[position].default_value)
 
 
 def _shape(given: object) -> torch.Size:
