@@ -12,7 +12,7 @@ from enxuto.memory import Arena, Block, Buffer, Flow, Operation, arena, blocks, 
 
 
 @given(flows(), st.sampled_from([1, 4, 16, 64]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_an_inference_in_the_arena_reads_what_was_written(flow, alignment):
     found = lay_out(flow, alignment=alignment)
     run(flow, found)
@@ -28,7 +28,7 @@ def test_the_inference_of_the_tests_notices_a_wrong_arena():
 
 
 @given(pieces())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_blocks_that_live_together_share_no_byte_and_the_bound_holds(found):
     result = place(found)
     spans = [(b, result.offsets[b.buffers[0]], result.offsets[b.buffers[0]] + b.size_bytes) for b in found]
@@ -85,7 +85,7 @@ def test_the_search_closes_a_gap_that_the_rules_leave(monkeypatch):
 
 
 @given(flows())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_what_is_overwritten_in_place_had_the_same_size_and_dies_there(flow):
     sizes = {b.name: b.size_bytes for b in flow.buffers}
     step_of = {name: step for step, operation in enumerate(flow.operations) for name in operation.writes}
@@ -99,7 +99,7 @@ def test_what_is_overwritten_in_place_had_the_same_size_and_dies_there(flow):
 
 
 @given(flows())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_peak_is_what_a_count_at_every_step_gives(flow):
     """By the definition: what is there before, and what is written, less what is overwritten."""
     sizes = {b.name: b.size_bytes for b in flow.buffers}

@@ -20,13 +20,13 @@ def every_order(flow: Flow):
 
 
 @given(flows(most=6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_no_order_of_a_small_graph_is_better(flow):
     assert peak_bytes(better_order(flow)) == min(map(peak_bytes, every_order(flow)))
 
 
 @given(flows(most=16))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_better_order_holds_the_same_operations_and_is_never_worse(flow):
     found = better_order(flow)  # a Flow refuses an order in which something is read too early
     assert Counter(found.operations) == Counter(flow.operations)
@@ -35,7 +35,7 @@ def test_the_better_order_holds_the_same_operations_and_is_never_worse(flow):
 
 
 @given(flows(most=16))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_beam_is_never_worse_than_the_given_order_nor_better_than_the_best(flow):
     found = better_order(flow, max_states=1)
     assert Counter(found.operations) == Counter(flow.operations)

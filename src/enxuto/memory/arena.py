@@ -12,7 +12,6 @@ from enxuto.errors import RangeError
 from enxuto.memory.flow import ALIGNMENT, Block, Flow, blocks
 
 TRIES = 2000  # swaps that the local search tries when all rules leave a gap; some tenths of a second
-
 FEW = 6  # blocks of which all orders are tried: one of them gives the smallest arena there is
 
 
@@ -40,8 +39,8 @@ def place(pieces: Sequence[Block], *, alignment: int = ALIGNMENT, seed: int = 0)
     search starts from the best of them and swaps blocks near the top of the arena in that order. Same seed, same arena.
     Up to six blocks get the smallest arena there is.
     Raises: RangeError when the alignment is no power of two.
-    Source: Pisarchyk, Lee 2020, Efficient memory management for deep neural net inference, algorithms 2 (by breadth) and 3 (by
-    size). Deviation: the lowest free offset instead of the tightest gap; the search after it.
+    Source: Pisarchyk, Lee 2020, Efficient memory management for deep neural net inference, greedy by size and greedy by breadth
+    for offset calculation. Deviation: the lowest free offset instead of the tightest gap; the search after it.
     """
     _checked(alignment)
     pieces = [replace(piece, size_bytes=_rounded(piece.size_bytes, alignment)) for piece in pieces]

@@ -27,8 +27,8 @@ def better_order(flow: Flow, *, max_states: int = MAX_STATES) -> Flow:
     Exact as long as at most `max_states` sets of done operations must be looked at, otherwise the best of a beam search and the
     given order. An operation that fits under the peak so far and leaves no more alive than before is done at once: whatever
     follows can only gain from it.
-    Source: Liberis, Lane 2019, Neural networks on microcontrollers: saving memory at inference via operator reordering,
-    algorithm 1; Ahn et al. 2020, Ordering Chaos (Serenity), section 3.1.
+    Source: Liberis, Lane 2019, Neural networks on microcontrollers: saving memory at inference via operator reordering; Ahn et
+    al. 2020, Ordering Chaos: memory-aware scheduling of irregularly wired neural networks (Serenity).
     Deviation: the sets are visited from the lowest peak up (Dijkstra on the largest sum instead of the total), so that sets at
     or above the peak of the given order are never looked at.
     """

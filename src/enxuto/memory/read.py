@@ -51,7 +51,7 @@ def read_flow(model: nn.Module, batch: Batch, *, bits: Bits = 32) -> Flow:
     for 1 x 1), and the state and gates of LSTM, GRU and RNN (16 bits). Accumulators of 32 bits live in registers. Of attention
     the scores of all heads are counted. What torch calls in place is so where nobody else needs the old values.
     Raises: RangeError when bits is neither 8 nor 32; ExportError when torch.export cannot follow the model.
-    Source: Lai, Suda, Chandra 2018, CMSIS-NN, section 3.3 (the unfolded columns).
+    Source: Lai, Suda, Chandra 2018, CMSIS-NN: efficient neural network kernels for Arm Cortex-M CPUs (the unfolded columns).
     """
     return flow_of(exported(model, batch), bits=bits)
 
