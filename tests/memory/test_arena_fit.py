@@ -10,7 +10,7 @@ from torch import nn
 
 import enxuto as ex
 from enxuto import zoo
-from enxuto.errors import ExportError, RangeError, TargetError, TaskError
+from enxuto.errors import RangeError, TargetError, TaskError
 from enxuto.memory import Device, devices, fits, layout_of
 from enxuto.memory.devices import BUILT_IN
 from enxuto.task import Task
@@ -203,5 +203,9 @@ def test_bad_arguments_are_refused():
     for size in (0, -5, 1.5, "20 kB", True):
         with pytest.raises(RangeError, match="no size of a file"):
             fits(model, IMAGES, file_bytes=size)
-    with pytest.raises(ExportError, match="laid out for one sample"):
+    with pytest.raises(TaskError, match="fails on the first sample of the batch"):
         fits(model, torch.zeros(2, 5))
+    with pytest.raises(TaskError, match="the first sample of the batch is str"):
+        fits(model, "images")
+    with pytest.raises(TaskError, match="the model is int, not a torch"):
+        fits(5, IMAGES)

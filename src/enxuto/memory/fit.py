@@ -142,7 +142,7 @@ def fits(
     norm behind a convolution counts as its bias. A file smaller than that is coded, and cannot be read in place: RAM for the
     decoded weights of the largest layer is added. `devices` is a file of your own devices, or what `devices()` returned.
     Raises: TargetError for an unknown device; RangeError for other bits or a size that is none; ExportError when the model
-    cannot be followed; TaskError for a broken file of devices.
+    cannot be followed; TaskError for a broken file of devices, or when the model fails on the batch.
     """
     known = devices if isinstance(devices, Mapping) else known_devices(devices)
     target = find_device(device, known)

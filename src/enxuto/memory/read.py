@@ -18,12 +18,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from enxuto.checks import named
-from enxuto.errors import ExportError, RangeError
+from enxuto.errors import ExportError, RangeError, TaskError
 from enxuto.groups.trace import Untraceable, export, first_samples, module_path
 from enxuto.layers.coded import sources
 from enxuto.memory.flow import Buffer, Flow, Operation
 from enxuto.surgery import to_float
-from enxuto.task import Batch
+from enxuto.task import Batch, attempt, evaluating
 
 Bits = Literal[8, 32]
 Value = str | tuple["Value", ...] | None  # the buffer that holds a tensor, several of them, or None for a constant
@@ -50,7 +50,8 @@ def read_flow(model: nn.Module, batch: Batch, *, bits: Bits = 32) -> Flow:
     With 8 bits three things stay wider: the columns that a convolution kernel unfolds (16 bits, two patches at a time, none
     for 1 x 1), and the state and gates of LSTM, GRU and RNN (16 bits). Accumulators of 32 bits live in registers. Of attention
     the scores of all heads are counted. What torch calls in place is so where nobody else needs the old values.
-    Raises: RangeError when bits is neither 8 nor 32; ExportError when torch.export cannot follow the model.
+    Raises: RangeError when bits is neither 8 nor 32; TaskError when the model fails on the batch; ExportError when torch.export
+    cannot follow the model.
     Source: Lai, Suda, Chandra 2018, CMSIS-NN: efficient neural network kernels for Arm Cortex-M CPUs (the unfolded columns).
     """
     return flow_of(exported(model, batch), bits=bits)
@@ -59,11 +60,14 @@ def read_flow(model: nn.Module, batch: Batch, *, bits: Bits = 32) -> Flow:
 def exported(model: nn.Module, batch: Batch) -> ExportedProgram:
     """The graph of one sample through the plain float layers of a model, coded or not.
 
-    Raises: ExportError when torch.export cannot follow the model.
+    Raises: TaskError when the model is none or fails on the batch; ExportError when torch.export cannot follow it.
     """
+    model, sample = plain(model), first_samples(batch, 1)
     try:
-        return export(plain(model), first_samples(batch, 1))
+        return export(model, sample)
     except Untraceable as error:
+        with evaluating(model):
+            attempt(model, sample, "the first sample of the batch")  # a wrong batch is no fault of the export
         raise ExportError(
             f"the memory of {type(model).__name__} cannot be laid out for one sample: {error}; "
             "a forward whose steps do not depend on the values of its inputs works, called with a batch of 1."
@@ -71,7 +75,9 @@ def exported(model: nn.Module, batch: Batch) -> ExportedProgram:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model itself, or a copy with plain float layers where some are coded."""
+    """The model itself, or a copy with plain float layers where some are coded. Raises: TaskError when it is no model."""
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"the model is {type(model).__name__}, not a torch.nn.Module; pass the network itself.")
     return to_float(model) if any(sources(module) for module in model.modules()) else model
 
 
