@@ -62,7 +62,7 @@ CATCH_ALL = {
     "enxuto.evaluation.fresh._main": "every error travels to the process that waits for it",
     "enxuto.groups.rehearse.__init__": "a model that does not run in double precision runs in its own",
     "enxuto.groups.rehearse.failure": "why a cut does not work is what it is asked for",
-    "enxuto.memory.predict.predict": "a model that cannot be followed without values is run with them, whatever the reason",
+    "enxuto.memory.prediction.predict": "a model that cannot be followed without values is run with them, whatever the reason",
     "enxuto.groups.trace.small_batch": "a model that does not take fewer samples gets the whole batch",
 }
 

@@ -14,7 +14,7 @@ import enxuto as ex
 from enxuto import zoo
 from enxuto.errors import LimitError, RangeError
 from enxuto.memory.blocks import Choice
-from enxuto.memory.plan import cheapest, largest_batch, lean_optimizers
+from enxuto.memory.planning import cheapest, largest_batch, lean_optimizers
 from enxuto.memory.training import parts, samples
 
 BATCH = torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))

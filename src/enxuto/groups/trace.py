@@ -91,7 +91,7 @@ def slow_attention() -> Iterator[None]:
 
 def small_batch(model: nn.Module, batch: Batch) -> Batch:
     """The first samples of a batch, or all of it where the model does not take fewer."""
-    few = _first(batch, TRACED_SAMPLES)
+    few = first_samples(batch, TRACED_SAMPLES)
     if few is batch:
         return batch
     try:
@@ -102,7 +102,8 @@ def small_batch(model: nn.Module, batch: Batch) -> Batch:
     return few
 
 
-def _first(batch: Batch, count: int) -> Batch:
+def first_samples(batch: Batch, count: int) -> Batch:
+    """The first samples of each tensor of a batch; the batch itself where its tensors do not agree on how many there are."""
     args, kwargs = _arguments(batch)
     sizes = {len(each) if each.ndim else 0 for each in [*args, *kwargs.values()] if isinstance(each, Tensor)}
     if len(sizes) != 1 or min(sizes) <= count:

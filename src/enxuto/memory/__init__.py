@@ -1,9 +1,74 @@
-"""Where memory goes and what fits: predict it on tensors without storage, record it in a real run, plan within a limit."""
+"""Where memory goes and what fits: predict it, record it, watch it, plan within a limit, lay out the arena of a device.
 
-from enxuto.memory.checkpoint import checkpoint_, checkpointed
-from enxuto.memory.plan import Option, Plan, plan
-from enxuto.memory.predict import predict
-from enxuto.memory.profile import Profile
-from enxuto.memory.record import record
+The names are resolved when they are first used: a prediction needs much of torch that training alone does not.
+"""
 
-__all__ = ["Option", "Plan", "Profile", "checkpoint_", "checkpointed", "plan", "predict", "record"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from enxuto.memory.arena import Arena, lay_out
+    from enxuto.memory.boards import Device, devices
+    from enxuto.memory.checkpoint import checkpoint_, checkpointed
+    from enxuto.memory.fit import Fit, fits
+    from enxuto.memory.flow import Flow
+    from enxuto.memory.order import better_order
+    from enxuto.memory.planning import Option, Plan, plan
+    from enxuto.memory.prediction import predict
+    from enxuto.memory.profile import Profile
+    from enxuto.memory.read import read_flow
+    from enxuto.memory.recording import record
+
+_HOMES = {
+    "Arena": "arena",
+    "Device": "boards",
+    "Fit": "fit",
+    "Flow": "flow",
+    "Option": "planning",
+    "Plan": "planning",
+    "Profile": "profile",
+    "better_order": "order",
+    "checkpoint_": "checkpoint",
+    "checkpointed": "checkpoint",
+    "devices": "boards",
+    "fits": "fit",
+    "lay_out": "arena",
+    "plan": "planning",
+    "predict": "prediction",
+    "read_flow": "read",
+    "record": "recording",
+}
+
+__all__ = [
+    "Arena",
+    "Device",
+    "Fit",
+    "Flow",
+    "Option",
+    "Plan",
+    "Profile",
+    "better_order",
+    "checkpoint_",
+    "checkpointed",
+    "devices",
+    "fits",
+    "lay_out",
+    "plan",
+    "predict",
+    "read_flow",
+    "record",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'enxuto.memory' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"enxuto.memory.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

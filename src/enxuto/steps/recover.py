@@ -16,7 +16,6 @@ from enxuto.checks import named, whole, within
 from enxuto.errors import RangeError, TaskError
 from enxuto.functional.distill import same_outputs, soft_labels
 from enxuto.memory.checkpoint import checkpointed
-from enxuto.memory.plan import settle
 from enxuto.memory.training import parts, samples
 from enxuto.progress import counted
 from enxuto.sizes import parse_bytes
@@ -137,6 +136,8 @@ class Recover:
         """The layers to checkpoint and the samples of a pass, so that a step keeps within the memory allowed."""
         if self.memory is None:
             return (), None
+        from enxuto.memory.planning import settle  # it needs much of torch that training alone does not
+
         lesson = _Lesson(student, self._teacher(task), lambda teacher: self._loss(task, teacher))
         option = settle(
             lesson,

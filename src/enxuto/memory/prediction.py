@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from enxuto.memory.profile import INPUTS, Profile
-from enxuto.memory.record import measured
+from enxuto.memory.recording import measured
 from enxuto.memory.tracker import Tracker
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, resized, tensors
 from enxuto.memory.workspace import complete_, workspace

@@ -5,6 +5,7 @@ Every row was predicted as it would run (see `predict`); nothing is estimated by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from enxuto.checks import named, whole
 from enxuto.errors import LimitError, RangeError
 from enxuto.memory.blocks import Choice, choices
 from enxuto.memory.checkpoint import checkpointed
-from enxuto.memory.predict import predict
+from enxuto.memory.prediction import predict
 from enxuto.memory.profile import Profile
 from enxuto.memory.training import Loss, MakeOptimizer, Precision, samples
 from enxuto.progress import counted
@@ -170,24 +171,22 @@ def largest_batch(peak: Callable[[int], int], limit_bytes: int, *, guess: int = 
     The peak grows with the samples, in pieces that are nearly straight, so each question is put where the line through the
     answers on both sides meets the limit.
     """
-    if peak(1) > limit_bytes:
+    least = peak(1)
+    if least > limit_bytes:
         return 0
-    low, high, step = 1, most + 1, max(1, guess)
-    ask = min(max(2, step), most)
-    while low + 1 < high:
-        if peak(ask) <= limit_bytes:
-            low = ask
-        else:
-            high = ask
-        other = high if high <= most else 1 if low > 1 else ask
-        if other == low:
-            break
-        slope = max(1.0, (peak(other) - peak(low)) / (other - low))
-        aim = low + int((limit_bytes - peak(low)) / slope)
-        ask = min(max(aim, low + 1), high - 1)
-        if high > most and ask == low + 1 == high - 1:
-            break
-    return low
+    low, high = (1, least), (most + 1, math.inf)  # what fits and what does not, with their peaks
+    ask = max(guess, 2)
+    while high[0] - low[0] > 1:
+        before = high[0] - low[0]
+        ask = min(max(ask, low[0] + 1), high[0] - 1)
+        answer = (ask, peak(ask))
+        low, high = (answer, high) if answer[1] <= limit_bytes else (low, answer)
+        ends = (low, high) if high[0] <= most else ((1, least), low)
+        slope = (ends[1][1] - ends[0][1]) / max(1, ends[1][0] - ends[0][0])
+        straight = low[0] + int((limit_bytes - low[1]) / slope) if slope > 0 else most
+        slow = high[0] - low[0] > before / 2 and high[0] <= most
+        ask = (low[0] + high[0]) // 2 if slow else straight
+    return low[0]
 
 
 def _asked(batch: Any, limit: str | int, wanted: int | None) -> tuple[int, int]:
