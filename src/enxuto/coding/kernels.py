@@ -141,14 +141,6 @@ def histogram(codes: Any, counts: Any) -> None:
 
 
 @hot
-def row_histograms(codes: Any, counts: Any) -> None:
-    """Adds how often each symbol occurs in each row. Shapes: codes [rows, columns], counts [rows, symbols]."""
-    for row in range(codes.shape[0]):
-        for column in range(codes.shape[1]):
-            counts[row, codes[row, column]] += 1
-
-
-@hot
 def split_planes(values: Any, rotate: int, planes: Any) -> None:
     """The bytes of `values` (unsigned, rotated left by `rotate` bits) as planes, lowest first. Shapes: planes [bytes, count].
 
