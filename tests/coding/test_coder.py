@@ -72,14 +72,6 @@ def test_a_stream_that_was_expected_far_shorter_comes_back():
     assert np.array_equal(coder.decode(data, codes.size, 16), codes)
 
 
-def test_codes_are_decoded_into_the_array_that_is_given():
-    for count in (800, 801):
-        codes = sparse_codes(count, 16, 0.5)
-        out = np.zeros(count, np.uint8)
-        assert np.shares_memory(coder.decode(static(codes, 16), count, 16, out), out)
-        assert np.array_equal(out, codes)
-
-
 @law
 @given(st.integers(1, 3000), st.sampled_from([2, 16, 256, 1000]), st.integers(0, 9))
 def test_codes_are_counted_as_numpy_counts_them(count, symbols, seed):

@@ -62,7 +62,7 @@ def test_the_smallest_of_all_methods_is_kept_of_a_small_tensor():
 def test_costs_are_sizes_of_streams_that_come_back():
     """Each method by itself decodes to the same codes."""
     codes = np.clip(np.rint(np.random.default_rng(0).normal(8, 2, (90, 70))), 0, 15).astype(np.uint8)
-    tried = list(integers._tried(codes.reshape(-1), 70, 16, "all"))
+    tried = list(integers._tried(codes.reshape(-1), 70, 16, thorough=True))
     assert (
         {METHODS[each[0]] for each in tried} | {"raw"}
         == set(integers.costs(codes, 16))

@@ -19,12 +19,12 @@ from enxuto.errors import ArtifactError
 
 MAX_CLASSES = 16
 _ROUNDS = 6
-_LARGE = 1 << 19  # codes of a tensor for which a quarter of the classes do
+LARGE = 1 << 19  # codes of a tensor for which a quarter of the classes do
 _SEEN, _LEAST_SEEN = 1 << 16, 64  # codes of a tensor, and at least of a line, that are looked at to find the classes
 _MOST_COUNTS = 1 << 23  # of rows times symbols, which are held in memory
 _LEAST_CODES = 1 << 12  # of a tensor, below which tables cost more than they gain
 _TABLE_BYTES = 48  # a further class costs: states, lengths and a table of few symbols
-_GAIN = 0.997  # of the bytes without classes: less is not worth the second reading
+_GAIN = 0.003  # of the bytes without classes: less is not worth the second reading
 
 
 def encode(codes: Codes, stride: int, symbols: int, budget: float, stream: Encode) -> Iterator[bytes]:
@@ -36,10 +36,12 @@ def encode(codes: Codes, stride: int, symbols: int, budget: float, stream: Encod
     for axis, lines in enumerate((matrix, matrix.T)):
         found = _classes(matrix, axis, symbols, budget) if codes.size >= _LEAST_CODES else None
         if found is not None:
-            streams = [stream(np.ascontiguousarray(lines[found == each]).reshape(-1), symbols) for each in range(found.max() + 1)]
+            ends = np.bincount(found).cumsum() * lines.shape[1]
+            ordered = np.take(lines, np.argsort(found, kind="stable"), axis=0).reshape(-1)
+            streams = [stream(part, symbols) for part in np.split(ordered, ends[:-1])]
             head = write_varint(2 * stride + axis) + bytes([len(streams)])
-            yield head + write_parts([stream(found, len(streams)), *streams])
-            if codes.size >= _LARGE:
+            yield write_parts([stream(found, len(streams)), *streams], head)
+            if codes.size >= LARGE:
                 return  # columns may be better, but to look costs as much as to code
 
 
@@ -74,9 +76,9 @@ def _classes(matrix: Codes, axis: int, symbols: int, budget: float) -> NDArray[n
         return None
     step = max(1, columns // max(_LEAST_SEEN, _SEEN // rows))
     counts = line_counts(matrix, axis, 0, step, symbols)
-    start = _quantiles(counts, min(MAX_CLASSES if matrix.size < _LARGE else MAX_CLASSES // 4, rows // 2))
+    start = _quantiles(counts, min(MAX_CLASSES if matrix.size < LARGE else MAX_CLASSES // 4, rows // 2))
     together = np.zeros(rows, np.uint8)
-    if budget < math.inf and class_bits(counts, start // 2) > _GAIN * class_bits(counts, together):
+    if budget < math.inf and class_bits(counts, start // 2) > (1 - _GAIN) * class_bits(counts, together):
         return None
     found = _clustered(counts, start)
     # classes always suit the codes they were found with: where those are only a part, others must agree
@@ -84,7 +86,7 @@ def _classes(matrix: Codes, axis: int, symbols: int, budget: float) -> NDArray[n
     gain = class_bits(judged, together) - class_bits(judged, found)
     number, scale = int(found.max()) + 1, matrix.size / max(1.0, judged.sum())
     tables = number * (_TABLE_BYTES + counts.shape[1] / 2) + rows * math.log2(number) / 8
-    worth = number > 1 and gain * scale / 8 > tables + (1 - _GAIN) * budget
+    worth = number > 1 and gain * scale / 8 > tables + _GAIN * budget
     return found if worth or (number > 1 and budget == math.inf) else None
 
 

@@ -31,8 +31,9 @@ def estimate(counts: NDArray[np.int64], model: Model, table: bytes) -> float:
     return model.bits(counts) / 8 + len(table) + OVERHEAD_BYTES
 
 
-def encode(codes: Codes, model: Model, table: bytes, expected_bits: float) -> bytes:
-    """The codes as: table, eight states, words. Every code must have a frequency in the model, which expects so many bits.
+def encode(codes: Codes, model: Model, head: bytes, expected_bits: float) -> bytes:
+    """The codes as: head, which ends in the table, eight states, words. Every code must have a frequency in the model, which
+    expects so many bits.
 
     Shapes: codes [count].
     """
@@ -47,11 +48,11 @@ def encode(codes: Codes, model: Model, table: bytes, expected_bits: float) -> by
         words = np.empty(room + _LANES + 1, np.uint16)
         first = rans_encode(padded, model.frequencies, model.precision, words, states)
         room = padded.size
-    return b"".join([table, states.astype("<u4").tobytes(), words[first:].astype("<u2", copy=False).tobytes()])
+    return b"".join([head, states.astype("<u4", copy=False).data, words[first:].astype("<u2", copy=False).data])
 
 
-def decode(data: Data, size: int, symbols: int, out: Codes | None = None) -> Codes:
-    """The `size` codes that `encode` wrote, into `out` if it is given: uint8 up to 256 symbols, uint16 above.
+def decode(data: Data, size: int, symbols: int) -> Codes:
+    """The `size` codes that `encode` wrote: uint8 up to 256 symbols, uint16 above.
 
     Raises: ArtifactError when the data is too short, too long or contradicts itself.
     """
@@ -62,14 +63,9 @@ def decode(data: Data, size: int, symbols: int, out: Codes | None = None) -> Cod
         raise ArtifactError(f"an entropy-coded stream of {size} codes ends after {len(data)} bytes; the file is damaged.")
     states = np.frombuffer(data, "<u4", _LANES, at).astype(np.uint32)
     used = (len(data) - at - _STATE_BYTES) // 2
-    words = np.zeros(used + _LANES, np.uint16)
-    words[:used] = np.frombuffer(data, "<u2", used, at + _STATE_BYTES)
-    kind = np.uint8 if symbols <= 256 else np.uint16
-    fits = out is not None and size % _LANES == 0
-    found: Codes = out if out is not None and fits else np.empty(-(-size // _LANES) * _LANES, kind)
-    if not rans_decode(words, used, states, model.frequencies, model.precision, found):
+    words = np.empty(used + _LANES, np.uint16)
+    words[:used], words[used:] = np.frombuffer(data, "<u2", used, at + _STATE_BYTES), 0
+    codes: Codes = np.empty(-(-size // _LANES) * _LANES, np.uint8 if symbols <= 256 else np.uint16)
+    if not rans_decode(words, used, states, model.frequencies, model.precision, codes):
         raise ArtifactError(f"an entropy-coded stream of {size} codes does not decode; the file is damaged.")
-    if out is None or fits:
-        return found[:size]
-    out[:] = found[:size]
-    return out
+    return codes[:size]

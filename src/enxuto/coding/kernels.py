@@ -156,18 +156,20 @@ def split_planes(values: Any, rotate: int, planes: Any) -> None:
 
 
 @hot
-def join_planes(planes: Any, rotate: int, values: Any) -> None:
-    """The inverse of `split_planes`."""
-    bits = 8 * planes.shape[0]
-    for plane in range(planes.shape[0]):
-        row, shift = planes[plane], _U(8 * plane)
-        for i in range(values.size):
-            values[i] = _U(row[i]) << shift | (_U(values[i]) if plane else _U(0))
-    if rotate:
-        left, right = _U(bits - rotate), _U(rotate)
-        for i in range(values.size):
-            value = _U(values[i])
-            values[i] = value >> right | value << left
+def add_plane(plane: Any, shift: int, values: Any) -> None:
+    """Puts the bytes of a plane into `values` (zeros there), so many bits from the lowest."""
+    left = _U(shift)
+    for i in range(values.size):
+        values[i] |= _U(plane[i]) << left
+
+
+@hot
+def rotate_right(values: Any, rotate: int, bits: int) -> None:
+    """Turns each of the values, so many bits wide."""
+    left, right = _U(bits - rotate), _U(rotate)
+    for i in range(values.size):
+        value = _U(values[i])
+        values[i] = value >> right | value << left
 
 
 @hot

@@ -28,7 +28,7 @@ def encode(codes: Codes, mode: int, symbols: int, stream: Encode) -> bytes:
     others = np.empty(int(np.count_nonzero(codes != mode)), codes.dtype)
     lengths = np.empty(others.size + 1 + codes.size // LONGEST, np.uint8)
     lengths = lengths[: split_runs(codes, mode, lengths, others)]
-    return write_varint(mode) + write_varint(lengths.size) + write_parts([stream(lengths, 256), stream(others, symbols)])
+    return write_parts([stream(lengths, 256), stream(others, symbols)], write_varint(mode) + write_varint(lengths.size))
 
 
 def decode(data: Data, count: int, symbols: int, stream: Decode) -> Codes:
