@@ -99,7 +99,9 @@ def every_method() -> dict[str, tuple[Section, bytes]]:
                 else (scattered(rows * columns) % symbols).reshape(rows, columns).astype(np.uint16)
             )
             array = array if columns != 1003 else array.reshape(-1)
-            for number, stream in enumerate(integers._tried(array.reshape(-1), columns if array.ndim > 1 else 1, symbols, thorough=True)):
+            for number, stream in enumerate(
+                integers._tried(array.reshape(-1), columns if array.ndim > 1 else 1, symbols, thorough=True)
+            ):
                 keep(coded(f"{METHODS[stream[0]]}.{symbols}.{rows}.{number}", array, symbols), stream)
     wide = codes(40, 50, 16).astype(np.uint16)  # few symbols in a wide type
     keep(coded("wide", wide, 16), integers.encode_integers(wide.astype(np.uint8), 16))
