@@ -54,6 +54,8 @@ SETTINGS: Mapping[str, Sequence[ex.Step]] = {
     "95% 4 bit": [ex.Prune(0.95), ex.Quantize(bits=4)],
 }
 """Bits of a weight, or values that the weights share; and the zeros, all weights together, without training again."""
+TENSORS = ((64, 16), (128, 8), (256, 4), (512, 1), (2048, 1))
+"""Sides and copies of made matrices: from which size on the calls of Python no longer count."""
 PARTS = ("integers", "floats", "sparse", "quality")
 MILLION = 1e6
 MAX_DROP = 0.005
@@ -102,13 +104,20 @@ def same_integers(folder: Path, nncodec: Path | None) -> None:
             speeds.append({"integers": f"{name} {setting}", **speed})
             print(f"{name} {setting}: {size['enxuto']} bytes, entropy {size['entropy']}", flush=True)
         files.append(row)
+    for side, copies in TENSORS:
+        for zeros, symbols in ((0.0, 255), (0.9, 16)):
+            size, speed = coded(folder, made(side, copies, zeros, symbols), nncodec)
+            name = f"{copies} x {side}x{side}, " + (f"{zeros:.0%} {symbols} val." if zeros else "8 bit")
+            speeds.append({"integers": name, **speed})
+            print(f"{name}: {size['enxuto']} bytes, entropy {size['entropy']}", flush=True)
     counted = "streams of the integers only, each tensor by itself; no names and shapes on either side"
     claim = "The same integers, bytes: smaller than nncodec on every network, at most 1.01 of the order-0 entropy"
     common.tell("file_coders_integers", claim, sizes, counted=counted, networks=NETWORKS)
-    claim = "The same integers, million symbols a second of CPU: at least 10 times nncodec both ways"
+    claim = "The same integers, million symbols a second of CPU: fast=True is at least 10 times nncodec both ways"
     counted = (
         "encode_integers with all that it tries, decode_integers; nncodec's C++ coder without its Python, at the setting of "
-        "the fewest bytes, which it was told; 'fast' is enxuto with fast=True"
+        "the fewest bytes, which it was told; 'fast' is enxuto with fast=True; 'whole' is nncodec's compress and decompress, "
+        "its Python and a file of all tensors, once, against the calls of enxuto; the last rows are by size of a made tensor"
     )
     common.tell("file_coders_speed", claim, speeds, counted=counted)
     counted = (
@@ -117,6 +126,17 @@ def same_integers(folder: Path, nncodec: Path | None) -> None:
     )
     common.tell("file_coders_whole", "Whole files in bytes: smaller than nncodec on every network", wholes, counted=counted)
     common.tell("file_coders_files", "Files of whole networks in bytes; all but enxuto's are float32", files)
+
+
+def made(side: int, copies: int, zeros: float, symbols: int) -> Integers:
+    """Square matrices of Gaussian codes, of which some are the middle one, by chance."""
+    rng = np.random.default_rng(common.SEED)
+    found: Integers = {}
+    for number in range(copies):
+        codes = np.clip(np.rint(rng.normal(symbols // 2, symbols / 8, (side, side))), 0, symbols - 1)
+        codes[rng.random(codes.shape) < zeros] = symbols // 2
+        found[str(number)] = (codes.astype(np.uint8), symbols, symbols // 2)
+    return found
 
 
 def lossless_floats(folder: Path, zipnn: Path | None) -> None:
@@ -256,6 +276,7 @@ def coded(folder: Path, codes: Integers, nncodec: Path | None) -> tuple[Row, Row
         if "nncodec" in seconds:
             speed[f"{word} x"] = seconds["nncodec"] / max(seconds["enxuto"], 1e-9)
             speed[f"{word} x, fast"] = seconds["nncodec"] / max(seconds["fast"], 1e-9)
+            speed[f"{word} x, fast, whole"] = size["_nncodec"][f"whole_{way}_seconds"] / max(seconds["fast"], 1e-9)
     return size, {**speed, "_samples": samples}
 
 

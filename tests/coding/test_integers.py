@@ -50,6 +50,27 @@ def test_each_method_is_chosen_where_it_is_smallest():
         assert np.array_equal(decode_integers(coded, codes.size, symbols), codes.reshape(-1))
 
 
+def test_fast_codes_what_is_mostly_one_code_as_runs_and_leaves_the_slow_coders_out():
+    chance = np.random.default_rng(0)
+    rows = np.clip(np.rint(16 + np.array([1, 5])[:, None, None] * chance.normal(size=(2, 400, 800))), 0, 31).astype(np.uint8)
+    for zeros, size, method in (
+        (0.9, 40_000, stream.RUNS),
+        (0.9, 4000, stream.STATIC),
+        (0.99, 4000, stream.RUNS),
+        (0.5, 40_000, stream.STATIC),
+        (0.0, 40_000, stream.RAW),
+    ):
+        codes = ((chance.random((100, size // 100)) >= zeros) * chance.integers(0, 16, (100, size // 100))).astype(np.uint8)
+        coded = encode_integers(codes, 16, fast=True)
+        assert METHODS[coded[0]] == METHODS[method]
+        assert len(coded) <= 1.03 * integers.costs(codes, 16).get("static", np.inf)
+        assert np.array_equal(decode_integers(coded, codes.size, 16), codes.reshape(-1))
+    assert encode_integers(rows[0], 32, fast=True)[0] == stream.STATIC  # too few codes to look for classes, and none there
+    coded = encode_integers(rows.reshape(800, 800), 32, fast=True)
+    assert coded[0] == stream.CLASSES
+    assert np.array_equal(decode_integers(coded, rows.size, 32), rows.reshape(-1))
+
+
 def test_the_smallest_of_all_methods_is_kept_of_a_small_tensor():
     chance = np.random.default_rng(0)
     for sparsity in (0.0, 0.5, 0.97):
@@ -62,7 +83,7 @@ def test_the_smallest_of_all_methods_is_kept_of_a_small_tensor():
 def test_costs_are_sizes_of_streams_that_come_back():
     """Each method by itself decodes to the same codes."""
     codes = np.clip(np.rint(np.random.default_rng(0).normal(8, 2, (90, 70))), 0, 15).astype(np.uint8)
-    tried = list(integers._tried(codes.reshape(-1), 70, 16, "all"))
+    tried = list(integers._tried(codes.reshape(-1), 70, 16, thorough=True))
     assert (
         {METHODS[each[0]] for each in tried} | {"raw"}
         == set(integers.costs(codes, 16))

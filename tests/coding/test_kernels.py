@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enxuto.coding import arrays
-from enxuto.coding.kernels import _put, hot, row_histograms
+from enxuto.coding.class_kernels import line_counts
+from enxuto.coding.kernels import _put, hot
 from enxuto.coding.models import PRECISIONS
 
 law = settings(deadline=None, derandomize=True)
@@ -77,11 +78,13 @@ def test_planes_are_the_bytes_of_the_rotated_numbers(seed, dtype, rotated, count
     assert np.array_equal(back, values)
 
 
-def test_row_histograms_count_each_row():
-    codes = np.random.default_rng(0).integers(0, 7, (5, 90)).astype(np.uint8)
-    counts = np.zeros((5, 7), np.int32)
-    row_histograms(codes, counts)
-    assert np.array_equal(counts, [np.bincount(row, minlength=7) for row in codes])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("first", "step"), [(0, 1), (2, 5)])
+def test_lines_are_counted_as_numpy_counts_them(axis, first, step):
+    codes = np.random.default_rng(0).choice([0, 2, 3, 8], (23, 90)).astype(np.uint8)
+    lines = (codes.T if axis else codes)[:, first::step]
+    slow = np.array([np.bincount(line, minlength=9) for line in lines])
+    assert np.array_equal(line_counts(codes, axis, first, step, 9), slow[:, slow.any(axis=0)])
 
 
 def test_a_function_that_numba_cannot_keep_on_disk_is_compiled_all_the_same():

@@ -137,3 +137,17 @@ def test_a_table_that_gives_away_more_than_there_is_is_not_read_to_its_end():
     with pytest.raises(ArtifactError, match="contradicts itself"):
         read_table(endless, 1 << 16)
     assert time.process_time() - start < 0.1
+
+
+@law
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=300), st.sampled_from(PRECISIONS[1:]))
+def test_the_sum_is_settled_as_by_looking_for_the_cheapest_unit_every_time(counts, precision):
+    """The heap takes the units that a search through all prices takes, the first of equal ones too."""
+    counts = np.array(counts)
+    total = 1 << precision
+    slow = np.maximum(1, counts * total // counts.sum())
+    while missing := total - slow.sum():
+        step = 1 if missing > 0 else -1
+        slope = np.where(slow + step > 0, -step * counts / (2 * slow + step), np.inf)
+        slow[slope.argmin()] += step
+    assert np.array_equal(fit(counts, precision).frequencies, slow)

@@ -99,7 +99,9 @@ def every_method() -> dict[str, tuple[Section, bytes]]:
                 else (scattered(rows * columns) % symbols).reshape(rows, columns).astype(np.uint16)
             )
             array = array if columns != 1003 else array.reshape(-1)
-            for number, stream in enumerate(integers._tried(array.reshape(-1), columns if array.ndim > 1 else 1, symbols, "all")):
+            for number, stream in enumerate(
+                integers._tried(array.reshape(-1), columns if array.ndim > 1 else 1, symbols, thorough=True)
+            ):
                 keep(coded(f"{METHODS[stream[0]]}.{symbols}.{rows}.{number}", array, symbols), stream)
     wide = codes(40, 50, 16).astype(np.uint16)  # few symbols in a wide type
     keep(coded("wide", wide, 16), integers.encode_integers(wide.astype(np.uint8), 16))
@@ -120,13 +122,13 @@ def every_method() -> dict[str, tuple[Section, bytes]]:
         )
         patterns = arrays.patterns(values)
         kept = patterns[patterns != 0]
-        masks = integers._tried((patterns != 0).astype(np.uint8), 1 if values.size % 30 else 30, 2, "all")
+        masks = integers._tried((patterns != 0).astype(np.uint8), 1 if values.size % 30 else 30, 2, thorough=True)
         for number, mask in enumerate(masks):
             for tail in (arrays._planes(kept, kept.shape, False), bytes([RAW]) + kept.tobytes()):
                 name = f"sparse.{dtype}.{METHODS[mask[0]]}.{number}.{METHODS[tail[0]]}"
                 keep(plain(name, values), bytes([SPARSE]) + write_parts([mask, tail]))
         for rotated in (False, True):
-            planes = [list(integers._tried(plane, 30, 256, "all")) for plane in arrays.split(patterns, rotated)]
+            planes = [list(integers._tried(plane, 30, 256, thorough=True)) for plane in arrays.split(patterns, rotated)]
             for number in range(max(map(len, planes))):
                 parts = [choices[min(number, len(choices) - 1)] for choices in planes]
                 keep(plain(f"planes.{dtype}.{rotated}.{number}", values), bytes([PLANES, rotated]) + write_parts(parts))

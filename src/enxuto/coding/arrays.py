@@ -5,13 +5,14 @@ Works on the bit patterns, so NaN payloads, infinities and -0.0 come back exactl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.coding.bits import Data
-from enxuto.coding.integers import costs, decode_integers, encode_integers
+from enxuto.coding.bits import Codes, Data
+from enxuto.coding.integers import costs, decode_integers, encode_integers, entropy_bytes
 from enxuto.coding.stream import (
     CONSTANT,
     METHODS,
@@ -45,10 +46,10 @@ def encode_array(array: NDArray[Any], *, fast: bool = False) -> bytes:
     values = patterns(array)
     if values.size == 0:
         return b""
-    if bool((values == values[0]).all()):
+    if _constant(values):
         return write_constant(int(values[0]))
     smallest = min(_tried(array, values, fast), key=len, default=b"")
-    return smallest if 0 < len(smallest) <= values.nbytes else bytes([RAW]) + values.tobytes()
+    return smallest if 0 < len(smallest) <= values.nbytes else b"".join([bytes([RAW]), values.data])
 
 
 def array_costs(array: NDArray[Any]) -> dict[str, int]:
@@ -59,7 +60,7 @@ def array_costs(array: NDArray[Any]) -> dict[str, int]:
     if values.size == 0:
         return {}
     raw = {METHODS[RAW]: 1 + values.nbytes}
-    if bool((values == values[0]).all()):
+    if _constant(values):
         return raw | {METHODS[CONSTANT]: len(write_constant(int(values[0])))}
     return raw | {METHODS[data[0]]: len(data) for data in _tried(array, values, fast=False)}
 
@@ -107,12 +108,15 @@ def split(values: NDArray[Any], rotated: bool) -> NDArray[np.uint8]:
     return planes
 
 
-def join(planes: NDArray[np.uint8], rotated: bool) -> NDArray[Any]:
+def join(planes: Sequence[Codes], rotated: bool) -> NDArray[Any]:
     """The values that `split` took apart."""
-    from enxuto.coding.kernels import join_planes
+    from enxuto.coding.kernels import add_plane, rotate_right
 
-    values = np.empty(planes.shape[1], _PATTERNS[len(planes)])
-    join_planes(planes, int(rotated), values)
+    values = np.zeros(planes[0].size, _PATTERNS[len(planes)])
+    for plane, row in enumerate(planes):
+        add_plane(row, 8 * plane, values)
+    if rotated:
+        rotate_right(values, 1, 8 * len(planes))
     return values
 
 
@@ -135,10 +139,7 @@ def _values(data: Data, count: int, pattern: np.dtype[Any], nested: bool) -> NDA
         table[:, :kept] = np.frombuffer(body, np.uint8).reshape(count, kept)
         return table.reshape(-1).view(pattern)
     if method == PLANES and len(body) > 1 and body[0] < 2:
-        planes = np.empty((wide, count), np.uint8)
-        for plane, part in enumerate(read_parts(body, 1, wide)):
-            planes[plane] = decode_integers(part, count, 256)
-        return join(planes, rotated=body[0] == 1)
+        return join([decode_integers(part, count, 256) for part in read_parts(body, 1, wide)], rotated=body[0] == 1)
     if method == SPARSE and not nested:
         mask, rest = read_parts(body, 0, 2)
         filled = decode_integers(mask, count, 2).view(np.bool_)
@@ -172,9 +173,9 @@ def _planes(values: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
     """Each byte plane coded by itself, with the sign moved beside the mantissa when that looks smaller."""
     sample = values[:: max(1, values.size // _SAMPLE)]
     fast = fast or values.size > _MANY  # on the bytes of floats the slow coders gain next to nothing
-    rotated = min((False, True), key=lambda moved: sum(map(_noise, split(sample, moved))))
+    rotated = min((False, True), key=lambda moved: sum(entropy_bytes(plane, 256) for plane in split(sample, moved)))
     streams = [encode_integers(plane.reshape(shape), 256, fast=fast) for plane in split(values, rotated)]
-    return bytes([PLANES, rotated]) + write_parts(streams)
+    return write_parts(streams, bytes([PLANES, rotated]))
 
 
 def _sparse(values: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
@@ -191,8 +192,6 @@ def _sparse(values: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
     return bytes([SPARSE]) + write_parts([mask, min([bytes([RAW]) + kept.tobytes(), *planes], key=len)])
 
 
-def _noise(plane: NDArray[np.uint8]) -> float:
-    """The order-0 entropy of a plane in bits an element."""
-    counts = np.bincount(plane)
-    used = counts[counts > 0]
-    return float((used * np.log2(plane.size / used)).sum()) / plane.size
+def _constant(values: NDArray[Any]) -> bool:
+    """True when all elements are the same; the ends tell nearly always that they are not."""
+    return bool(values[0] == values[-1]) and bool((values == values[0]).all())

@@ -35,8 +35,8 @@ def packed_bytes(count: int, bits: int) -> int:
     return (count * bits + 7) // 8
 
 
-def pack(codes: Codes, bits: int) -> bytes:
-    """The codes, `bits` bits each, as bytes; unused bits of the last byte are zero.
+def pack(codes: Codes, bits: int, head: bytes = b"") -> bytes:
+    """The codes, `bits` bits each, as bytes behind the head; unused bits of the last byte are zero.
 
     Shapes: codes [count].
     Raises: RangeError when bits is outside 1..16 or a code does not fit.
@@ -45,7 +45,7 @@ def pack(codes: Codes, bits: int) -> bytes:
     if codes.size and int(codes.max()) >> bits:
         raise RangeError(f"code {int(codes.max())} does not fit into bits={bits}; use bits={int(codes.max()).bit_length()}.")
     if bits in (8, 16):
-        return codes.astype(f"<u{bits // 8}", copy=False).tobytes()
+        return b"".join([head, np.ascontiguousarray(codes, f"<u{bits // 8}").data])
     groups = -(-codes.size // _GROUP)
     columns = np.zeros((groups, _GROUP), np.uint16)
     columns.reshape(-1)[: codes.size] = codes
@@ -53,7 +53,7 @@ def pack(codes: Codes, bits: int) -> bytes:
     for column, byte, shift in _overlaps(bits):
         part = columns[:, column] >> shift if shift >= 0 else columns[:, column] << -shift
         out[:, byte] |= part.astype(np.uint8)
-    return out.tobytes()[: packed_bytes(codes.size, bits)]
+    return head + out.tobytes()[: packed_bytes(codes.size, bits)]
 
 
 def unpack(data: Data, count: int, bits: int) -> Codes:

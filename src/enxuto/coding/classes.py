@@ -19,12 +19,12 @@ from enxuto.errors import ArtifactError
 
 MAX_CLASSES = 16
 _ROUNDS = 6
-_LARGE = 1 << 19  # codes of a tensor for which a quarter of the classes do
+LARGE = 1 << 19  # codes of a tensor for which a quarter of the classes do
 _SEEN, _LEAST_SEEN = 1 << 16, 64  # codes of a tensor, and at least of a line, that are looked at to find the classes
 _MOST_COUNTS = 1 << 23  # of rows times symbols, which are held in memory
 _LEAST_CODES = 1 << 12  # of a tensor, below which tables cost more than they gain
 _TABLE_BYTES = 48  # a further class costs: states, lengths and a table of few symbols
-_GAIN = 0.997  # of the bytes without classes: less is not worth the second reading
+_GAIN = 0.003  # of the bytes without classes: less is not worth the second reading
 
 
 def encode(codes: Codes, stride: int, symbols: int, budget: float, stream: Encode) -> Iterator[bytes]:
@@ -34,12 +34,14 @@ def encode(codes: Codes, stride: int, symbols: int, budget: float, stream: Encod
     """
     matrix = codes.reshape(-1, stride)
     for axis, lines in enumerate((matrix, matrix.T)):
-        found = _classes(lines, symbols, budget) if codes.size >= _LEAST_CODES else None
+        found = _classes(matrix, axis, symbols, budget) if codes.size >= _LEAST_CODES else None
         if found is not None:
-            streams = [stream(np.ascontiguousarray(lines[found == each]).reshape(-1), symbols) for each in range(found.max() + 1)]
+            ends = np.bincount(found).cumsum() * lines.shape[1]
+            ordered = np.take(lines, np.argsort(found, kind="stable"), axis=0).reshape(-1)
+            streams = [stream(part, symbols) for part in np.split(ordered, ends[:-1])]
             head = write_varint(2 * stride + axis) + bytes([len(streams)])
-            yield head + write_parts([stream(found, len(streams)), *streams])
-            if codes.size >= _LARGE:
+            yield write_parts([stream(found, len(streams)), *streams], head)
+            if codes.size >= LARGE:
                 return  # columns may be better, but to look costs as much as to code
 
 
@@ -65,29 +67,34 @@ def decode(data: Data, count: int, symbols: int, stream: Decode) -> Codes:
     return codes
 
 
-def _classes(lines: Codes, symbols: int, budget: float) -> NDArray[np.uint8] | None:
-    """The class of each line, numbered from 0 without a gap; None where classes promise too little."""
-    rows, columns = lines.shape
+def _classes(matrix: Codes, axis: int, symbols: int, budget: float) -> NDArray[np.uint8] | None:
+    """The class of each row (or column, for axis 1), numbered from 0 without a gap; None where classes promise too little."""
+    from enxuto.coding.class_kernels import class_bits, line_counts
+
+    rows, columns = matrix.shape[axis], matrix.shape[1 - axis]
     if rows < 8 or columns < 8 or rows * symbols > _MOST_COUNTS:
         return None
     step = max(1, columns // max(_LEAST_SEEN, _SEEN // rows))
-    counts = _histograms(lines[:, ::step], symbols)
-    start = _quantiles(counts, min(MAX_CLASSES if lines.size < _LARGE else MAX_CLASSES // 4, rows // 2))
-    if budget < math.inf and _bits(_sums(counts, start // 2)) > _GAIN * _bits(counts.sum(axis=0, keepdims=True)):
+    counts = line_counts(matrix, axis, 0, step, symbols)
+    start = _quantiles(counts, min(MAX_CLASSES if matrix.size < LARGE else MAX_CLASSES // 4, rows // 2))
+    together = np.zeros(rows, np.uint8)
+    if budget < math.inf and class_bits(counts, start // 2) > (1 - _GAIN) * class_bits(counts, together):
         return None
     found = _clustered(counts, start)
     # classes always suit the codes they were found with: where those are only a part, others must agree
-    judged = counts if step == 1 else _histograms(lines[:, step // 2 :: step], symbols)
-    gain = _bits(judged.sum(axis=0, keepdims=True)) - _bits(_sums(judged, found))
-    number, scale = int(found.max()) + 1, lines.size / max(1.0, judged.sum())
+    judged = counts if step == 1 else line_counts(matrix, axis, step // 2, step, symbols)
+    gain = class_bits(judged, together) - class_bits(judged, found)
+    number, scale = int(found.max()) + 1, matrix.size / max(1.0, judged.sum())
     tables = number * (_TABLE_BYTES + counts.shape[1] / 2) + rows * math.log2(number) / 8
-    worth = number > 1 and gain * scale / 8 > tables + (1 - _GAIN) * budget
+    worth = number > 1 and gain * scale / 8 > tables + _GAIN * budget
     return found if worth or (number > 1 and budget == math.inf) else None
 
 
 def _quantiles(counts: NDArray[np.float64], number: int) -> NDArray[np.int64]:
     """As many classes of equal size, by the bits a code of the line takes under the model of all."""
-    each = (counts @ _prices(counts.sum(axis=0, keepdims=True))[0]) / np.maximum(counts.sum(axis=1), 1)
+    from enxuto.coding.class_kernels import class_prices
+
+    each = (counts @ class_prices(counts.sum(axis=0, keepdims=True))[0]) / np.maximum(counts.sum(axis=1), 1)
     found = np.empty(len(counts), np.int64)
     found[np.argsort(each, kind="stable")] = np.arange(len(counts)) * number // len(counts)
     return found
@@ -95,40 +102,11 @@ def _quantiles(counts: NDArray[np.float64], number: int) -> NDArray[np.int64]:
 
 def _clustered(counts: NDArray[np.float64], found: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Each line in the class whose model suits it best, a few times over."""
+    from enxuto.coding.class_kernels import class_prices, class_sums
+
     for _ in range(_ROUNDS):
-        better = (counts @ _prices(_sums(counts, found)).T).argmin(axis=1)
+        better = (counts @ class_prices(class_sums(counts, found)).T).argmin(axis=1)
         if (better == found).all():
             break
         found = better
     return np.unique(found, return_inverse=True)[1].astype(np.uint8)
-
-
-def _sums(counts: NDArray[np.float64], found: NDArray[np.int64] | NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The counts of each class. Exact: these are whole numbers far below 2**53."""
-    return (found[None, :] == np.arange(int(found.max()) + 1)[:, None]).astype(np.float64) @ counts
-
-
-def _bits(sums: NDArray[np.float64]) -> float:
-    """What all codes take, each under the model of its class."""
-    return float((sums * _prices(sums)).sum()) / 256
-
-
-def _prices(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each symbol costs in each class, in whole 256ths of a bit. Shapes: sums [classes, symbols] -> the same."""
-    smooth = sums + 0.5
-    return np.rint(256 * np.log2(smooth.sum(axis=1, keepdims=True) / smooth))
-
-
-def _histograms(lines: Codes, symbols: int) -> NDArray[np.float64]:
-    """How often each line has each of the symbols that occur at all. Shapes: lines [rows, columns] -> [rows, occurring]."""
-    from enxuto.coding.kernels import histogram, row_histograms
-
-    totals = np.zeros((4, symbols), np.int64)
-    lines = np.ascontiguousarray(lines)
-    histogram(lines.reshape(-1), totals)
-    used = np.flatnonzero(totals.sum(axis=0))
-    place = np.zeros(symbols, np.uint8 if used.size <= 256 else np.uint16)
-    place[used] = np.arange(used.size)
-    counts = np.zeros((len(lines), used.size), np.int32)
-    row_histograms(place[lines], counts)
-    return counts.astype(np.float64)

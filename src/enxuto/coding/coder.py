@@ -31,31 +31,28 @@ def estimate(counts: NDArray[np.int64], model: Model, table: bytes) -> float:
     return model.bits(counts) / 8 + len(table) + OVERHEAD_BYTES
 
 
-def encode(codes: Codes, model: Model, table: bytes, expected_bits: float) -> bytes:
-    """The codes as: table, eight states, words. Every code must have a frequency in the model, which expects so many bits.
+def encode(codes: Codes, model: Model, head: bytes, expected_bits: float) -> bytes:
+    """The codes as: head, which ends in the table, eight states, words. Every code must have a frequency in the model, which
+    expects so many bits.
 
     Shapes: codes [count].
     """
     from enxuto.coding.kernels import rans_encode
 
-    mode = int(model.frequencies.argmax())
     padded = codes
     if codes.size % _LANES:
-        padded = np.full(-(-codes.size // _LANES) * _LANES, mode, codes.dtype)
+        padded = np.full(-(-codes.size // _LANES) * _LANES, int(model.frequencies.argmax()), codes.dtype)
         padded[: codes.size] = codes
-    frequencies, starts = model.frequencies, np.cumsum(model.frequencies) - model.frequencies
-    packed = (frequencies << 32 - model.precision << 32 | (1 << model.precision) - frequencies << 16 | starts).astype(np.uint64)
-    inverse = (1.0 + 2.0**-40) / np.maximum(frequencies, 1)
     states, first, room = np.empty(_LANES, np.uint32), -1, int(expected_bits / 16 * 1.001) + 64
     while first < 0:  # memory that is never touched still takes time to come by: ask for what should suffice
         words = np.empty(room + _LANES + 1, np.uint16)
-        first = rans_encode(padded, packed, inverse, words, states)
+        first = rans_encode(padded, model.frequencies, model.precision, words, states)
         room = padded.size
-    return b"".join([table, states.astype("<u4").tobytes(), words[first:].astype("<u2", copy=False).tobytes()])
+    return b"".join([head, states.astype("<u4", copy=False).data, words[first:].astype("<u2", copy=False).data])
 
 
-def decode(data: Data, size: int, symbols: int, out: Codes | None = None) -> Codes:
-    """The `size` codes that `encode` wrote, into `out` if it is given: uint8 up to 256 symbols, uint16 above.
+def decode(data: Data, size: int, symbols: int) -> Codes:
+    """The `size` codes that `encode` wrote: uint8 up to 256 symbols, uint16 above.
 
     Raises: ArtifactError when the data is too short, too long or contradicts itself.
     """
@@ -66,21 +63,9 @@ def decode(data: Data, size: int, symbols: int, out: Codes | None = None) -> Cod
         raise ArtifactError(f"an entropy-coded stream of {size} codes ends after {len(data)} bytes; the file is damaged.")
     states = np.frombuffer(data, "<u4", _LANES, at).astype(np.uint32)
     used = (len(data) - at - _STATE_BYTES) // 2
-    words = np.zeros(used + _LANES, np.uint16)
-    words[:used] = np.frombuffer(data, "<u2", used, at + _STATE_BYTES)
-    kind = np.uint8 if symbols <= 256 else np.uint16
-    slots = np.repeat(np.arange(symbols, dtype=kind), model.frequencies)
-    fits = out is not None and size % _LANES == 0
-    found: Codes = out if out is not None and fits else np.empty(-(-size // _LANES) * _LANES, kind)
-    if not rans_decode(words, used, states, slots, _packed(model), model.precision, found):
+    words = np.empty(used + _LANES, np.uint16)
+    words[:used], words[used:] = np.frombuffer(data, "<u2", used, at + _STATE_BYTES), 0
+    codes: Codes = np.empty(-(-size // _LANES) * _LANES, np.uint8 if symbols <= 256 else np.uint16)
+    if not rans_decode(words, used, states, model.frequencies, model.precision, codes):
         raise ArtifactError(f"an entropy-coded stream of {size} codes does not decode; the file is damaged.")
-    if out is None or fits:
-        return found[:size]
-    out[:] = found[:size]
-    return out
-
-
-def _packed(model: Model) -> NDArray[np.uint32]:
-    """Frequency and start of each symbol in one number."""
-    starts = np.cumsum(model.frequencies) - model.frequencies
-    return (model.frequencies << 16 | starts).astype(np.uint32)
+    return codes[:size]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ _SAMPLE_CODES = 1 << 16
 _NOISE = 0.995  # of the raw bytes: what does not get below has no pattern worth a search
 _CLEARLY = 0.95  # of the bytes of the fast methods, which the slow one must reach on a part of a large tensor
 _MOSTLY = 0.9  # one and the same code, for runs to be tried
+_FEW, _RARE, _RUN_CODES = 0.25, 0.02, 1 << 14  # other codes, for runs to be read faster; more only where there are so many codes
+_HARDLY = 1.03  # of the bytes of the simple stream, which runs may take where they are read faster
 
 
 def encode_integers(codes: NDArray[Any], symbols: int, *, fast: bool = False) -> bytes:
@@ -48,14 +50,16 @@ def encode_integers(codes: NDArray[Any], symbols: int, *, fast: bool = False) ->
     Raises: RangeError when a code is not below `symbols`, or there are more than 65,536 symbols.
     """
     flat = _checked(codes, symbols)
-    return min(_tried(flat, _stride(codes), symbols, "fast" if fast else "small"), key=len) if flat.size else b""
+    if not flat.size:
+        return b""
+    return _fast(flat, _stride(codes), symbols) if fast else min(_tried(flat, _stride(codes), symbols), key=len)
 
 
 def costs(codes: NDArray[Any], symbols: int) -> dict[str, int]:
     """The bytes that the codes take under each method that can hold them, by its name."""
     flat = _checked(codes, symbols)
     found = {"raw": 1 + packed_bytes(flat.size, width(symbols))} if symbols > 1 and flat.size else {}
-    for stream in _tried(flat, _stride(codes), symbols, "all") if flat.size else ():
+    for stream in _tried(flat, _stride(codes), symbols, thorough=True) if flat.size else ():
         found[METHODS[stream[0]]] = min(len(stream), found.get(METHODS[stream[0]], len(stream)))
     return found
 
@@ -76,14 +80,12 @@ def decode_integers(data: Data, count: int, symbols: int) -> Codes:
     data = memoryview(data)
     method, body = data[0], data[1:]
     if method in (CLASSES, RUNS):
-        codes = (classes if method == CLASSES else runs).decode(body, count, symbols, decode_simple)
-    elif method == ADAPTIVE:
-        codes = adaptive.decode(body, count, symbols)
-    elif method == TEXT and symbols == 256:
-        codes = np.frombuffer(adaptive.decode_text(body, count, b""), np.uint8).copy()
-    else:
-        return decode_simple(data, count, symbols)
-    return _below(codes, symbols)
+        return (classes if method == CLASSES else runs).decode(body, count, symbols, decode_simple)
+    if method == ADAPTIVE:
+        return adaptive.decode(body, count, symbols)
+    if method == TEXT and symbols == 256:
+        return np.frombuffer(adaptive.decode_text(body, count, b""), np.uint8).copy()
+    return decode_simple(data, count, symbols)
 
 
 def encode_simple(codes: Codes, symbols: int) -> bytes:
@@ -103,7 +105,10 @@ def decode_simple(data: Data, count: int, symbols: int) -> Codes:
     if method == CONSTANT:
         return np.full(count, read_constant(body, symbols), _dtype(symbols))
     if method == RAW and symbols > 1:
-        return _below(unpack(body, count, width(symbols)), symbols)
+        codes = unpack(body, count, width(symbols))
+        if symbols < 1 << width(symbols) and int(codes.max()) >= symbols:
+            raise ArtifactError(f"code {int(codes.max())} is not below its {symbols} symbols; the file is damaged.")
+        return codes
     if method == STATIC and symbols > 1:
         return coder.decode(body, count, symbols)
     raise unknown(method, "codes")
@@ -118,26 +123,47 @@ def _simple(codes: Codes, symbols: int, counts: NDArray[np.int64]) -> tuple[floa
     raw_bytes = 1 + packed_bytes(codes.size, bits)
     modelled = models.best(counts) if codes.size <= _SMALL_CODES or not _noisy(counts, bits) else None
     if modelled is None or (size := 1 + coder.estimate(counts, *modelled)) >= raw_bytes:
-        return raw_bytes, lambda: bytes([RAW]) + pack(codes, bits)
+        return raw_bytes, lambda: pack(codes, bits, bytes([RAW]))
 
     def static() -> bytes:
-        stream = bytes([STATIC]) + coder.encode(codes, *modelled, modelled[0].bits(counts))
-        return stream if len(stream) <= raw_bytes else bytes([RAW]) + pack(codes, bits)  # the size was that of an average
+        stream = coder.encode(codes, modelled[0], bytes([STATIC]) + modelled[1], 8 * size)
+        return stream if len(stream) <= raw_bytes else pack(codes, bits, bytes([RAW]))  # the size was that of an average
 
     return size, static
 
 
-def _tried(flat: Codes, stride: int, symbols: int, effort: Literal["fast", "small", "all"]) -> Iterator[bytes]:
-    """The streams of the methods that may be smallest, of the fast ones alone, or of all that can hold the codes."""
-    thorough = effort == "all"
+def _fast(flat: Codes, stride: int, symbols: int) -> bytes:
+    """The simple stream, but runs where they are read faster and are hardly larger, and classes of large tensors."""
+    if flat.size > _LARGE_CODES:
+        sampled, bits = _sampled(flat, symbols), width(symbols)
+        if _noisy(sampled, bits):
+            return pack(flat, bits, bytes([RAW]))
+        if flat.size >= classes.LARGE and stride > 1 and sampled.max() <= (1 - _FEW) * sampled.sum():
+            budget = _entropy(sampled) * flat.size / int(sampled.sum())
+            for body in classes.encode(flat, stride, symbols, budget, encode_simple):
+                if len(body) < budget:
+                    return bytes([CLASSES]) + body
+    counts = coder.count(flat, symbols)
+    size, simple = _simple(flat, symbols, counts)
+    mode = int(counts.argmax())
+    others = flat.size - int(counts[mode])
+    if 0 < others < (_FEW if flat.size > _RUN_CODES else _RARE) * flat.size:
+        stream = bytes([RUNS]) + runs.encode(flat, mode, symbols, encode_simple)
+        if len(stream) <= _HARDLY * size:
+            return stream
+    return simple()
+
+
+def _tried(flat: Codes, stride: int, symbols: int, *, thorough: bool = False) -> Iterator[bytes]:
+    """The streams of the methods that may be smallest, or of all that can hold the codes."""
     bits = width(symbols)
-    if flat.size > _LARGE_CODES and _noisy(coder.count(flat[:: flat.size // _SAMPLE_CODES], symbols), bits) and not thorough:
-        yield bytes([RAW]) + pack(flat, bits)
+    if flat.size > _LARGE_CODES and not thorough and _noisy(_sampled(flat, symbols), bits):
+        yield pack(flat, bits, bytes([RAW]))
         return
     counts = coder.count(flat, symbols)
     size, simple = _simple(flat, symbols, counts)
     most, budget = int(counts.max()), size
-    if most == flat.size or (flat.size > _SMALL_CODES and _noisy(counts, bits) and not thorough):
+    if most == flat.size or (flat.size > _SMALL_CODES and not thorough and _noisy(counts, bits)):
         yield simple()
         return
     if stride > 1:
@@ -148,14 +174,14 @@ def _tried(flat: Codes, stride: int, symbols: int, effort: Literal["fast", "smal
         body = runs.encode(flat, int(counts.argmax()), symbols, encode_simple)
         yield bytes([RUNS]) + body
         budget = min(budget, 1 + len(body))
-    if effort != "fast" and symbols <= adaptive.MAX_SYMBOLS and flat.size <= adaptive.MAX_CODES:
+    if symbols <= adaptive.MAX_SYMBOLS and flat.size <= adaptive.MAX_CODES:
         data = None
         if thorough or _may_adapt(flat, stride, symbols, most, budget / flat.size):
             data = adaptive.encode(flat, stride, symbols, budget=2 * flat.size + 64 if thorough else int(budget) - 2)
         if data is not None:
             yield bytes([ADAPTIVE]) + data
             budget = min(budget, 1 + len(data))
-    if effort != "fast" and symbols == 256 and stride == 1 and flat.size <= adaptive.MAX_TEXT:
+    if symbols == 256 and stride == 1 and flat.size <= adaptive.MAX_TEXT:
         yield bytes([TEXT]) + adaptive.encode_text(flat.tobytes(), b"")
     if size <= budget or thorough:
         yield simple()
@@ -174,6 +200,11 @@ def _noisy(counts: NDArray[np.int64], bits: int) -> bool:
     return _entropy(counts) >= _NOISE * int(counts.sum()) * bits / 8
 
 
+def _sampled(flat: Codes, symbols: int) -> NDArray[np.int64]:
+    """The counts of a part of many codes."""
+    return coder.count(flat[:: flat.size // _SAMPLE_CODES], symbols)
+
+
 def _entropy(counts: NDArray[np.int64]) -> float:
     """Bytes at the order-0 entropy of these counts."""
     used = counts[counts > 0]
@@ -182,12 +213,6 @@ def _entropy(counts: NDArray[np.int64]) -> float:
 
 def _stride(codes: NDArray[Any]) -> int:
     return codes.size // codes.shape[0] if codes.ndim > 1 and codes.shape[0] > 1 else 1
-
-
-def _below(codes: Codes, symbols: int) -> Codes:
-    if int(codes.max()) >= symbols:
-        raise ArtifactError(f"code {int(codes.max())} is not below its {symbols} symbols; the file is damaged.")
-    return codes
 
 
 def _checked(codes: NDArray[Any], symbols: int) -> Codes:

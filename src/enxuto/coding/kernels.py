@@ -46,12 +46,17 @@ def _put(x: Any, model: Any, inverse: Any, words: Any, at: Any) -> Any:
 
 
 @hot
-def rans_encode(codes: Any, model: Any, inverse: Any, words: Any, states: Any) -> int:
+def rans_encode(codes: Any, frequencies: Any, precision: int, words: Any, states: Any) -> int:
     """Fills `words` from its end and `states`; gives the place of the first word written, -1 where they do not suffice.
 
-    Shapes: codes [a multiple of eight], inverse [symbols], model [symbols] (f << 32 - precision << 32 | 2**precision - f << 16
-    | start), words [at most one a code, and nine].
+    Shapes: codes [a multiple of eight], frequencies [symbols], words [at most one a code, and nine].
     """
+    model, inverse, start = np.empty(frequencies.size, np.uint64), np.empty(frequencies.size, np.float64), 0
+    for s in range(frequencies.size):
+        frequency = frequencies[s]
+        model[s] = frequency << 32 - precision << 32 | (1 << precision) - frequency << 16 | start
+        inverse[s] = (1.0 + 2.0**-40) / max(frequency, 1)
+        start += frequency
     a = b = c = d = e = f = g = h = _U(LOW)
     at = words.size
     for i in range(codes.size - LANES, -1, -LANES):
@@ -91,12 +96,18 @@ def _get(x: Any, slots: Any, model: Any, precision: Any, last: Any, words: Any, 
 
 
 @hot
-def rans_decode(words: Any, used: int, states: Any, slots: Any, model: Any, precision: int, out: Any) -> bool:
+def rans_decode(words: Any, used: int, states: Any, frequencies: Any, precision: int, out: Any) -> bool:
     """Fills `out`; False when the words run out, are left over or do not fit.
 
-    Shapes: words [used + 8], slots [2**precision] (symbols), model [symbols] (frequency << 16 | start), out [a multiple
-    of eight]. A group of eight reads at most eight words, so `at <= used` at its begin keeps every read inside `words`.
+    Shapes: words [used + 8], frequencies [symbols], out [a multiple of eight]. A group of eight reads at most eight words,
+    so `at <= used` at its begin keeps every read inside `words`.
     """
+    slots, model = np.empty(1 << precision, out.dtype), np.empty(frequencies.size, np.uint32)
+    start = 0
+    for s in range(frequencies.size):
+        slots[start : start + frequencies[s]] = s
+        model[s] = frequencies[s] << 16 | start
+        start += frequencies[s]
     p, last, low = _U(precision), _U((1 << precision) - 1), _U(LOW)
     a, b, c, d = _U(states[0]), _U(states[1]), _U(states[2]), _U(states[3])
     e, f, g, h = _U(states[4]), _U(states[5]), _U(states[6]), _U(states[7])
@@ -130,14 +141,6 @@ def histogram(codes: Any, counts: Any) -> None:
 
 
 @hot
-def row_histograms(codes: Any, counts: Any) -> None:
-    """Adds how often each symbol occurs in each row. Shapes: codes [rows, columns], counts [rows, symbols]."""
-    for row in range(codes.shape[0]):
-        for column in range(codes.shape[1]):
-            counts[row, codes[row, column]] += 1
-
-
-@hot
 def split_planes(values: Any, rotate: int, planes: Any) -> None:
     """The bytes of `values` (unsigned, rotated left by `rotate` bits) as planes, lowest first. Shapes: planes [bytes, count].
 
@@ -153,99 +156,57 @@ def split_planes(values: Any, rotate: int, planes: Any) -> None:
 
 
 @hot
-def join_planes(planes: Any, rotate: int, values: Any) -> None:
-    """The inverse of `split_planes`."""
-    bits = 8 * planes.shape[0]
-    for plane in range(planes.shape[0]):
-        row, shift = planes[plane], _U(8 * plane)
-        for i in range(values.size):
-            values[i] = _U(row[i]) << shift | (_U(values[i]) if plane else _U(0))
-    if rotate:
-        left, right = _U(bits - rotate), _U(rotate)
-        for i in range(values.size):
-            value = _U(values[i])
-            values[i] = value >> right | value << left
+def add_plane(plane: Any, shift: int, values: Any) -> None:
+    """Puts the bytes of a plane into `values` (zeros there), so many bits from the lowest."""
+    left = _U(shift)
+    for i in range(values.size):
+        values[i] |= _U(plane[i]) << left
 
 
 @hot
-def settle_sum(counts: Any, frequencies: Any, total: int) -> None:
-    """Adds to (or takes from) the frequencies, one by one where it saves (or costs) most, until they sum to `total`.
+def rotate_right(values: Any, rotate: int, bits: int) -> None:
+    """Turns each of the values, so many bits wide."""
+    left, right = _U(bits - rotate), _U(rotate)
+    for i in range(values.size):
+        value = _U(values[i])
+        values[i] = value >> right | value << left
 
-    A unit more or less changes the bits by about the slope count / frequency at its middle: a plain division, which unlike a
-    logarithm is the same on every machine, and so are the bytes.
+
+@hot
+def split_runs(codes: Any, mode: int, lengths: Any, others: Any) -> int:
+    """The runs of `mode` before each other code into `lengths`, those codes into `others`; how many runs there are.
+
+    A run that reaches 255 ends without a code behind it. Shapes: codes [count], others [codes that are not `mode`],
+    lengths [as many, one more, and one for every 255 codes].
     """
-    missing = total - frequencies.sum()
-    step = 1 if missing > 0 else -1
-    prices = np.full(counts.size, np.inf)
-    for i in range(counts.size):
-        if frequencies[i] + step > 0:
-            prices[i] = -step * counts[i] / (2 * frequencies[i] + step)
-    for _ in range(abs(missing)):
-        i = int(prices.argmin())
-        frequencies[i] += step
-        prices[i] = -step * counts[i] / (2 * frequencies[i] + step) if frequencies[i] + step > 0 else np.inf
-
-
-@numba.njit(inline="always")
-def _write_golomb(value: Any, order: Any, out: Any, at: Any) -> Any:
-    head, bits = (value >> order) + 1, 0
-    while head >> bits > 1:
-        bits += 1
-    at += bits  # as many zeros
-    for place in range(bits, -1, -1):
-        out[at] = head >> place & 1
-        at += 1
-    for place in range(order - 1, -1, -1):
-        out[at] = value >> place & 1
-        at += 1
-    return at
+    last, runs, found = -1, 0, 0
+    for i in range(codes.size + 1):
+        if i == codes.size or codes[i] != mode:
+            gap = i - last - 1
+            while gap >= 255:
+                lengths[runs] = 255
+                runs += 1
+                gap -= 255
+            lengths[runs] = gap
+            runs += 1
+            if i < codes.size:
+                others[found] = codes[i]
+                found += 1
+            last = i
+    return runs
 
 
 @hot
-def write_golomb(values: Any, order: int, out: Any, at: int) -> int:
-    """Writes exponential Golomb codes, behind each 0 how many zeros follow, as bits into `out` (zeros before); their end."""
-    i = 0
-    while i < values.size:
-        at = _write_golomb(values[i], order, out, at)
-        i += 1
-        if values[i - 1] == 0:
-            run = 0
-            while i + run < values.size and values[i + run] == 0:
-                run += 1
-            at = _write_golomb(run, 0, out, at)
-            i += run
-    return at
-
-
-@hot
-def read_golomb(bits: Any, at: int, order: int, limit: int, values: Any) -> int:
-    """The inverse of `write_golomb` into `values` (zeros before); the end, -1 where the bits do not fit or reach `limit`."""
-    i = total = 0
-    run = False
-    while i < values.size or run:
-        zeros = 0
-        while at < bits.size and bits[at] == 0:
-            zeros += 1
+def join_runs(lengths: Any, others: Any, codes: Any) -> bool:
+    """Puts the other codes behind their runs in `codes` (the mode before); False where the runs do not fill it exactly."""
+    at = found = 0
+    for i in range(lengths.size - 1):
+        at += lengths[i]
+        if lengths[i] < 255:
+            if at >= codes.size or found == others.size:
+                return False
+            codes[at] = others[found]
+            found += 1
             at += 1
-        own = 0 if run else order
-        if zeros > 20 or at + zeros + 1 + own > bits.size:
-            return -1
-        value = 0
-        for _ in range(zeros + 1):
-            value = value << 1 | bits[at]
-            at += 1
-        value -= 1
-        for _ in range(own):
-            value = value << 1 | bits[at]
-            at += 1
-        if run:
-            i += value
-            run = False
-        else:
-            values[i] = value
-            total += value
-            i += 1
-            run = value == 0
-        if total >= limit or i > values.size:
-            return -1
-    return at
+    last = lengths[lengths.size - 1]
+    return last < 255 and at + last == codes.size and found == others.size

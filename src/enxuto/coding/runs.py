@@ -23,13 +23,12 @@ def encode(codes: Codes, mode: int, symbols: int, stream: Encode) -> bytes:
 
     Shapes: codes [count].
     """
-    places = np.flatnonzero(codes != mode)
-    gaps = np.diff(places, prepend=-1, append=codes.size) - 1
-    longs = gaps // LONGEST
-    ends = np.cumsum(longs + 1)
-    lengths = np.full(int(ends[-1]), LONGEST, np.uint8)
-    lengths[ends - 1] = gaps % LONGEST
-    return write_varint(mode) + write_varint(lengths.size) + write_parts([stream(lengths, 256), stream(codes[places], symbols)])
+    from enxuto.coding.kernels import split_runs
+
+    others = np.empty(int(np.count_nonzero(codes != mode)), codes.dtype)
+    lengths = np.empty(others.size + 1 + codes.size // LONGEST, np.uint8)
+    lengths = lengths[: split_runs(codes, mode, lengths, others)]
+    return write_parts([stream(lengths, 256), stream(others, symbols)], write_varint(mode) + write_varint(lengths.size))
 
 
 def decode(data: Data, count: int, symbols: int, stream: Decode) -> Codes:
@@ -37,17 +36,16 @@ def decode(data: Data, count: int, symbols: int, stream: Decode) -> Codes:
 
     Raises: ArtifactError when the runs do not fill exactly `count` codes.
     """
+    from enxuto.coding.kernels import join_runs
+
     mode, at = read_varint(data, 0)
     runs, at = read_varint(data, at)
     if mode >= symbols or not 1 <= runs <= count + 1:
         raise ArtifactError(f"{count} codes cannot be {runs} runs of {mode}; the file is damaged.")
     first, second = read_parts(data, at, 2)
-    lengths = stream(first, runs, 256).astype(np.int64)
-    single = lengths < LONGEST
-    others = int(single.sum()) - 1
-    places = np.cumsum(lengths + single)
-    if others < 0 or not single[-1] or places[-1] != count + 1:
-        raise ArtifactError(f"runs do not fill {count} codes; the file is damaged.")
+    lengths = stream(first, runs, 256)
+    others = int(np.count_nonzero(lengths != LONGEST)) - 1
     codes: Codes = np.full(count, mode, np.uint8 if symbols <= 256 else np.uint16)
-    codes[places[single][:-1] - 1] = stream(second, others, symbols)
+    if others < 0 or not join_runs(lengths, stream(second, others, symbols), codes):
+        raise ArtifactError(f"runs do not fill {count} codes; the file is damaged.")
     return codes

@@ -28,9 +28,10 @@ def read_constant(body: Data, limit: int) -> int:
     return value
 
 
-def write_parts(parts: Sequence[bytes]) -> bytes:
-    """The parts in a row, each but the last behind its length."""
-    return b"".join([*(write_varint(len(part)) + part for part in parts[:-1]), parts[-1]])
+def write_parts(parts: Sequence[bytes], head: bytes = b"") -> bytes:
+    """The parts in a row behind the head, each part but the last behind its length; copied once."""
+    lengths = [write_varint(len(part)) for part in parts[:-1]] + [b""]
+    return b"".join([head, *(piece for pair in zip(lengths, parts, strict=True) for piece in pair)])
 
 
 def read_parts(body: Data, at: int, count: int) -> list[Data]:
