@@ -16,7 +16,8 @@ import torch
 
 import common
 from enxuto import zoo
-from enxuto.memory import Block, Buffer, Flow, Operation, better_order, blocks, devices, fits, lay_out, peak_bytes, read_flow
+from enxuto.memory import Flow, better_order, devices, fits, lay_out, read_flow
+from enxuto.memory.flow import Block, Buffer, Operation, blocks, peak_bytes
 from enxuto.memory.read import Bits
 
 IMAGES = torch.zeros(1, 1, 28, 28)

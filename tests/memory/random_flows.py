@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from enxuto.memory import Arena, Block, Buffer, Flow, Operation
+from enxuto.memory import Arena, Flow
+from enxuto.memory.flow import Block, Buffer, Operation
 
 
 @st.composite

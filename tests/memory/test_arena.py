@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from random_flows import flows, pieces, run
 
 from enxuto.errors import RangeError
-from enxuto.memory import Arena, Block, Buffer, Flow, Operation, arena, blocks, lay_out, peak_bytes, place
+from enxuto.memory import Arena, Flow, arena, lay_out
+from enxuto.memory.arena import place
+from enxuto.memory.flow import Block, Buffer, Operation, blocks, peak_bytes
 
 
 @given(flows(), st.sampled_from([1, 4, 16, 64]))

@@ -11,8 +11,9 @@ from torch import nn
 import enxuto as ex
 from enxuto import zoo
 from enxuto.errors import RangeError, TargetError, TaskError
-from enxuto.memory import Device, devices, fits, layout_of
+from enxuto.memory import Device, devices, fits
 from enxuto.memory.boards import BUILT_IN
+from enxuto.memory.fit import layout_of
 from enxuto.task import Task
 from toys import ResidualCnn, inputs, seeded
 

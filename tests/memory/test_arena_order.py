@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from random_flows import flows, run
 
 from enxuto.errors import TaskError
-from enxuto.memory import Buffer, Flow, Operation, better_order, lay_out, peak_bytes
+from enxuto.memory import Flow, better_order, lay_out
+from enxuto.memory.flow import Buffer, Operation, peak_bytes
 
 
 def every_order(flow: Flow):

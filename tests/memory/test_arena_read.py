@@ -10,7 +10,8 @@ from torch.nn import functional
 import enxuto as ex
 from enxuto import zoo
 from enxuto.errors import ExportError, RangeError
-from enxuto.memory import Flow, better_order, blocks, lay_out, live_bytes, peak_bytes, read_flow
+from enxuto.memory import Flow, better_order, lay_out, read_flow
+from enxuto.memory.flow import blocks, live_bytes, peak_bytes
 from enxuto.memory.read import flow_of
 from enxuto.task import Task
 from toys import Block as TransformerBlock

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 import channel_nets
 from channel_nets import Dense, Depthwise, Gates, Residual, Shuffled
 from enxuto import zoo
-from enxuto.memory import Flow, better_order, lay_out, peak_bytes
+from enxuto.memory import Flow, better_order, lay_out
+from enxuto.memory.flow import peak_bytes
 from enxuto.memory.read import exported, flow_of
 
 
