@@ -66,7 +66,7 @@ def _measured(model: nn.Module, batch: Any, step: Pass, optimizer: torch.optim.O
         rss.append(resident_bytes())
 
     tracker = Tracker(model, optimizer, on_moment=note)
-    with _allocations() as reported, tracker:
+    with allocations() as reported, tracker:
         for tensor in tensors(batch):
             tracker.follow(tensor, INPUTS)
         began, start = tracker.now_bytes, time.time_ns()
@@ -97,7 +97,7 @@ def _brief(tracker: Tracker, profile: Profile, at: int, most: int) -> None:
 
 
 @contextmanager
-def _allocations() -> Iterator[list[tuple[int, int]]]:
+def allocations() -> Iterator[list[tuple[int, int]]]:
     """What the CPU's allocator does inside the block: moments in nanoseconds since 1970, and bytes (negative when freed)."""
     os.environ.setdefault("KINETO_LOG_LEVEL", _QUIET)  # its messages are for those who debug the profiler
     from torch.profiler import ProfilerActivity, profile
