@@ -50,34 +50,45 @@ class Section:
 Job = tuple[Section, int, int, tuple[int, ...]]
 
 
+class _Shelves:
+    """Small tensors, each put beside others of its dtype whose names end alike: they often hold similar values."""
+
+    def __init__(self) -> None:
+        self._rows: list[list[Section]] = []
+        self._latest: dict[tuple[str, str], tuple[int, int]] = {}  # the last shelf of its kin, and the elements on it
+
+    def put(self, section: Section) -> int:
+        """The number of the shelf where the tensor is now; 0 where it is too large, empty or of codes."""
+        count = section.entry.count
+        if section.symbols is not None or not 0 < count <= _SMALL:
+            return 0
+        kin = section.dtype, section.name.rpartition(".")[2]
+        number, filled = self._latest.get(kin, (0, SHELF))
+        if filled + count > SHELF:
+            self._rows.append([])
+            number, filled = len(self._rows), 0
+        self._latest[kin] = number, filled + count
+        self._rows[number - 1].append(replace(section, array=taken(section, 0, count).copy().reshape(section.shape)))
+        return number
+
+    def jobs(self) -> Iterator[Job]:
+        """What is on each shelf as one piece."""
+        for row in self._rows:
+            whole = np.concatenate([taken(section, 0, section.entry.count) for section in row])
+            yield Section("", row[0].dtype, whole.shape, None, whole), 0, whole.size, whole.shape
+
+
 def jobs(sections: Iterable[Section], entries: list[Entry], plain: bool) -> Iterator[Job]:
     """The pieces of all sections, each section checked when its turn comes; their entries are put into `entries`."""
     names: set[str] = set()
-    rows: list[list[Section]] = []
-    latest: dict[tuple[str, str], int] = {}
+    shelves = _Shelves()
     for section in sections:
         _check(section, names)
-        shelf = 0 if plain else _shelved(section, rows, latest)
+        shelf = 0 if plain else shelves.put(section)
         entries.append(replace(section.entry, shelf=shelf))
         if not shelf:
             yield from ((section, *piece) for piece in section.entry.pieces())
-    for row in rows:
-        whole = np.concatenate([taken(section, 0, section.entry.count) for section in row])
-        yield Section("", row[0].dtype, whole.shape, None, whole), 0, whole.size, whole.shape
-
-
-def _shelved(section: Section, rows: list[list[Section]], latest: dict[tuple[str, str], int]) -> int:
-    """The number of the shelf of a small tensor, put there: with others whose names end alike, and whose values do too; or 0."""
-    count = section.entry.count
-    if section.symbols is not None or not 0 < count <= _SMALL:
-        return 0
-    kin = section.dtype, section.name.rpartition(".")[2]
-    number = latest.get(kin, 0)
-    if not number or count + sum(other.entry.count for other in rows[number - 1]) > SHELF:
-        rows.append([])
-        number = latest[kin] = len(rows)
-    rows[number - 1].append(replace(section, array=taken(section, 0, count).copy().reshape(section.shape)))
-    return number
+    yield from shelves.jobs()
 
 
 def taken(section: Section, start: int, stop: int) -> Array:
