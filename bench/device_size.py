@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 import common
-from enxuto.artifact.container import Section, write
+from enxuto.artifact.container import write
+from enxuto.artifact.sections import Section
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "device"))
 import specimens

@@ -30,6 +30,7 @@ import common
 import enxuto as ex
 import peers
 from enxuto import data, zoo
+from enxuto.artifact import container
 from enxuto.coding import decode_array, decode_integers, encode_array, encode_integers
 from enxuto.evaluation.quality import quality
 from enxuto.exporters.onnx import to_onnx
@@ -56,7 +57,7 @@ SETTINGS: Mapping[str, Sequence[ex.Step]] = {
 """Bits of a weight, or values that the weights share; and the zeros, all weights together, without training again."""
 TENSORS = ((64, 16), (128, 8), (256, 4), (512, 1), (2048, 1))
 """Sides and copies of made matrices: from which size on the calls of Python no longer count."""
-PARTS = ("integers", "floats", "sparse", "quality")
+PARTS = ("integers", "whole", "floats", "sparse", "quality")
 MILLION = 1e6
 MAX_DROP = 0.005
 LARGE = 100_000  # weights of a tensor from which the goal is 1.01 of the entropy; the largest ratio is told
@@ -68,12 +69,14 @@ def main(parts: Sequence[str]) -> None:
     """The tables that were asked for."""
     torch.set_num_threads(1)
     _warm_up()
-    nncodec = peers.interpreter("nncodec") if {"integers", "sparse", "quality"} & set(parts) else None
+    nncodec = peers.interpreter("nncodec") if {"integers", "whole", "sparse", "quality"} & set(parts) else None
     zipnn = peers.interpreter("zipnn") if "floats" in parts else None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "integers" in parts:
             same_integers(folder, nncodec)
+        if "whole" in parts:
+            whole_files(folder, nncodec)
         if "floats" in parts:
             lossless_floats(folder, zipnn)
         if "sparse" in parts:
@@ -83,27 +86,16 @@ def main(parts: Sequence[str]) -> None:
 
 
 def same_integers(folder: Path, nncodec: Path | None) -> None:
-    """Every network, made into integers in three ways: bytes of the streams, of whole files, and speed."""
-    sizes, speeds, wholes, files = [], [], [], []
+    """Every network, made into integers in three ways: bytes of the streams, and speed."""
+    sizes, speeds = [], []
     for name in NETWORKS:
-        model, task = network(name)
-        row = original_files(folder, name, model, task)
+        _, task = network(name)
         for setting, steps in SETTINGS.items():
             small, _ = ex.run(task, list(steps))
-            path = folder / "small.nxt"
-            ex.save(small, path, original=model)
-            whole: Row = {"integers": f"{name} {setting}", "enxuto": path.stat().st_size}
             size, speed = coded(folder, integers(small), nncodec)
-            if nncodec is not None:
-                rest = sum(entry.bytes for entry in ex.ledger(path) if entry.kind not in ("payload", "header"))
-                whole |= {"nncodec": size["_nncodec"]["bytes"] + rest, "of that, floats and scales": rest}
-                whole["ratio"] = whole["enxuto"] / whole["nncodec"]
-            row[f"enxuto {setting}"] = path.stat().st_size
-            wholes.append(whole)
             sizes.append({"integers": f"{name} {setting}", **size})
             speeds.append({"integers": f"{name} {setting}", **speed})
             print(f"{name} {setting}: {size['enxuto']} bytes, entropy {size['entropy']}", flush=True)
-        files.append(row)
     for side, copies in TENSORS:
         for zeros, symbols in ((0.0, 255), (0.9, 16)):
             size, speed = coded(folder, made(side, copies, zeros, symbols), nncodec)
@@ -120,6 +112,29 @@ def same_integers(folder: Path, nncodec: Path | None) -> None:
         "its Python and a file of all tensors, once, against the calls of enxuto; the last rows are by size of a made tensor"
     )
     common.tell("file_coders_speed", claim, speeds, counted=counted)
+
+
+def whole_files(folder: Path, nncodec: Path | None) -> None:
+    """The same networks and integers as files, names and floats with them."""
+    wholes, files = [], []
+    for name in NETWORKS:
+        model, task = network(name)
+        row = original_files(folder, name, model, task)
+        for setting, steps in SETTINGS.items():
+            small, _ = ex.run(task, list(steps))
+            path = folder / "small.nxt"
+            ex.save(small, path, original=model)
+            row[f"enxuto {setting}"] = path.stat().st_size
+            whole: Row = {"integers": f"{name} {setting}", "enxuto": path.stat().st_size}
+            if nncodec is not None:
+                parts = container.sizes(path).items()
+                rest = sum(count for key, count in parts if key != container.HEADER and not key.endswith(".codes"))
+                with _nncodec(folder, nncodec, integers(small)) as peer:
+                    whole |= {"nncodec": peer.first["bytes"] + rest, "of that, floats and scales": rest}
+                whole["ratio"] = whole["enxuto"] / whole["nncodec"]
+            wholes.append(whole)
+            print(whole, flush=True)
+        files.append(row)
     counted = (
         "enxuto: the .nxt on disk, which also says how the network is built; nncodec: its bitstream of the integers with the "
         "shortest names, and what the .nxt spends on scales, codebooks, biases and norms"
@@ -257,8 +272,7 @@ def coded(folder: Path, codes: Integers, nncodec: Path | None) -> tuple[Row, Row
         size["ANS"], clocks["ANS"] = ranged
     peer = None
     if nncodec is not None:
-        np.savez(folder / "codes.npz", **{key: array.astype(np.int32) - zero for key, (array, _, zero) in codes.items()})
-        peer = peers.Peer(nncodec, "nncodec", "integers", folder / "codes.npz")
+        peer = _nncodec(folder, nncodec, codes)
         size["nncodec"], size["_nncodec"] = peer.first["payload_bytes"], peer.first
         clocks["nncodec"] = peer.round
     size["fast"] = sum(len(encode_integers(array, symbols, fast=True)) for array, symbols, _ in codes.values())
@@ -401,6 +415,12 @@ def entropy_bytes(codes: NDArray[Any]) -> float:
     counts = np.bincount(codes.reshape(-1))
     counts = counts[counts > 0]
     return float((counts * np.log2(codes.size / counts)).sum()) / 8
+
+
+def _nncodec(folder: Path, python: Path, codes: Integers) -> peers.Peer:
+    """nncodec, which has coded the integers."""
+    np.savez(folder / "codes.npz", **{key: array.astype(np.int32) - zero for key, (array, _, zero) in codes.items()})
+    return peers.Peer(python, "nncodec", "integers", folder / "codes.npz")
 
 
 def _our_round(codes: Integers, *, fast: bool) -> dict[str, float]:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import common
-from enxuto.artifact.container import Section, write
+from enxuto.artifact.container import write
+from enxuto.artifact.sections import Section
 from enxuto.coding import decode_array, decode_integers, encode_array, encode_integers
 
 SYMBOLS, COUNT = 16, 4_000_000

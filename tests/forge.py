@@ -9,8 +9,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from enxuto.artifact.container import Reader, Section
-from enxuto.artifact.index import DTYPES, NUMPY, PRIMER, blocks, read_index
+from enxuto.artifact.container import Reader
+from enxuto.artifact.index import DTYPES, NUMPY, blocks, read_index
+from enxuto.artifact.primer import PRIMER
+from enxuto.artifact.sections import Section
 from enxuto.coding.adaptive import decode_text, encode_text
 from enxuto.coding.bits import read_varint, write_varint
 from enxuto.errors import ArtifactError
@@ -61,6 +63,7 @@ def everything() -> tuple[dict, list[Section]]:
         plain("few", np.array([3, 200, 7])),
         plain("sparse", np.where(chance[:1200] % 16 == 1, chance[:1200], 0).astype(np.uint32).reshape(40, 30)),
         plain("fc1.bias", (half.astype(np.uint32) << 16).view(np.float32)),
+        plain("fc2.bias", (half[:10].astype(np.uint32) << 16).view(np.float32).reshape(5, 2)),
         plain("odd", np.array([0x7FC00001, 0xFFC12345, 0x7F800000, 0xFF800000, 0x80000000], np.uint32).view(np.float32)),
         plain("count", np.array(1000)),
         coded("one", np.zeros((2, 0, 3), np.uint8), 1),
@@ -74,20 +77,33 @@ def everything() -> tuple[dict, list[Section]]:
     return meta, sections
 
 
-def row(dtype: str | int, shape: tuple[int, ...], symbols: int = 0, axes: int | None = None) -> bytes:
-    """What an index says of one tensor."""
+Row = tuple[bytes, bytes]
+
+
+def row(dtype: str | int, shape: tuple[int, ...], symbols: int = 0, axes: int | None = None, shelf: int = 0) -> Row:
+    """What an index says of one tensor: its kind and its sizes."""
     kind = dtype if isinstance(dtype, int) else DTYPES.index(dtype)
-    return (
-        bytes([kind]) + write_varint(symbols) + bytes([len(shape) if axes is None else axes]) + b"".join(map(write_varint, shape))
-    )
+    numbers = kind, symbols, len(shape) if axes is None else axes, shelf
+    return b"".join(map(write_varint, numbers)), b"".join(write_varint(size + 1) for size in shape)
 
 
 def text(
-    meta: bytes = b"{}", names: tuple[bytes, ...] = (), rows: tuple[bytes, ...] = (), lengths: tuple[int, ...] = (), **lies: int
+    meta: bytes = b"{}", names: tuple[bytes, ...] = (), rows: tuple[Row, ...] = (), lengths: tuple[int, ...] = (), **lies: int
 ) -> bytes:
-    """The text of an index; `count` and `meta_length` may lie."""
-    head = write_varint(lies.get("meta_length", len(meta))) + meta + write_varint(lies.get("count", len(names)))
-    return head + b"".join(name + b"\0" for name in names) + b"".join(rows) + b"".join(map(write_varint, lengths))
+    """The text of an index; `count`, `meta_length`, `kinds` and `choice` (of the last tensor) may lie."""
+    kinds = list(dict.fromkeys(kind for kind, _ in rows))
+    choices = [kinds.index(kind) for kind, _ in rows]
+    if "choice" in lies:
+        choices[-1] = lies["choice"]
+    return b"".join(
+        [
+            *(write_varint(lies.get("count", len(names))), *(name + b"\0" for name in names)),
+            *(write_varint(lies.get("meta_length", len(meta))), meta),
+            *(write_varint(lies.get("kinds", len(kinds))), *kinds, *map(write_varint, choices)),
+            *(sizes for _, sizes in rows),
+            *map(write_varint, lengths),
+        ]
+    )
 
 
 def forged(

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from enxuto.artifact import container, index
-from enxuto.artifact.container import Reader, Section, read, sizes, write
+from enxuto.artifact import sections as sections_
+from enxuto.artifact.container import Reader, read, sizes, write
 from enxuto.artifact.index import DTYPES, NUMPY
+from enxuto.artifact.sections import Section
 from enxuto.errors import ArtifactError, OutputError, RangeError
 from forge import checksums, coded, everything, forged, plain, same, sealed, taken_apart
 
@@ -62,6 +64,7 @@ def test_a_file_gives_back_what_was_written_and_its_ledger_sums_to_its_size(tmp_
 def test_tensors_of_several_pieces_in_small_blocks_come_back(tmp_path, data, piece, block, bare):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "PIECE", piece)
+        patch.setattr(sections_, "_SMALL", 0)
         for module in (index, container):
             patch.setattr(module, "BLOCK_BYTES", block)
         sections = some_sections(data.draw)
@@ -80,6 +83,7 @@ SHAPES = [(0,), (0, 5), (3, 0, 2), (), (1,), (1, 1, 1), (2, 100), (100, 2), (1, 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_shape_comes_back_from_pieces_whole(shape, symbols, tmp_path, monkeypatch):
     monkeypatch.setattr(index, "PIECE", 64)  # rows of 100 are longer, of 2 and 60 shorter, of 64 as long
+    monkeypatch.setattr(sections_, "_SMALL", 0)
     count = int(np.prod(shape))
     array = np.random.default_rng(0).integers(0, 5, count).astype(np.uint8).reshape(shape)
     section = plain("a", array.astype(np.float32)) if symbols is None else coded("a", array, symbols)
@@ -89,6 +93,7 @@ def test_every_shape_comes_back_from_pieces_whole(shape, symbols, tmp_path, monk
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_comes_back_from_pieces(dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(index, "PIECE", 50)
+    monkeypatch.setattr(sections_, "_SMALL", 0)
     chance = np.random.default_rng(0)
     raw = chance.integers(0, 2 if dtype == "bool" else 256, (33, 7, NUMPY[dtype].itemsize)).astype(np.uint8)
     array = raw.view(NUMPY[dtype]).reshape(33, 7)
@@ -204,7 +209,7 @@ def test_sections_are_taken_one_by_one(tmp_path, monkeypatch):
     def sections():
         for number in range(30):
             taken.append(number)
-            yield plain(f"t{number}", np.full(100, number))
+            yield plain(f"t{number}", np.full(2000, number))
             assert len(taken) - finished.get("done", 0) <= 2 + 2
 
     finished: dict[str, int] = {}

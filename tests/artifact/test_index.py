@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from enxuto.artifact import index
 from enxuto.artifact.container import Reader, read, sizes, write
-from enxuto.artifact.index import DTYPES, NUMPY, Entry, blocks, read_index, write_index
+from enxuto.artifact.index import DTYPES, NUMPY, Entry, blocks, places, read_index, shares, shelves, write_index
 from enxuto.coding.adaptive import MAX_TEXT
 from enxuto.errors import ArtifactError
 from forge import plain
@@ -33,6 +33,35 @@ def test_an_index_comes_back(entries, bare, meta):
     lengths = [1 + i * i for i in range(sum(entry.streams for entry in entries))]
     data = write_index(meta, entries, lengths, plain=bare)
     assert read_index(data + b"checksums") == (meta, entries, lengths, len(data))
+
+
+@law
+@given(st.lists(st.tuples(st.integers(1, 3), st.lists(st.integers(1, 9), max_size=4)), min_size=1, max_size=9), st.booleans())
+def test_what_lies_on_shelves_comes_back(chosen, bare):
+    numbers = {number: place for place, number in enumerate(dict.fromkeys(number for number, _ in chosen), start=1)}
+    entries = [
+        Entry(str(place), "int8", tuple(shape), None, numbers[number])
+        for place, (number, shape) in enumerate(chosen)
+        if math.prod(shape) < 400
+    ]
+    if [*dict.fromkeys(entry.shelf for entry in entries)] != [*range(1, len(numbers) + 1)]:
+        return
+    data = write_index({}, entries, [7] * len(numbers), plain=bare)
+    _, back, lengths, _ = read_index(data)
+    assert [(entry, entry.shelf) for entry in back] == [(entry, entry.shelf) for entry in entries]
+    held = shelves(back)
+    assert [shelf.count for shelf in held] == [sum(e.count for e in back if e.shelf == k) for k in numbers.values()]
+    assert sum(shares(back, [1000] * len(held)).values()) == 1000 * len(held)
+    for entry, (stream, start) in zip(back, places(back).values(), strict=True):
+        assert stream == entry.shelf - 1
+        assert 0 <= start <= start + entry.count <= held[stream].count
+    assert lengths == [7] * len(numbers)
+
+
+def test_a_size_that_the_tensor_before_begins_with_is_a_zero():
+    rows = [Entry(name, "int8", shape, None) for name, shape in (("a", (70, 3)), ("b", (70,)), ("c", ()), ("d", (9, 70, 70)))]
+    data = write_index({}, rows, [1] * 4, plain=True)
+    assert data.endswith(bytes([71, 4, 0, 10, 0, 0, 1, 1, 1, 1]))
 
 
 @law
@@ -104,6 +133,6 @@ def test_a_plain_index_is_there_for_readers_with_little_memory(tmp_path):
 def test_an_index_that_is_too_long_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "MAX_INDEX_BYTES", 100)
     for bare in (False, True):
-        with pytest.raises(ArtifactError, match="the index takes 112 bytes, more than 100; shorten names or meta"):
+        with pytest.raises(ArtifactError, match="the index takes 115 bytes, more than 100; shorten names or meta"):
             write(tmp_path / "x.nxt", {}, [plain("a" * 100, np.arange(300))], plain=bare)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,8 @@ import sys
 CODE = """
 import os, random, signal, sys, time
 import numpy as np
-from enxuto.artifact.container import Section, read, write
+from enxuto.artifact.container import read, write
+from enxuto.artifact.sections import Section
 
 path, moment, seen = sys.argv[1], random.Random(0), []
 chance = np.random.default_rng(0)

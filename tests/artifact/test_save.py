@@ -459,9 +459,14 @@ def test_a_hostile_edit_is_refused_quickly(edit, file):
         lambda meta: meta.update(same={"nowhere": "fc.bias"}),
         lambda meta: meta.update(same={"bn1.weight": "fc.bias"}),
         lambda meta: meta.update(same={"fc.coded.weight.codes": "conv1.coded.weight.codes"}),
-        lambda meta: meta["edits"].append(meta["edits"][0]),
-        lambda meta: meta["edits"].pop(),
+        lambda meta: meta["edits"].extend([{"path": "fc", "coded": {}}] * 2),
+        lambda meta: meta["edits"].append({"path": []}),
+        lambda meta: meta["edits"].append({"path": "fc", "coded": {"weight": ["table", 3]}}),
         lambda meta: meta.pop("edits"),
+        lambda meta: meta.pop("grid"),
+        lambda meta: meta.update(grid=7),
+        lambda meta: meta.update(grid=["affine", 4, "channel"]),
+        lambda meta: meta.update(grid={"affine": 4}),
     ],
 )
 def test_a_hostile_meta_is_refused(change, file):

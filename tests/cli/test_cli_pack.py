@@ -18,7 +18,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import enxuto as ex
-from enxuto.artifact.container import Section, write
+from enxuto.artifact.container import write
+from enxuto.artifact.sections import Section
 from enxuto.cli import app
 
 
@@ -168,7 +169,12 @@ def test_coders_shows_what_each_would_take_and_the_smallest_is_used(network: Pat
     assert len(rows) >= 7
     for row in rows:
         assert "raw" in row["bytes"]
-        assert row["bytes"][row["used"]] == row["used_bytes"] <= min(row["bytes"].values()) + 1, row
+        least = min(row["bytes"].values())
+        if row["shared"]:  # a stream of several tensors, of which each has its share
+            assert row["used_bytes"] < least + 40, row
+        else:
+            assert row["bytes"][row["used"]] == row["used_bytes"] <= least + 1, row
+    assert any(row["shared"] for row in rows)
     coded = {row["tensor"]: row for row in rows if row["entropy"] is not None}
     weight = coded["0.coded.weight.codes"]
     assert weight["elements"] == 60_000

@@ -7,7 +7,7 @@ from codes import sparse_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enxuto.artifact.index import PRIMER
+from enxuto.artifact.primer import PRIMER
 from enxuto.coding import adaptive, decode_integers
 from enxuto.coding.adaptive_kernels import _SCATTER, AT, ORDERS, SLOT_BITS, _model_bit
 from enxuto.coding.bits import write_varint
@@ -99,23 +99,25 @@ def test_any_bytes_are_a_text_or_are_refused(data, count, primer):
 @numba.njit
 def contrary(count, model, state, data):
     """Letters whose every bit is the one that the model thinks less likely: the worst that a writer may meet."""
-    chances, _, weights, stretch, _, _ = model
+    chances, ages, weights, stretch, _, _ = model
     letters = np.zeros(count, np.uint8)
-    active, mixed = np.zeros(4, np.int64), np.zeros(4, np.int64)
+    active, mixed = np.zeros(len(ORDERS), np.int64), np.zeros(len(ORDERS), np.int64)
     for i in range(count):
-        for k in range(4):
+        for k in range(len(ORDERS)):
             mixed[k] = 0
             for j in range(max(0, i - ORDERS[k]), i):
                 mixed[k] = ((mixed[k] + letters[j] + 1) * _SCATTER) & 0xFFFFFFFF
         node = 1
-        for depth in range(8):
-            total = 0
-            for k in range(4):
+        for _ in range(8):
+            total = known = 0
+            for k in range(len(ORDERS)):
                 place = ((mixed[k] ^ node) * _SCATTER) & 0xFFFFFFFF
                 active[k] = ((place ^ place >> 15) * _SCATTER & 0xFFFFFFFF) >> (32 - SLOT_BITS)
-                total += weights[depth, k] * np.int64(stretch[chances[k, active[k], 0] >> 4])
+                known += ages[k, active[k], 0] > 0
+            for k in range(len(ORDERS)):
+                total += weights[known, k] * np.int64(stretch[chances[k, active[k], 0] >> 4])
             bit = 1 if total < 0 else 0
-            node = node << 1 | _model_bit(bit, 0, depth, active, model, state, data, False)
+            node = node << 1 | _model_bit(bit, 0, (known, len(ORDERS)), active, model, state, data, False)
         letters[i] = node - 256
     return letters
 

@@ -8,9 +8,10 @@ from unittest import mock
 
 import numpy as np
 
-from enxuto.artifact import container
-from enxuto.artifact.container import Section, write
+from enxuto.artifact import container, sections
+from enxuto.artifact.container import write
 from enxuto.artifact.index import DTYPES, NUMPY
+from enxuto.artifact.sections import Section
 from enxuto.coding import adaptive, arrays, coder, integers, models, runs
 from enxuto.coding.bits import pack, width, write_varint
 from enxuto.coding.stream import (
@@ -44,7 +45,7 @@ def coded(name: str, array: np.ndarray, symbols: int) -> Section:
 
 def dtypes() -> list[Section]:
     """Each dtype: 0-d, empty, a few, many, one value, and mostly zeros."""
-    sections = []
+    found = []
     for name in DTYPES:
         dtype = NUMPY[name]
         noise = (scattered(2400) % 251 if dtype.itemsize == 1 else scattered(2400)).astype(np.uint8).tobytes()
@@ -58,15 +59,16 @@ def dtypes() -> list[Section]:
         )
         few = np.frombuffer(noise, np.uint8)[: 3 * dtype.itemsize]
         few = (few > 99)[:3] if name == "bool" else few.copy().view(dtype)
-        sections += [
+        found += [
             plain(f"{name}.scalar", np.array(many[7]), name),
             plain(f"{name}.empty", many[:0].reshape(0, 5), name),
             plain(f"{name}.few", few, name),
             plain(f"{name}.many", many.reshape(20, 30), name),
+            plain(f"{name}.too.many", many[:299], name),
             plain(f"{name}.filled", np.full((3, 7), many[3]), name),
             plain(f"{name}.sparse", np.where(scattered(600, 2) % 12 == 0, many, many.dtype.type(0)), name),
         ]
-    return sections
+    return found
 
 
 def codes(rows: int, columns: int, symbols: int, seed: int = 3) -> np.ndarray:
@@ -79,7 +81,8 @@ def codes(rows: int, columns: int, symbols: int, seed: int = 3) -> np.ndarray:
 
 def forced(path: Path, streams: dict[str, tuple[Section, bytes]], *, plain: bool = False) -> Path:
     """A file whose tensors are these streams, whatever the writer would choose."""
-    with mock.patch.object(container, "_encode", lambda section, *_, **__: streams[section.name][1]):
+    encode = mock.patch.object(container, "_encode", lambda section, *_, **__: streams[section.name][1])
+    with encode, mock.patch.object(sections, "_SMALL", 0):
         write(path, {"forced": True}, [section for section, _ in streams.values()], plain=plain)
     return path
 
@@ -196,6 +199,7 @@ def tiny() -> Iterator[tuple[str, Callable[[Path], object]]]:
         yield name, lambda path, section=section, stream=stream: forced(path, {section.name: (section, stream)}, plain=True)
     some = [
         plain("a", np.float32([1, 2])),
+        plain("e.a", np.float32([[3], [4]])),
         coded("b", codes(3, 4, 4), 4),
         plain("c", np.zeros((2, 0))),
         plain("d", np.array(True)),

@@ -18,8 +18,9 @@ import torch
 import enxuto as ex
 from enxuto import zoo
 from enxuto.artifact import index
-from enxuto.artifact.container import MAGIC, VERSION, Section, read, write
+from enxuto.artifact.container import MAGIC, VERSION, read, write
 from enxuto.artifact.index import DTYPES, blocks, read_index
+from enxuto.artifact.sections import Section
 from enxuto.coding.bits import read_varint, write_varint
 from enxuto.coding.stream import METHODS
 from enxuto.errors import ArtifactError
@@ -165,7 +166,7 @@ def test_methods_can_be_left_out(folder):
     for cpu in ("cortex-m0plus", "cortex-m7"):
         everything, least = toolchain.code_bytes(cpu, folder), toolchain.code_bytes(cpu, folder, *OPTIONAL)
         print(f"\n{cpu}: {everything[0]} bytes of code and {everything[1]} of constants; at least {least[0]} and {least[1]}")
-        assert sum(everything) < 10_500
+        assert sum(everything) < 12_500
         assert sum(least) < sum(everything) / 2
     for name in OPTIONAL:
         assert sum(toolchain.code_bytes("cortex-m7", folder, name)) < sum(everything)

@@ -14,16 +14,15 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from enxuto.artifact.index import BLOCK_BYTES, NUMPY, Entry, blocks, read_index, write_index
+from enxuto.artifact.index import BLOCK_BYTES, NUMPY, Entry, blocks, places, read_index, shares, shelves, write_index
+from enxuto.artifact.sections import Array, Section, jobs, taken
 from enxuto.coding import decode_array, decode_integers, encode_array, encode_integers
 from enxuto.coding.bits import read_varint, write_varint
 from enxuto.coding.stream import METHODS
@@ -37,40 +36,12 @@ HEADER = "header"  # the key, among section names, of all bytes that are no payl
 FREE_BYTES = 1 << 26
 BYTES_PER_BYTE = 1024
 _CHECKSUM_BYTES = 4
+_SHELVES = 16  # that a reader keeps decoded
 _LONGEST_LENGTH = 9  # bytes of the length of the tail
 _WORKERS = max(1, min(8, os.cpu_count() or 1))
 _FEW_ELEMENTS = 1 << 16  # below which a thread costs more than it saves
 _CHUNK = 1 << 20
-Array = NDArray[Any]
 Result = TypeVar("Result")
-
-
-class Elements(Protocol):
-    """Elements of a tensor that need not be in memory all at once."""
-
-    def piece(self, start: int, stop: int) -> Array:
-        """The elements from `start` to `stop`, flat; called from several threads at a time."""
-
-
-@dataclass(frozen=True, eq=False)
-class Section:
-    """One tensor as the file keeps it.
-
-    `dtype` is a numpy name, or "bfloat16", "float8_e4m3fn" or "float8_e5m2", whose bits `array` holds as unsigned
-    integers. `symbols` is the number of different codes when `array` holds codes, one per element, as uint8 or uint16;
-    else None.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    symbols: int | None
-    array: Array | Elements = field(repr=False)
-
-    @property
-    def entry(self) -> Entry:
-        """The section without its elements."""
-        return Entry(self.name, self.dtype, self.shape, self.symbols)
 
 
 def write(
@@ -78,8 +49,9 @@ def write(
 ) -> dict[str, int]:
     """Writes the file and gives its bytes by section name, and under "header" all others; they sum to the file's size.
 
-    Sections are taken one by one. `plain` leaves the index as it is, for readers with little memory; `fast` leaves
-    out the coders that read a few million symbols a second.
+    Sections are taken one by one, and the small ones kept until the end. `plain` leaves the index as it is and gives each
+    tensor a stream of its own, for readers with little memory; `fast` leaves out the coders that read a few million symbols a
+    second.
     Raises: ArtifactError when a section contradicts itself, a name occurs twice or `meta` is not JSON; OutputError when
     the file cannot be written.
     """
@@ -90,7 +62,7 @@ def write(
         start = MAGIC + bytes([VERSION])
         file.write(start)
         size = block = check = 0
-        for stream in _in_threads(functools.partial(_encode, fast=fast), _jobs(sections, entries), _FEW_ELEMENTS):
+        for stream in _in_threads(functools.partial(_encode, fast=fast), jobs(sections, entries, plain), _FEW_ELEMENTS):
             file.write(stream)
             lengths.append(len(stream))
             check, block, size = zlib.crc32(stream, check), block + len(stream), size + len(stream)
@@ -128,7 +100,7 @@ def sizes(path: str | os.PathLike[str]) -> dict[str, int]:
     Raises: ArtifactError as `read`, except for damage inside a tensor.
     """
     with Reader(path) as reader:
-        return _ledger(list(reader.entries.values()), reader.lengths, reader.size)
+        return _ledger([*reader.entries.values()], reader.lengths, reader.size)
 
 
 def tables(path: str | os.PathLike[str]) -> dict[str, int]:
@@ -137,8 +109,7 @@ def tables(path: str | os.PathLike[str]) -> dict[str, int]:
     Raises: ArtifactError as `read`.
     """
     with Reader(path) as reader:
-        found = {entry.name: reader.tables(entry) for entry in reader.entries.values()}
-        return {name: count for name, count in found.items() if count}
+        return {name: count for name, count in reader.tables().items() if count}
 
 
 def memory_limit_bytes(file_bytes: int) -> int:
@@ -228,7 +199,9 @@ class Reader:
         if needed > memory_limit_bytes(self.size):
             raise ArtifactError(f"tensors of {needed} bytes cannot come from a file of {self.size}")
         self._padding = (self._places[-1], end)
-        self._first = dict(zip(self.entries, accumulate((entry.streams for entry in entries), initial=0), strict=False))
+        self._first = places(entries)
+        self._shelves = shelves(entries)
+        self._shelf = functools.lru_cache(_SHELVES)(self._read_shelf)
 
     def check(self) -> None:
         """Reads every byte once and compares all checksums, block by block.
@@ -254,7 +227,7 @@ class Reader:
     def array(self, name: str) -> Array:
         """The elements of one tensor, in its shape."""
         entry = self.entries[name]
-        if entry.streams == 1:
+        if entry.streams == 1 or entry.shelf:
             return next(self.pieces(name)).reshape(entry.shape)
         array, at = np.empty(entry.count, NUMPY[entry.dtype]), 0
         for part in self.pieces(name):
@@ -264,14 +237,18 @@ class Reader:
 
     def pieces(self, name: str) -> Iterator[Array]:
         """The elements of one tensor, flat, in pieces of about 4 million; several are decoded at a time."""
-        entry = self.entries[name]
-        first = self._first[name]
+        entry, (first, start) = self.entries[name], self._first[name]
+        if entry.shelf:
+            yield self._shelf(entry.shelf)[start : start + entry.count].copy()
+            return
         jobs = ((self._stream(first + number), entry, stop - start) for number, (start, stop, _) in enumerate(entry.pieces()))
         yield from _in_threads(self._decode, jobs, entry.count)
 
     def elements(self, name: str, start: int, stop: int) -> Array:
         """The elements of one tensor from `start` to `stop`, flat; only the streams that hold them are decoded."""
-        entry, first = self.entries[name], self._first[name]
+        entry, (first, _) = self.entries[name], self._first[name]
+        if entry.shelf:
+            return next(self.pieces(name))[start:stop]
         parts = [
             self._decode(self._stream(first + number), entry, end - begin)[max(0, start - begin) : stop - begin]
             for number, (begin, end, _) in enumerate(entry.pieces())
@@ -280,21 +257,34 @@ class Reader:
         return np.concatenate([np.empty(0, NUMPY[entry.dtype]), *parts])
 
     def bytes_of(self, entry: Entry) -> int:
-        """The bytes of the streams of one tensor."""
-        first = self._first[entry.name]
-        return sum(self.lengths[first : first + entry.streams])
+        """The bytes of the streams of one tensor, and its share of a stream that it shares."""
+        return self._shares[entry.name]
 
-    def tables(self, entry: Entry) -> int:
-        """The bytes of frequency tables inside the streams of one tensor."""
-        first, dtype = self._first[entry.name], NUMPY[entry.dtype]
-        symbols = entry.symbols or (2 if dtype == np.bool_ else 256)
-        wide = min(8, dtype.itemsize)
-        return sum(table_bytes(self._stream(number), symbols, wide) for number in range(first, first + entry.streams))
+    @functools.cached_property
+    def _shares(self) -> dict[str, int]:
+        return shares([*self.entries.values()], self.lengths)
+
+    def tables(self) -> dict[str, int]:
+        """The bytes of frequency tables inside the streams, by tensor."""
+        entries = [*self.entries.values()]
+        found: list[int] = []
+        for entry in [*entries, *self._shelves]:
+            dtype = NUMPY[entry.dtype]
+            symbols = entry.symbols or (2 if dtype == np.bool_ else 256)
+            for _ in range(entry.streams):
+                found.append(table_bytes(self._stream(len(found)), symbols, min(8, dtype.itemsize)))
+        return shares(entries, found)
 
     def methods(self, entry: Entry) -> str:
         """The names of the methods by which the streams of one tensor are coded."""
-        first = self._first[entry.name]
-        return ", ".join(dict.fromkeys(METHODS[self._stream(number)[0]] for number in range(first, first + entry.streams)))
+        first, _ = self._first[entry.name]
+        numbers = range(first, first + (1 if entry.shelf else entry.streams))
+        return ", ".join(dict.fromkeys(METHODS[self._stream(number)[0]] for number in numbers))
+
+    def _read_shelf(self, number: int) -> Array:
+        """What lies on one shelf."""
+        shelf = self._shelves[number - 1]
+        return self._decode(self._stream(len(self.lengths) - len(self._shelves) + number - 1), shelf, shelf.count)
 
     def _decode(self, stream: bytes, entry: Entry, count: int) -> Array:
         dtype = NUMPY[entry.dtype]
@@ -329,25 +319,8 @@ class Reader:
         return ArtifactError(f"'{self.path}' {what}: {reason}; copy or save it again.")
 
 
-def _jobs(sections: Iterable[Section], entries: list[Entry]) -> Iterator[tuple[Section, int, int, tuple[int, ...]]]:
-    """The pieces of all sections, each section checked when its turn comes; their entries are put into `entries`."""
-    names: set[str] = set()
-    for section in sections:
-        _check(section, names)
-        entries.append(section.entry)
-        for piece in section.entry.pieces():
-            yield section, *piece
-
-
 def _encode(section: Section, start: int, stop: int, shape: tuple[int, ...], *, fast: bool) -> bytes:
-    array = section.array
-    part = array.reshape(-1)[start:stop] if isinstance(array, np.ndarray) else array.piece(start, stop)
-    if part.dtype != NUMPY[section.dtype] or part.size != stop - start:
-        raise ArtifactError(
-            f"tensor '{section.name}' was asked for {stop - start} elements as {NUMPY[section.dtype]}, but gave {part.size} as "
-            f"{part.dtype}; give the elements as they are described."
-        )
-    part = part.reshape(shape)
+    part = taken(section, start, stop).reshape(shape)
     return encode_array(part, fast=fast) if section.symbols is None else encode_integers(part, section.symbols, fast=fast)
 
 
@@ -366,21 +339,7 @@ def _in_threads(work: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], el
             yield ahead.popleft().result()
 
 
-def _check(section: Section, names: set[str]) -> None:
-    section.entry.check()
-    array = section.array
-    if isinstance(array, np.ndarray) and (array.shape != section.shape or array.dtype != NUMPY[section.dtype]):
-        raise ArtifactError(
-            f"tensor '{section.name}' is said to be {section.dtype} {section.shape}, but its array is "
-            f"{array.dtype} {array.shape}; give the array as it is described."
-        )
-    if section.name in names:
-        raise ArtifactError(f"two tensors are called '{section.name}'; give each its own name.")
-    names.add(section.name)
-
-
 def _ledger(entries: Sequence[Entry], lengths: Sequence[int], file_bytes: int) -> dict[str, int]:
     """Bytes by name; a tensor that is itself called "header" is counted with the header."""
-    rest = iter(lengths)
-    by_name = {entry.name: sum(islice(rest, entry.streams)) for entry in entries}
+    by_name = shares(entries, lengths)
     return by_name | {HEADER: file_bytes - sum(lengths) + by_name.get(HEADER, 0)}

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.artifact.container import Reader, Section
+from enxuto.artifact.container import Reader
 from enxuto.artifact.index import NUMPY
+from enxuto.artifact.sections import Section
 from enxuto.artifact.spans import find_spans
 from enxuto.errors import ArtifactError
 

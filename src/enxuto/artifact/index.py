@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from enxuto.artifact.primer import PRIMER
 from enxuto.coding.adaptive import MAX_TEXT, decode_text, encode_text
 from enxuto.coding.bits import read_varint, write_varint
 from enxuto.coding.integers import MAX_SYMBOLS
@@ -21,6 +23,7 @@ from enxuto.errors import ArtifactError
 
 MAX_INDEX_BYTES = 1 << 24  # some 200,000 tensors; bounds the time that a lying index can take
 PIECE = 1 << 22  # elements of a tensor that one stream holds
+SHELF = 1 << 12  # elements that a shelf holds at most: what is decoded to read one of its tensors
 BLOCK_BYTES = 1 << 12  # of streams that have one checksum together
 MOST_AXES = 32  # numpy 1.26 has no more
 DTYPES = (
@@ -29,32 +32,21 @@ DTYPES = (
 )
 _FOREIGN = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 NUMPY = {name: np.dtype(_FOREIGN.get(name, name)) for name in DTYPES}
-# What an index usually says, so that the text coder has seen it before. A change of it is a new version of the format.
-PRIMER = (
-    b'{"args":{"in_features":64,"out_features":10,"bias":true},"kind":"Linear","sizes":{"in_channels":16,"out_channels":32,'
-    b'"groups":1,"num_features":32},"tensors":["weight","bias"]},"input":8,"same":{"weight_hh_l0","weight_ih_l0","bias_hh_l0",'
-    b'"in_proj_weight":["affine",8,"group",64]},{"edits":[{"coded":{"weight":["affine",8,"channel"]},"path":"features.0"},'
-    b'{"coded":{"bias":["affine",8,"tensor"],"weight":["table",4]},"path":"layers.1.conv2"},'
-    b'{"coded":{"bias":["affine",8,"tensor"],"weight":["table",4]},"path":"fc"}]}'
-    b"layers.0.norm1.weight\0layers.0.norm1.bias\0layers.0.norm1.running_mean\0layers.0.norm1.running_var\0"
-    b"layers.0.norm1.num_batches_tracked\0features.0.bias\0blocks.0.conv1.coded.weight.codes\0blocks.0.conv1.coded.weight.scale\0"
-    b"blocks.0.conv1.coded.bias.codes\0blocks.0.conv1.coded.bias.scale\0fc.coded.weight.codes\0fc.coded.weight.codebook\0"
-    b"fc.coded.bias.codes\0fc.coded.bias.scale\0fc2.coded.weight.codes\0fc2.coded.weight.codebook\0fc2.coded.bias.codes\0"
-    b"fc2.coded.bias.scale\0"
-    b"\x0a\0\1\x10\x0a\0\1\x10\x0a\0\1\x20\x0a\0\1\x20\x08\0\0\1\x10\4\x40\x20\3\3\x0a\0\1\x40\1\xff\1\1\x40\x0a\0\1\1"
-    b"\1\x10\4\x10\x10\3\3\x09\0\1\x10\1\xff\1\1\x10\x0a\0\0\1\x10\4\x20\x20\3\3\x09\0\1\x10\1\xff\1\1\x20\x0a\0\0"
-    b"\1\x10\2\x40\x40\x09\0\1\x10\1\xff\1\1\x40\x0a\0\0\1\x10\2\x0a\x40\x09\0\1\x10\1\xff\1\1\x0a\x0a\0\0\x21\x0b\5\x21\x0b\5"
-)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor as the index describes it; `symbols` is the number of different codes, None for a plain array."""
+    """One tensor as the index describes it.
+
+    `symbols` is the number of different codes, None for a plain array. `shelf` is the number, from 1, of the stream that it
+    shares with other small tensors, 0 for a tensor that has streams of its own.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     symbols: int | None
+    shelf: int = field(default=0, compare=False)  # where it lies is not what it is
 
     @cached_property
     def count(self) -> int:
@@ -75,8 +67,8 @@ class Entry:
 
     @property
     def streams(self) -> int:
-        """How many streams hold the tensor."""
-        return -(-self.count // self._step[1])
+        """How many streams hold nothing but the tensor."""
+        return 0 if self.shelf else -(-self.count // self._step[1])
 
     @property
     def _step(self) -> tuple[int, int]:
@@ -99,9 +91,51 @@ class Entry:
                 raise ArtifactError(
                     f"tensor '{self.name}' of {self.dtype} cannot hold symbols={self.symbols}; uint8 holds 1 to 256"
                 )
+        if self.shelf and (self.symbols is not None or not 0 < self.count <= SHELF):
+            raise ArtifactError(f"tensor '{self.name}' of {self.count} elements does not belong on a shelf")
         if "\0" in self.name:
             raise ArtifactError(f"tensor {self.name!r} has a zero letter in its name, which ends it; name it otherwise")
         return self
+
+
+def shelves(entries: Iterable[Entry]) -> list[Entry]:
+    """The shelves as plain tensors: what lies on each in a row, in the order of the tensors.
+
+    Raises: ArtifactError when a shelf holds too much or different dtypes, or one is left out.
+    """
+    found: dict[int, list[Entry]] = {}
+    for entry in entries:
+        if entry.shelf:
+            found.setdefault(entry.shelf, []).append(entry)
+    if [*found] != [*range(1, len(found) + 1)]:
+        raise ArtifactError("the shelves are not numbered in the order of their first tensors")
+    for number, row in found.items():
+        if len({entry.dtype for entry in row}) > 1 or sum(entry.count for entry in row) > SHELF:
+            raise ArtifactError(f"shelf {number} holds more than one dtype or {SHELF} elements")
+    return [Entry(f"shelf {number}", row[0].dtype, (sum(entry.count for entry in row),), None) for number, row in found.items()]
+
+
+def places(entries: Sequence[Entry]) -> dict[str, tuple[int, int]]:
+    """By the name of a tensor: the number of the first stream that holds it, and its first element in there."""
+    found, number, own = {}, 0, sum(entry.streams for entry in entries)
+    filled: Counter[int] = Counter()
+    for entry in entries:
+        found[entry.name] = (own + entry.shelf - 1, filled[entry.shelf]) if entry.shelf else (number, 0)
+        number += entry.streams
+        filled[entry.shelf] += entry.count
+    return found
+
+
+def shares(entries: Sequence[Entry], amounts: Sequence[int]) -> dict[str, int]:
+    """What each tensor has of the amounts of all streams; those on a shelf divide its amount by their elements."""
+    filled, found = [shelf.count for shelf in shelves(entries)], {}
+    for entry, (first, start) in zip(entries, places(entries).values(), strict=True):
+        if entry.shelf:
+            whole, all_ = amounts[first], filled[entry.shelf - 1]
+            found[entry.name] = whole * (start + entry.count) // all_ - whole * start // all_
+        else:
+            found[entry.name] = sum(amounts[first : first + entry.streams])
+    return found
 
 
 def write_index(meta: Mapping[str, Any], entries: Sequence[Entry], lengths: Iterable[int], *, plain: bool) -> bytes:
@@ -111,9 +145,17 @@ def write_index(meta: Mapping[str, Any], entries: Sequence[Entry], lengths: Iter
     """
     text = json.dumps(dict(meta), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     _meta(text)  # what no reader takes is not written: keys that are equal as texts, too much depth
-    names = b"".join(entry.name.encode() + b"\0" for entry in entries)
-    rows = b"".join(map(_row, entries))
-    whole = write_varint(len(text)) + text + write_varint(len(entries)) + names + rows + b"".join(map(write_varint, lengths))
+    kinds = list(map(_kind, entries))
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    whole = b"".join(
+        [
+            *(write_varint(len(entries)), *(entry.name.encode() + b"\0" for entry in entries)),
+            *(write_varint(len(text)), text),
+            *(write_varint(len(numbers)), *numbers, *(write_varint(numbers[kind]) for kind in kinds)),
+            *(write_varint(size) for size in _sizes(entries)),
+            *map(write_varint, lengths),
+        ]
+    )
     if len(whole) > MAX_INDEX_BYTES:
         raise ArtifactError(f"the index takes {len(whole)} bytes, more than {MAX_INDEX_BYTES}; shorten names or meta.")
     plain = plain or len(whole) > MAX_TEXT
@@ -134,27 +176,14 @@ def read_index(data: bytes) -> tuple[dict[str, Any], list[Entry], list[int], int
         raise ArtifactError(f"an index of {size} bytes does not fit into {len(data) - at}")
     behind = at + size
     whole = decode_text(data[at:behind], letters, PRIMER) if letters else data[at:behind]
-    length, at = read_varint(whole, 0)
+    names, at = _read_names(whole)
+    length, at = read_varint(whole, at)
     if length > len(whole) - at:
         raise ArtifactError(f"meta of {length} bytes does not fit into {len(whole) - at}")
     meta = _meta(whole[at : at + length])
-    count, at = read_varint(whole, at + length)
-    if 4 * count > len(whole) - at:
-        raise ArtifactError(f"{count} tensors do not fit into {len(whole) - at} bytes")
-    names = []
-    for _ in range(count):
-        end = whole.find(b"\0", at)
-        if end < 0:
-            raise ArtifactError("the name of a tensor does not end")
-        names.append(whole[at:end])
-        at = end + 1
-    if len(set(names)) < count:
-        raise ArtifactError("the index names a tensor twice")
-    entries, lengths = [], []
-    for name in names:
-        entry, at = _entry(whole, at, name)
-        entries.append(entry)
-    for entry in entries:
+    entries, at = _read_entries(whole, at + length, names)
+    lengths = []
+    for entry in [*entries, *shelves(entries)]:
         if entry.streams > len(whole) - at:
             raise ArtifactError(f"tensor '{entry.name}' of {entry.count} elements has more streams than the index holds")
         for _ in range(entry.streams):
@@ -178,24 +207,72 @@ def blocks(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return found + [(first, len(lengths))] * (size > 0)
 
 
-def _row(entry: Entry) -> bytes:
-    sizes = b"".join(map(write_varint, entry.shape))
-    return bytes([DTYPES.index(entry.dtype)]) + write_varint(entry.symbols or 0) + bytes([len(entry.shape)]) + sizes
+def _kind(entry: Entry) -> bytes:
+    """What tensors often have in common."""
+    return b"".join(map(write_varint, (DTYPES.index(entry.dtype), entry.symbols or 0, len(entry.shape), entry.shelf)))
 
 
-def _entry(data: bytes, at: int, name: bytes) -> tuple[Entry, int]:
-    try:
-        kind = data[at]
-        symbols, at = read_varint(data, at + 1)
-        axes, at = data[at], at + 1
+def _sizes(entries: Iterable[Entry]) -> Iterator[int]:
+    """The sizes of all axes: 0 where one is as long as the first axis before this tensor, else one more than it is."""
+    before = None
+    for entry in entries:
+        yield from (0 if size == before else size + 1 for size in entry.shape)
+        before = entry.shape[0] if entry.shape else before
+
+
+def _read_names(data: bytes) -> tuple[list[bytes], int]:
+    count, at = read_varint(data, 0)
+    if 2 * count > len(data) - at:
+        raise ArtifactError(f"{count} tensors do not fit into {len(data) - at} bytes")
+    names = []
+    for _ in range(count):
+        end = data.find(b"\0", at)
+        if end < 0:
+            raise ArtifactError("the name of a tensor does not end")
+        names.append(data[at:end])
+        at = end + 1
+    if len(set(names)) < count:
+        raise ArtifactError("the index names a tensor twice")
+    return names, at
+
+
+def _read_entries(data: bytes, at: int, names: Sequence[bytes]) -> tuple[list[Entry], int]:
+    """The tensors, from the table of their kinds on."""
+    number, at = read_varint(data, at)
+    if number > len(names):
+        raise ArtifactError(f"{len(names)} tensors are said to be of {number} kinds")
+    kinds, chosen, used = [], [], 0
+    for _ in range(number):
+        values = []
+        for _ in range(4):
+            value, at = read_varint(data, at)
+            values.append(value)
+        if values[0] >= len(DTYPES) or values[2] > MOST_AXES:
+            raise ArtifactError(f"a tensor of {values[2]} axes and dtype {values[0]} is none; at most {MOST_AXES} axes are kept")
+        kinds.append(values)
+    for _ in names:
+        number, at = read_varint(data, at)
+        if number > used or number >= len(kinds):
+            raise ArtifactError(f"kind {number} of {len(kinds)} is named when {used} were")
+        used = max(used, number + 1)
+        chosen.append(kinds[number])
+    if used < len(kinds):
+        raise ArtifactError(f"only {used} of {len(kinds)} kinds are used")
+    entries: list[Entry] = []
+    before = None
+    for name, (dtype, symbols, axes, shelf) in zip(names, chosen, strict=True):
         shape = []
-        for _ in range(min(axes, MOST_AXES + 1)):
+        for _ in range(axes):
             size, at = read_varint(data, at)
-            shape.append(size)
-        dtype = DTYPES[kind]
-        return Entry(name.decode(), dtype, tuple(shape), symbols or None).check(), at
-    except (IndexError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"a tensor is not described by dtype, symbols and shape ({error})") from error
+            if size == 0 and before is None:
+                raise ArtifactError("the first axis of all is said to be as long as one before")
+            shape.append(size - 1 if size or before is None else before)
+        before = shape[0] if shape else before
+        try:
+            entries.append(Entry(name.decode(), DTYPES[dtype], tuple(shape), symbols or None, shelf).check())
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"the name of a tensor is no text ({error})") from error
+    return entries, at
 
 
 def _meta(text: bytes) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.artifact.container import Reader, Section, write
+from enxuto.artifact.container import Reader, write
 from enxuto.artifact.index import NUMPY, Entry
+from enxuto.artifact.sections import Section
 from enxuto.artifact.spans import REST, Span, find_spans
 from enxuto.coding import encode_array
 from enxuto.errors import ArtifactError, OutputError

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from enxuto.artifact.container import HEADER, Reader, Section, read, sizes, tables, write
+from enxuto.artifact.container import HEADER, Reader, read, sizes, tables, write
 from enxuto.artifact.graph import GRAPH, attach
-from enxuto.artifact.structure import apply, edits
+from enxuto.artifact.sections import Section
+from enxuto.artifact.structure import apply, edits, told, untold
 from enxuto.errors import ArtifactError
 from enxuto.layers.coded import Coded
 from enxuto.layers.grids import AffineTensor, CodedTensor, TableTensor, pack
@@ -51,7 +52,7 @@ def save(
     Raises: ArtifactError for a model that cannot be kept; OutputError when the file cannot be written.
     """
     sections, same = _sections(model)
-    meta: dict[str, Any] = {"edits": edits(model, original)}
+    meta = told(edits(model, original))
     if same:
         meta["same"] = same
     if about:
@@ -80,8 +81,9 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
                 f"'{path}': '{name}' is said to equal '{first}', but the file lacks that or holds both; it is damaged."
             )
         shapes[name] = shapes[first]
+    coded = {section.name for section in sections if section.symbols is not None}
     try:
-        model = apply(into, meta["edits"], shapes)
+        model = apply(into, untold(meta, [name for name in shapes if same.get(name, name) in coded]), shapes)
     except ArtifactError as error:
         raise ArtifactError(f"'{path}': {error}") from error
     tensors = {section.name: _to_torch(section) for section in sections if not section.name.startswith(GRAPH)}

@@ -7,6 +7,7 @@ technique has load code, and no class is ever imported by name.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,40 @@ def edits(model: nn.Module, original: nn.Module | None) -> list[Edit]:
         if edit:
             found.append({"path": path, **edit})
     return found
+
+
+def told(found: Sequence[Edit]) -> dict[str, Any]:
+    """The edits as a file tells them: the commonest grid is told once, and no layer that has nothing else to say."""
+    grids = Counter(tuple(grid) for edit in found for grid in edit.get("coded", {}).values())
+    if not grids:
+        return {"edits": [*found]}
+    common = list(grids.most_common(1)[0][0])
+    short = []
+    for edit in found:
+        coded = {name: grid for name, grid in edit.get("coded", {}).items() if grid != common}
+        short.append({key: value for key, value in edit.items() if key != "coded"} | ({"coded": coded} if coded else {}))
+    return {"edits": [edit for edit in short if edit.keys() != {"path"}], "grid": common}
+
+
+def untold(meta: Mapping[str, Any], codes: Sequence[str]) -> list[Edit]:
+    """The edits that `told` was given, parents first; `codes` are the names of the codes of all coded weights.
+
+    Raises: ArtifactError when the meta is not as `told` gives it.
+    """
+    try:
+        found = [{**edit, "coded": {**edit.get("coded", {})}} for edit in meta["edits"]]
+        by_path = {edit["path"]: edit for edit in found}
+        for name in codes:
+            *parts, _, weight, _ = name.split(".")
+            path = ".".join(parts)
+            if path not in by_path:
+                by_path[path] = {"path": path, "coded": {}}
+                found.append(by_path[path])
+            if weight not in by_path[path]["coded"]:
+                by_path[path]["coded"][weight] = meta["grid"]
+        return sorted(found, key=lambda edit: edit["path"].count(".") + bool(edit["path"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"it does not say how its layers are coded ({error!r}); it is damaged.") from error
 
 
 def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:

@@ -140,6 +140,7 @@ def _inspect_coders(run: Session, path: Path) -> None:
                     "tensor": entry.name,
                     "elements": entry.count,
                     "used": reader.methods(entry),
+                    "shared": entry.shelf > 0,
                     "used_bytes": reader.bytes_of(entry),
                     "entropy": sum(entropy_bytes(part, entry.symbols) for part in parts) if entry.symbols else None,
                     "bytes": {name: sum(found[name] for found in each) for name in shared},
@@ -151,7 +152,8 @@ def _inspect_coders(run: Session, path: Path) -> None:
     for row in rows:
         bound = "–" if row["entropy"] is None else f"{row['entropy']:,.0f}"
         costs_ = (f"{row['bytes'][name]:,}" if name in row["bytes"] else "–" for name in shown)
-        _add(table, row["tensor"], f"{row['elements']:,}", row["used"], bound, *costs_)
+        used = row["used"] + ", shared" * row["shared"]
+        _add(table, row["tensor"], f"{row['elements']:,}", used, bound, *costs_)
     run.show(_title(f"{path}: {format_bytes(reader.size)}, bytes of each tensor under each coder"), table)
 
 

@@ -16,13 +16,14 @@ from enxuto.coding.bits import Codes, Data, read_varint, width, write_varint
 from enxuto.errors import ArtifactError
 
 Model = tuple[NDArray[Any], ...]
-"""Chances and ages [context, level, node], weights [depth, context], and three fixed tables."""
+"""Chances and ages [context, level, node], weights [part, context], and three fixed tables."""
 
 MAX_SYMBOLS = 256
 MAX_CODES = 1 << 20  # more would take seconds to read; reader and writer refuse it
 MAX_TEXT = 1 << 20
 _HALF = 3072  # logarithms of odds reach from -12 to 12, in steps of 1 / 256
 _STEP = 128
+_WEIGHT = 19661  # 0.3 of 65536, that of each context at first: over 1 / CONTEXTS learns sooner
 # 65536 / (1 + exp(-x)) for x = -12, -11.5, ... 12, at least 1 and at most 65535
 SQUASH = (
     *(1, 1, 1, 2, 3, 5, 8, 13, 22, 36, 60, 98),
@@ -108,11 +109,10 @@ def _primed(primer: bytes) -> Model:
 
 @cache
 def _seen(primer: bytes) -> Model:
-    from enxuto.coding.adaptive_kernels import SLACK, SLOT_BITS, spell
+    from enxuto.coding.adaptive_kernels import ORDERS, SLACK, SLOT_BITS, spell
 
-    model = _model(
-        1 << SLOT_BITS, 1, depths=8, weight=45875, ages=12, slow=3
-    )  # 0.7, quick to forget: measured on headers of two nets
+    ages, slow = (6, 2) if primer else (12, 3)  # an index repeats what it said once; bytes of floats do not
+    model = _model((len(ORDERS), 1 << SLOT_BITS, 1), len(ORDERS) + 1, ages=ages, slow=slow)
     scratch = np.zeros(2 * len(primer) + 2 * SLACK, np.uint8)
     spell(np.frombuffer(primer, np.uint8).copy(), 0, scratch, _NEW.copy(), model, False)
     return model
@@ -133,23 +133,20 @@ def _finished(data: NDArray[np.uint8], state: NDArray[np.int64]) -> bytes:
 
 
 def _fresh(symbols: int, mode: int) -> Model:
-    from enxuto.coding.adaptive_kernels import LEVELS
+    from enxuto.coding.adaptive_kernels import CONTEXTS, LEVELS
 
     bits = width(max(mode, symbols - 1 - mode))
-    return _model(
-        LEVELS, (1 << bits) + 1, depths=bits + 2, weight=19661, ages=400, slow=5
-    )  # 0.3: over 1 / CONTEXTS learns sooner
+    nodes = (1 << bits) + 1
+    return _model((CONTEXTS, LEVELS, nodes), bits + 2, ages=400, slow=5)
 
 
-def _model(levels: int, nodes: int, *, depths: int, weight: int, ages: int, slow: int) -> Model:
+def _model(shape: tuple[int, int, int], parts: int, *, ages: int, slow: int) -> Model:
     """A model that knows nothing: every chance is one half, every context has the same weight (of 65536)."""
-    from enxuto.coding.adaptive_kernels import CONTEXTS
-
-    chances = np.full((CONTEXTS, levels, nodes), 1 << 15, np.uint16)
-    weights = np.full((depths, CONTEXTS), weight, np.int64)
+    chances = np.full(shape, 1 << 15, np.uint16)
+    weights = np.full((parts, shape[0]), _WEIGHT, np.int64)
     stretch, squash = _tables()
     rates = (1 << 17) // (2 * np.arange(ages) + slow)  # of learning: 1 / (age + slow / 2), until the last age
-    return chances, np.zeros(chances.shape, np.uint16), weights, stretch, squash, rates
+    return chances, np.zeros(shape, np.uint16), weights, stretch, squash, rates
 
 
 @cache

@@ -13,13 +13,13 @@ import numpy as np
 
 from enxuto.coding.kernels import hot
 
-CONTEXTS = 4
+CONTEXTS = 4  # of a code
 LEVELS = 26  # values a context can have: two for each power of two of an activity below 4096, and spare ones
 LOW, RANGE, CODE, AT = range(4)  # places in `state`
 SLACK = 64  # bytes that one code never fills: nine decisions of at most twelve bits each take fourteen
 _BITS = 16  # of a probability, an activity, a weight
-ORDERS = (1, 2, 4, 8)  # letters before this one that the contexts of a text look at
-SLOT_BITS = 14  # of the places of chances in a text, for each order; shared by chance when there are more
+ORDERS = (0, 1, 2, 3, 4, 6)  # letters before this one that the contexts of a text look at
+SLOT_BITS = 15  # of the places of chances in a text, for each order; shared by chance when there are more
 _QUIET = 200  # activity before anything was seen, of 65536
 _COLUMN, _ROW, _LEARN = 5, 4, 15  # speeds of forgetting and learning as right shifts: best on the nets of bench
 _SCATTER = 0x2F0B4C47  # any odd number below 2**31 with its bits well mixed
@@ -64,24 +64,27 @@ def _code_bit(bit: Any, p: Any, state: Any, data: Any, decoding: Any) -> Any:
 
 
 @numba.njit(inline="always")
-def _model_bit(bit: Any, node: Any, depth: Any, active: Any, model: Any, state: Any, data: Any, decoding: Any) -> Any:
+def _model_bit(bit: Any, node: Any, mix: Any, active: Any, model: Any, state: Any, data: Any, decoding: Any) -> Any:
     """The bit, coded with the mixed opinion of all contexts, which then learn from it.
+
+    `mix`: which of the weights, and how many contexts (in the code and no size of an array, so that the loops are unrolled).
 
     Source: M. Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression", 2005 (logistic mixing).
     """
     chances, ages, weights, stretch, squash, rates = model
+    part, count = mix
     half = squash.size // 2
     total = 0
-    for k in range(CONTEXTS):
-        total += weights[depth, k] * np.int64(stretch[chances[k, active[k], node] >> 4])
+    for k in range(count):
+        total += weights[part, k] * np.int64(stretch[chances[k, active[k], node] >> 4])
     total = min(max(total >> _BITS, -half), half - 1)
     p = np.int64(squash[total + half])
     bit = _code_bit(bit, p, state, data, decoding)
     wanted = bit << _BITS
-    for k in range(CONTEXTS):
+    for k in range(count):
         chance = np.int64(chances[k, active[k], node])
         age = ages[k, active[k], node]
-        weights[depth, k] += (np.int64(stretch[chance >> 4]) * (wanted - p)) >> _LEARN
+        weights[part, k] += (np.int64(stretch[chance >> 4]) * (wanted - p)) >> _LEARN
         chance += ((wanted - chance) * rates[age]) >> _BITS
         chances[k, active[k], node] = min(max(chance, 16), 65520)
         ages[k, active[k], node] = min(np.int64(age) + 1, rates.size - 1)
@@ -115,14 +118,14 @@ def walk(codes: Any, kind: tuple[int, int, int], data: Any, state: Any, levels: 
         active[2], active[3] = levels[here >> 4], levels[min(here + row + (beside >> 1) >> 5, 4095)]
         distance = np.int64(codes[i]) - mode
         activity = np.int64(0)
-        if _model_bit(1 if distance != 0 else 0, 0, 0, active, model, state, data, decoding):
+        if _model_bit(1 if distance != 0 else 0, 0, (0, CONTEXTS), active, model, state, data, decoding):
             active[1], active[2], active[3] = active[2], levels[row >> 4], last
-            sign = _model_bit(1 if distance < 0 else 0, 1 << bits, 1, active, model, state, data, decoding)
+            sign = _model_bit(1 if distance < 0 else 0, 1 << bits, (1, CONTEXTS), active, model, state, data, decoding)
             active[1], active[3] = sign, last >> 1
             size, node = abs(distance) - 1, 1
             for depth in range(bits):
-                bit = _model_bit(size >> (bits - 1 - depth) & 1, node, depth + 2, active, model, state, data, decoding)
-                node = node << 1 | bit
+                bit = size >> (bits - 1 - depth) & 1
+                node = node << 1 | _model_bit(bit, node, (depth + 2, CONTEXTS), active, model, state, data, decoding)
             size = node - (1 << bits)
             distance = -1 - size if sign else size + 1
             last = 2 * (size * (LEVELS // 2) >> bits) + sign
@@ -146,23 +149,27 @@ def walk(codes: Any, kind: tuple[int, int, int], data: Any, state: Any, levels: 
 def spell(letters: Any, start: int, data: Any, state: Any, model: Any, decoding: bool) -> bool:
     """Writes the letters from `start` on into `data`, or fills them from it; False when the data is too small.
 
-    Each order keeps the chances of all its contexts in one table, found by a hash of the letters before and the node.
+    Each order keeps the chances of all its contexts in one table, found by a hash of the letters before and the node. How
+    many orders have been here before says which weights mix them: the longer the context that is known, the surer.
     """
-    active, mixed = np.zeros(CONTEXTS, np.int64), np.zeros(CONTEXTS, np.int64)
+    ages = model[1]
+    active, mixed = np.zeros(len(ORDERS), np.int64), np.zeros(len(ORDERS), np.int64)
     limit = data.size + SLACK if decoding else data.size - SLACK
     for i in range(start, letters.size):
         if state[AT] > limit:
             return False
-        for k in range(CONTEXTS):
+        for k in range(len(ORDERS)):
             mixed[k] = 0
             for j in range(max(0, i - ORDERS[k]), i):
                 mixed[k] = ((mixed[k] + letters[j] + 1) * _SCATTER) & _WORD
         node = 1
         for depth in range(8):
-            for k in range(CONTEXTS):
+            known = 0
+            for k in range(len(ORDERS)):
                 place = ((mixed[k] ^ node) * _SCATTER) & _WORD
                 active[k] = ((place ^ place >> 15) * _SCATTER & _WORD) >> (32 - SLOT_BITS)
+                known += ages[k, active[k], 0] > 0
             bit = letters[i] >> (7 - depth) & 1
-            node = node << 1 | _model_bit(bit, 0, depth, active, model, state, data, decoding)
+            node = node << 1 | _model_bit(bit, 0, (known, len(ORDERS)), active, model, state, data, decoding)
         letters[i] = node - 256
     return True

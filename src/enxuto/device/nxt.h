@@ -68,7 +68,7 @@ typedef struct {
     const uint8_t *data;   /* from here on private */
     const uint8_t *text;
     const uint8_t *sums;
-    size_t size, text_size, names, rows, lengths, streams, verified;
+    size_t size, text_size, names, kinds, kind_count, choices, sizes, lengths, streams, shelves, verified;
 } nxt_file;
 
 typedef struct {
@@ -82,6 +82,9 @@ typedef struct {
     size_t nbytes;    /* count * itemsize: what nxt_read fills */
     size_t piece;     /* from here on private */
     size_t skip;
+    size_t shelf;     /* which it lies on, from 1; 0: it has streams of its own */
+    size_t shelf_at;  /* elements before it on there */
+    size_t shelf_count;
     nxt_place place;
 } nxt_tensor;
 
@@ -139,6 +142,7 @@ enum {
 };
 
 #define NXT__PIECE ((size_t)1 << 22) /* elements that one stream holds */
+#define NXT__SHELF ((size_t)1 << 12) /* elements that a shelf holds */
 #define NXT__BLOCK ((size_t)1 << 12) /* bytes of streams that have one checksum */
 #define NXT__MOST ((size_t)1 << 20)  /* codes of an adaptive stream, letters of a text */
 #define NXT__LANES 8u
@@ -623,9 +627,10 @@ NXT__ALONE static int nxt__runs_codes(nxt__in in, size_t count, uint32_t symbols
 /* ---- adaptive streams and texts: a binary range coder under mixed contexts ---- */
 
 #if !defined(NXT_NO_ADAPTIVE) || !defined(NXT_NO_TEXT)
-#define NXT__CONTEXTS 4u
+#define NXT__CONTEXTS 4u /* of a code */
+#define NXT__ORDERS 6u   /* contexts of a letter */
 #define NXT__LEVELS 26u
-#define NXT__SLOT_BITS 14
+#define NXT__SLOT_BITS 15
 #define NXT__HALF 3072
 #define NXT__STRETCHES 4096u
 #define NXT__SCATTER 0x2F0B4C47u
@@ -641,8 +646,9 @@ typedef struct {
     size_t size, next;
     uint32_t code, range; /* a range of 2^32, which only the first bit meets, is 0 */
     uint32_t last_age, slow; /* a chance learns by 2 / (2 age + slow) */
-    size_t place[NXT__CONTEXTS]; /* of the chance that each context has for the next bit */
-    int32_t weights[10][NXT__CONTEXTS]; /* of 65536; below 2^25: at most 2^20 bits of a depth, each a small step downhill */
+    unsigned contexts;
+    size_t place[NXT__ORDERS];        /* of the chance that each context has for the next bit */
+    int32_t weights[42]; /* 10 parts of 4 contexts, or 7 of 6; of 65536; below 2^27: 2^23 bits, each a small step downhill */
     nxt__u16 *chances, *ages;
     nxt__i16 *stretches; /* NULL: worked out each time */
 } nxt__mix;
@@ -678,7 +684,7 @@ static void nxt__mix_byte(nxt__mix *m)
 }
 
 static int nxt__mix_open(
-    nxt__mix *m, nxt__in in, size_t chances, unsigned depths, int32_t weight, uint32_t ages, uint32_t slow, nxt__arena *arena)
+    nxt__mix *m, nxt__in in, size_t chances, unsigned contexts, uint32_t ages, uint32_t slow, nxt__arena *arena)
 {
     size_t i;
     unsigned k;
@@ -692,8 +698,8 @@ static int nxt__mix_open(
     if (!m->chances || !m->ages) return NXT_E_SCRATCH;
     for (i = 0; i < chances; i++) m->chances[i] = 1u << 15;
     memset(m->ages, 0, 2 * chances);
-    for (i = 0; i < depths; i++)
-        for (k = 0; k < NXT__CONTEXTS; k++) m->weights[i][k] = weight;
+    m->contexts = contexts;
+    for (k = 0; k < sizeof m->weights / sizeof m->weights[0]; k++) m->weights[k] = 19661; /* 0.3 */
     for (k = 0; k < 4; k++) nxt__mix_byte(m);
     return NXT_OK;
 }
@@ -705,14 +711,14 @@ static void nxt__mix_hasten(nxt__mix *m, nxt__arena *arena)
     for (i = 0; m->stretches && i < NXT__STRETCHES; i++) m->stretches[i] = (int16_t)nxt__stretch(i);
 }
 
-/* The next bit; one that is known is only learnt from. */
-static uint32_t nxt__mix_bit(nxt__mix *m, unsigned depth, int known)
+/* The next bit, mixed by a part of the weights; one that is known is only learnt from. */
+static uint32_t nxt__mix_bit(nxt__mix *m, unsigned part, int known)
 {
-    int32_t odds[NXT__CONTEXTS], off, *weights = m->weights[depth];
+    int32_t odds[NXT__ORDERS], off, *weights = m->weights + part * m->contexts;
     int64_t total = 0;
     uint32_t bit, p, bound, chance, step;
     unsigned k;
-    for (k = 0; k < NXT__CONTEXTS; k++) {
+    for (k = 0; k < m->contexts; k++) {
         chance = (uint32_t)m->chances[m->place[k]] >> 4;
         odds[k] = m->stretches ? m->stretches[chance] : nxt__stretch(chance);
         total += (int64_t)weights[k] * odds[k];
@@ -736,12 +742,12 @@ static uint32_t nxt__mix_bit(nxt__mix *m, unsigned depth, int known)
         bit = (uint32_t)known;
     }
     off = (int32_t)(bit << 16) - (int32_t)p;
-    for (k = 0; k < NXT__CONTEXTS; k++) {
+    for (k = 0; k < m->contexts; k++) {
         nxt__u16 *age = m->ages + m->place[k];
         weights[k] += (odds[k] * off) >> 15;
         chance = m->chances[m->place[k]];
         step = ((uint32_t)1 << 17) / (2u * *age + m->slow);
-        if (bit) chance += ((65536 - chance) * step) >> 16; /* below 2^32, as step is at most 43690 */
+        if (bit) chance += ((65536 - chance) * step) >> 16; /* below 2^32, as a chance is from 16 to 65520 */
         else chance -= (chance * step + 65535) >> 16;
         m->chances[m->place[k]] = (uint16_t)(chance < 16 ? 16 : chance > 65520 ? 65520 : chance);
         if (*age < m->last_age) *age = (uint16_t)(*age + 1);
@@ -792,7 +798,7 @@ NXT__ALONE static int nxt__adaptive_codes(nxt__in in, size_t count, uint32_t sym
     if (!stride || stride > count || count > NXT__MOST || mode >= symbols || symbols < 2 || symbols > 256) return NXT_E_DAMAGED;
     bits = nxt__reach(symbols, mode);
     nodes = ((size_t)1 << bits) + 1;
-    NXT__TRY(nxt__mix_open(&m, in, nxt__adaptive_chances(bits), bits + 2, 19661, 400, 5, &arena));
+    NXT__TRY(nxt__mix_open(&m, in, nxt__adaptive_chances(bits), NXT__CONTEXTS, 400, 5, &arena));
     columns = (nxt__u16 *)nxt__take(&arena, 2 * stride);
     above = (uint8_t *)nxt__take(&arena, stride);
     if (!columns || !above) return NXT_E_SCRATCH;
@@ -843,64 +849,86 @@ NXT__ALONE static int nxt__adaptive_codes(nxt__in in, size_t count, uint32_t sym
 #endif
 
 #ifndef NXT_NO_TEXT
-#define NXT__SPELL_CHANCES ((size_t)NXT__CONTEXTS << NXT__SLOT_BITS)
+#define NXT__SPELL_CHANCES ((size_t)NXT__ORDERS << NXT__SLOT_BITS)
 
 /* Learns the letters of `known`, then reads `count` of them, in the same model. */
 NXT__ALONE static int nxt__spell(nxt__in in, nxt__in known, size_t count, const nxt__sink *to, nxt__arena arena)
 {
-    static const uint8_t orders[NXT__CONTEXTS] = {1, 2, 4, 8};
+    static const uint8_t orders[NXT__ORDERS] = {0, 1, 2, 3, 4, 6};
     nxt__mix m;
-    uint8_t before[8]; /* the last letters, the latest at the end */
-    uint32_t mixed[NXT__CONTEXTS], node, place;
+    uint8_t before[6]; /* the last letters, the latest at the end */
+    uint32_t mixed[NXT__ORDERS], node, place;
     size_t i, seen = 0;
-    unsigned k, j, depth;
+    unsigned k, j, depth, surely;
     int learning, bit;
     if (count > NXT__MOST) return NXT_E_DAMAGED;
-    NXT__TRY(nxt__mix_open(&m, in, NXT__SPELL_CHANCES, 8, 45875, 12, 3, &arena));
+    /* an index repeats what it said once; bytes of floats do not */
+    NXT__TRY(nxt__mix_open(&m, in, NXT__SPELL_CHANCES, NXT__ORDERS, known.size ? 6 : 12, known.size ? 2 : 3, &arena));
     nxt__mix_hasten(&m, &arena);
     memset(before, 0, sizeof before);
     for (i = 0; i < known.size + count; i++) {
         learning = i < known.size;
         if (nxt__mix_runs_dry(&m)) return NXT_E_DAMAGED;
-        for (k = 0; k < NXT__CONTEXTS; k++) {
+        for (k = 0; k < NXT__ORDERS; k++) {
             mixed[k] = 0;
             for (j = orders[k] < seen ? orders[k] : (unsigned)seen; j; j--)
-                mixed[k] = (mixed[k] + before[8 - j] + 1) * NXT__SCATTER;
+                mixed[k] = (mixed[k] + before[6 - j] + 1) * NXT__SCATTER;
         }
         node = 1;
         for (depth = 0; depth < 8; depth++) {
-            for (k = 0; k < NXT__CONTEXTS; k++) {
+            for (surely = k = 0; k < NXT__ORDERS; k++) {
                 place = (mixed[k] ^ node) * NXT__SCATTER;
                 place = (place ^ place >> 15) * NXT__SCATTER;
                 m.place[k] = ((size_t)k << NXT__SLOT_BITS) + (place >> (32 - NXT__SLOT_BITS));
+                surely += m.ages[m.place[k]] > 0; /* the longer the context that was here before, the surer */
             }
             bit = learning ? known.at[i] >> (7 - depth) & 1 : -1;
-            node = node << 1 | nxt__mix_bit(&m, depth, bit);
+            node = node << 1 | nxt__mix_bit(&m, surely, bit);
         }
         if (!learning) nxt__put(to, i - known.size, node & 0xFF);
-        memmove(before, before + 1, 7);
-        before[7] = (uint8_t)node;
-        if (seen < 8) seen++;
+        memmove(before, before + 1, 5);
+        before[5] = (uint8_t)node;
+        if (seen < 6) seen++;
     }
     return nxt__mix_close(&m);
 }
 
 /* What an index usually says; the text coder has read it before. */
 static const char nxt__primer[] =
-    "{\"args\":{\"in_features\":64,\"out_features\":10,\"bias\":true},\"kind\":\"Linear\",\"sizes\":{\"in_channels\":16,"
-    "\"out_channels\":32,\"groups\":1,\"num_features\":32},\"tensors\":[\"weight\",\"bias\"]},\"input\":8,\"same\":{\"wei"
-    "ght_hh_l0\",\"weight_ih_l0\",\"bias_hh_l0\",\"in_proj_weight\":[\"affine\",8,\"group\",64]},{\"edits\":[{\"coded\":{"
-    "\"weight\":[\"affine\",8,\"channel\"]},\"path\":\"features.0\"},{\"coded\":{\"bias\":[\"affine\",8,\"tensor\"],\"wei"
-    "ght\":[\"table\",4]},\"path\":\"layers.1.conv2\"},{\"coded\":{\"bias\":[\"affine\",8,\"tensor\"],\"weight\":[\"table"
-    "\",4]},\"path\":\"fc\"}]}layers.0.norm1.weight\000layers.0.norm1.bias\000layers.0.norm1.running_mean\000layers.0.nor"
-    "m1.running_var\000layers.0.norm1.num_batches_tracked\000features.0.bias\000blocks.0.conv1.coded.weight.codes\000bloc"
-    "ks.0.conv1.coded.weight.scale\000blocks.0.conv1.coded.bias.codes\000blocks.0.conv1.coded.bias.scale\000fc.coded.weig"
-    "ht.codes\000fc.coded.weight.codebook\000fc.coded.bias.codes\000fc.coded.bias.scale\000fc2.coded.weight.codes\000fc2."
-    "coded.weight.codebook\000fc2.coded.bias.codes\000fc2.coded.bias.scale\000\012\000\001\020\012\000\001\020\012\000"
-    "\001 \012\000\001 \010\000\000\001\020\004@ \003\003\012\000\001@\001\377\001\001@\012\000\001\001\001\020\004\020"
-    "\020\003\003\011\000\001\020\001\377\001\001\020\012\000\000\001\020\004  \003\003\011\000\001\020\001\377\001\001 "
-    "\012\000\000\001\020\002@@\011\000\001\020\001\377\001\001@\012\000\000\001\020\002\012@\011\000\001\020\001\377\001"
-    "\001\012\012\000\000!\013\005!\013\005";
+    "{\"args\":{\"in_features\":64,\"out_features\":10,\"bias\":true},\"kind\":\"Linear\",\"sizes\":{\"in_channels"
+    "\":16,\"out_channels\":32,\"groups\":1,\"num_features\":32},\"tensors\":[\"weight\",\"bias\"],\"input\":8,\"sa"
+    "me\":{\"weight_hh_l0\"},[\"affine\",8,\"group\",64],{\"edits\":[{\"coded\":{\"bias\":[\"affine\",8,\"tensor\"]"
+    "},\"path\":\"features.0\"},{\"path\":\"fc\"}]}\010fc1.coded.weight.codes\000fc1.coded.weight.codebook\000fc1.c"
+    "oded.bias.codes\000fc1.coded.bias.scale\000fc2.coded.weight.codes\000fc2.coded.weight.codebook\000fc2.coded.bi"
+    "as.codes\000fc2.coded.bias.scale\000\212\001{\"edits\":[{\"coded\":{\"bias\":[\"affine\",8,\"tensor\"]},\"path"
+    "\":\"fc1\"},{\"coded\":{\"bias\":[\"affine\",8,\"tensor\"]},\"path\":\"fc2\"}],\"grid\":[\"table\",4]}\004\001"
+    "\020\002\000\011\000\001\001\001\377\001\001\000\012\000\001\002\000\001\002\003\000\001\002\003\201\001\221"
+    "\006\021\201\001\002\013\201\001\021\013\002\023layers.0.self_attn.in_proj_bias\000layers.0.self_attn.out_proj"
+    ".bias\000layers.0.self_attn.out_proj.coded.weight.codes\000layers.0.self_attn.out_proj.coded.weight.scale\000l"
+    "ayers.0.self_attn.coded.in_proj_weight.codes\000layers.0.self_attn.coded.in_proj_weight.scale\000layers.0.line"
+    "ar1.bias\000layers.0.linear1.coded.weight.codes\000layers.0.linear1.coded.weight.scale\000layers.0.linear2.bia"
+    "s\000layers.0.linear2.coded.weight.codes\000layers.0.linear2.coded.weight.scale\000layers.0.norm1.weight\000la"
+    "yers.0.norm1.bias\000layers.0.norm2.weight\000layers.0.norm2.bias\000classifier.bias\000classifier.coded.weigh"
+    "t.codes\000classifier.coded.weight.scale\000*{\"edits\":[],\"grid\":[\"affine\",4,\"channel\"]}\005\012\000"
+    "\001\001\012\000\001\002\001\017\002\000\012\000\001\003\012\000\001\004\000\001\002\003\002\003\001\002\003"
+    "\001\002\003\004\001\004\001\001\002\003\301\001A\000\000\000\301\001\000\000\201\001\000A\000A\000\201\001"
+    "\000\000\000\000\000\013\000A\000\037conv1.coded.weight.codes\000conv1.coded.weight.codebook\000bn1.weight\000"
+    "bn1.bias\000bn1.running_mean\000bn1.running_var\000bn1.num_batches_tracked\000layer1.0.conv1.coded.weight.code"
+    "s\000layer1.0.conv1.coded.weight.codebook\000layer1.0.bn1.weight\000layer1.0.bn1.bias\000layer1.0.bn1.running_"
+    "mean\000layer1.0.bn1.running_var\000layer1.0.bn1.num_batches_tracked\000layer1.0.conv2.coded.weight.codes\000l"
+    "ayer1.0.conv2.coded.weight.codebook\000layer1.0.bn2.weight\000layer1.0.bn2.bias\000layer1.0.bn2.running_mean"
+    "\000layer1.0.bn2.running_var\000layer1.0.bn2.num_batches_tracked\000layer1.0.downsample.0.coded.weight.codes"
+    "\000layer1.0.downsample.0.coded.weight.codebook\000layer1.0.downsample.1.weight\000layer1.0.downsample.1.bias"
+    "\000layer1.0.downsample.1.running_mean\000layer1.0.downsample.1.running_var\000layer1.0.downsample.1.num_batch"
+    "es_tracked\000fc.bias\000fc.coded.weight.codes\000fc.coded.weight.codebook\000\037{\"edits\":[],\"grid\":[\"ta"
+    "ble\",4]}\010\001\020\004\000\011\000\001\001\012\000\001\002\012\000\001\003\012\000\001\004\012\000\001\005"
+    "\010\000\000\006\001\020\002\000\000\001\002\003\004\005\006\000\001\002\003\004\005\006\000\001\002\003\004"
+    "\005\006\000\001\002\003\004\005\006\003\007\001\021\004\004\004\000\000\000\000\000!\000\004\004\021!\000\000"
+    "\000\000\000\004\004\021!\000\000\000\000\021\002\002\021!\000\000\000\013\000!\021\011rnn.bias_ih_l0\000rnn.b"
+    "ias_hh_l0\000rnn.coded.weight_ih_l0.codes\000rnn.coded.weight_ih_l0.scale\000rnn.coded.weight_hh_l0.codes\000r"
+    "nn.coded.weight_hh_l0.scale\000fc.bias\000fc.coded.weight.codes\000fc.coded.weight.scale\000*{\"edits\":[],\"g"
+    "rid\":[\"affine\",4,\"channel\"]}\005\012\000\001\001\012\000\001\002\001\017\002\000\012\000\001\003\012\000"
+    "\001\004\000\001\002\003\002\003\004\002\003\201\002\000\000\035\000\000A\000\013\000A\000";
 #endif
 
 /* ---- codes of any method ---- */
@@ -1149,33 +1177,70 @@ static int nxt__stream(const nxt_file *f, nxt_place *place, nxt__in *stream, siz
     return NXT_OK;
 }
 
-static size_t nxt__streams(const nxt_tensor *t) { return t->count / t->piece + (t->count % t->piece != 0); }
+/* Streams that hold nothing but the tensor. */
+static size_t nxt__streams(const nxt_tensor *t)
+{
+    return t->shelf ? 0 : t->count / t->piece + (t->count % t->piece != 0);
+}
 
-/* The next row of the index; `limit` is for the bytes of the tensor, and is lowered by them. */
-static int nxt__row(nxt__in *in, nxt_tensor *t, size_t *limit)
+/* Where the reader of the tensors' kinds and sizes stands. */
+typedef struct {
+    nxt__in choices, sizes;
+    size_t used, first; /* kinds so far; the first axis of the last tensor that has one, SIZE_MAX before that */
+} nxt__rows;
+
+static void nxt__rows_open(const nxt_file *f, nxt__rows *rows)
+{
+    rows->choices.at = f->text + f->choices;
+    rows->choices.size = f->sizes - f->choices;
+    rows->sizes.at = f->text + f->sizes;
+    rows->sizes.size = f->text_size - f->sizes;
+    rows->used = 0;
+    rows->first = SIZE_MAX;
+}
+
+/* One kind from the table: dtype, symbols, axes, shelf. */
+static int nxt__kind(nxt__in *in, size_t kind[4])
+{
+    unsigned k;
+    for (k = 0; k < 4; k++) NXT__TRY(nxt__varint(in, kind + k));
+    return kind[0] > NXT_FLOAT8_E5M2 || kind[2] > NXT_MOST_AXES ? NXT_E_DAMAGED : NXT_OK;
+}
+
+/* The next tensor; `limit` is for its bytes, and is lowered by them. */
+static int nxt__row(const nxt_file *f, nxt__rows *rows, nxt_tensor *t, size_t *limit)
 {
     static const uint8_t sizes[17] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 4, 8, 8, 16, 2, 1, 1};
-    size_t dtype, symbols, axes, size, k, row, bound;
-    NXT__TRY(nxt__byte(in, &dtype));
-    NXT__TRY(nxt__varint(in, &symbols));
-    NXT__TRY(nxt__byte(in, &axes));
-    if (dtype >= sizeof sizes || axes > NXT_MOST_AXES) return NXT_E_DAMAGED;
-    if (symbols > (dtype == NXT_UINT8 ? 256u : dtype == NXT_UINT16 ? 65536u : 0u)) return NXT_E_DAMAGED;
-    t->dtype = (int)dtype;
-    t->symbols = (uint32_t)symbols;
-    t->ndim = (unsigned)axes;
-    t->itemsize = bound = sizes[dtype];
+    size_t number, size, k, row, bound, kind[4];
+    nxt__in in;
+    NXT__TRY(nxt__varint(&rows->choices, &number));
+    if (number > rows->used || number >= f->kind_count) return NXT_E_DAMAGED;
+    if (number == rows->used) rows->used++;
+    in.at = f->text + f->kinds;
+    in.size = f->choices - f->kinds;
+    for (k = 0; k <= number; k++) NXT__TRY(nxt__kind(&in, kind));
+    if (kind[1] > (kind[0] == NXT_UINT8 ? 256u : kind[0] == NXT_UINT16 ? 65536u : 0u)) return NXT_E_DAMAGED;
+    t->dtype = (int)kind[0];
+    t->symbols = (uint32_t)kind[1];
+    t->ndim = (unsigned)kind[2];
+    t->shelf = kind[3];
+    t->itemsize = bound = sizes[kind[0]];
     t->count = 1;
-    for (k = 0; k < axes; k++) {
-        NXT__TRY(nxt__varint(in, &size));
+    for (k = 0; k < t->ndim; k++) {
+        NXT__TRY(nxt__varint(&rows->sizes, &size));
+        if (!size && rows->first == SIZE_MAX) return NXT_E_DAMAGED;
+        if (!size) size = rows->first;
+        else if (size < SIZE_MAX) size--;
         t->dims[k] = size;
         t->count = nxt__product(t->count, size);
         bound = nxt__product(bound, size ? size : 1); /* an axis of 0 counts as 1, so that the others stay bounded */
     }
     if (bound > *limit) return NXT_E_DAMAGED;
+    if (t->shelf && (t->symbols || !t->count || t->count > NXT__SHELF)) return NXT_E_DAMAGED;
+    if (t->ndim) rows->first = t->dims[0];
     *limit -= bound;
     t->nbytes = t->count * t->itemsize;
-    row = axes && t->count ? t->count / t->dims[0] : 1;
+    row = t->ndim && t->count ? t->count / t->dims[0] : 1;
     t->piece = row <= NXT__PIECE ? NXT__PIECE / row * row : NXT__PIECE;
     return NXT_OK;
 }
@@ -1195,42 +1260,65 @@ static int nxt__is_utf8(const uint8_t *at, const uint8_t *end)
     return 1;
 }
 
+/* Finds names, meta and kinds in the index, and how many shelves there are. */
+static int nxt__heads(nxt_file *f, nxt__in *in)
+{
+    nxt__in part;
+    const uint8_t *end;
+    size_t k, size, kind[4];
+    NXT__TRY(nxt__varint(in, &f->tensors));
+    if (f->tensors > in->size / 2) return NXT_E_DAMAGED;
+    f->names = f->text_size - in->size;
+    for (k = 0; k < f->tensors; k++) {
+        end = in->size ? (const uint8_t *)memchr(in->at, 0, in->size) : NULL;
+        if (!end || !nxt__is_utf8(in->at, end)) return NXT_E_DAMAGED;
+        NXT__TRY(nxt__cut(in, (size_t)(end - in->at) + 1, &part));
+    }
+    NXT__TRY(nxt__varint(in, &size));
+    NXT__TRY(nxt__cut(in, size, &part));
+    f->meta = (const char *)part.at;
+    f->meta_size = part.size;
+    NXT__TRY(nxt__varint(in, &f->kind_count));
+    if (f->kind_count > f->tensors) return NXT_E_DAMAGED;
+    f->kinds = f->text_size - in->size;
+    for (k = 0; k < f->kind_count; k++) {
+        NXT__TRY(nxt__kind(in, kind));
+        if (kind[3] > f->shelves + 1) return NXT_E_DAMAGED; /* they are numbered as they come */
+        if (kind[3] > f->shelves) f->shelves++;
+    }
+    f->choices = f->text_size - in->size;
+    for (k = 0; k < f->tensors; k++) NXT__TRY(nxt__varint(in, &size));
+    f->sizes = f->text_size - in->size;
+    return NXT_OK;
+}
+
 /* Takes the index apart; streams and padding lie before `first`, checksums take `sums` bytes. */
 NXT__ALONE static int nxt__index(nxt_file *f, size_t first, size_t sums)
 {
-    nxt__in in, part;
+    nxt__in in;
+    nxt__rows rows;
     nxt_tensor t;
     nxt_place place;
-    const uint8_t *end;
     size_t k, size, limit = (size_t)1 << 26; /* bytes of all tensors: that, and 1 KiB for each byte of the file */
     limit = f->size > (SIZE_MAX - 1 - limit) / 1024 ? SIZE_MAX - 1 : limit + 1024 * f->size;
     in.at = f->text;
     in.size = f->text_size;
-    NXT__TRY(nxt__varint(&in, &size));
-    NXT__TRY(nxt__cut(&in, size, &part));
-    f->meta = (const char *)part.at;
-    f->meta_size = part.size;
-    NXT__TRY(nxt__varint(&in, &f->tensors));
-    if (f->tensors > in.size / 4) return NXT_E_DAMAGED;
-    f->names = f->text_size - in.size;
+    NXT__TRY(nxt__heads(f, &in));
+    nxt__rows_open(f, &rows);
     for (k = 0; k < f->tensors; k++) {
-        end = in.size ? (const uint8_t *)memchr(in.at, 0, in.size) : NULL;
-        if (!end || !nxt__is_utf8(in.at, end)) return NXT_E_DAMAGED;
-        NXT__TRY(nxt__cut(&in, (size_t)(end - in.at) + 1, &part));
-    }
-    f->rows = f->text_size - in.size;
-    for (k = 0; k < f->tensors; k++) {
-        NXT__TRY(nxt__row(&in, &t, &limit));
+        NXT__TRY(nxt__row(f, &rows, &t, &limit));
         size = nxt__streams(&t);
-        if (size > in.size) return NXT_E_DAMAGED;
-        f->streams += size; /* cannot overflow: each is at most the index, and in.size / 4 bounds their number */
+        if (size > rows.sizes.size) return NXT_E_DAMAGED;
+        f->streams += size; /* cannot overflow: each is at most the index, and in.size / 2 bounds their number */
         if (f->streams > f->text_size) return NXT_E_DAMAGED;
     }
-    f->lengths = f->text_size - in.size;
+    if (rows.used != f->kind_count) return NXT_E_DAMAGED;
+    f->streams += f->shelves;
+    f->lengths = f->text_size - rows.sizes.size;
     memset(&place, 0, sizeof place);
     place.length_at = f->lengths;
     place.offset = 5;
-    while (place.number < f->streams) NXT__TRY(nxt__stream(f, &place, &part, NULL));
+    while (place.number < f->streams) NXT__TRY(nxt__stream(f, &place, &in, NULL));
     if (place.length_at != f->text_size || place.offset > first || sums / 4 != place.block || sums % 4) return NXT_E_DAMAGED;
     for (k = place.offset; k < first; k++)
         if (f->data[k]) return NXT_E_DAMAGED;
@@ -1299,10 +1387,30 @@ NXT_API int nxt_open(nxt_file *f, const void *data, size_t size, void *scratch, 
 /* The name behind this one. */
 static const char *nxt__behind(const char *name) { return name + strlen(name) + 1; }
 
+/* What lies with the tensor on its shelf: how much, and how much of that before it. */
+static int nxt__shelf(const nxt_file *f, size_t index, nxt_tensor *t)
+{
+    nxt__rows rows;
+    nxt_tensor other;
+    size_t k, limit;
+    nxt__rows_open(f, &rows);
+    for (k = 0; k < f->tensors; k++) {
+        limit = SIZE_MAX;
+        NXT__TRY(nxt__row(f, &rows, &other, &limit));
+        if (other.shelf != t->shelf) continue;
+        if (other.dtype != t->dtype) return NXT_E_DAMAGED;
+        if (k == index) t->shelf_at = t->shelf_count;
+        t->shelf_count += other.count;
+        if (t->shelf_count > NXT__SHELF) return NXT_E_DAMAGED;
+    }
+    return NXT_OK;
+}
+
 NXT_API int nxt_at(const nxt_file *f, size_t index, nxt_tensor *t)
 {
     const char *name = (const char *)f->text + f->names;
     nxt__in in;
+    nxt__rows rows;
     nxt_place place;
     size_t k, before = 0, limit;
     memset(t, 0, sizeof *t);
@@ -1311,12 +1419,15 @@ NXT_API int nxt_at(const nxt_file *f, size_t index, nxt_tensor *t)
     t->name = name;
     for (k = 0, name = (const char *)f->text + f->names; k < f->tensors; k++, name = nxt__behind(name))
         if (k != index && strcmp(name, t->name) == 0) return NXT_E_DAMAGED; /* it occurs twice */
-    in.at = f->text + f->rows;
-    in.size = f->text_size - f->rows;
+    nxt__rows_open(f, &rows);
     for (k = 0; k <= index; k++) {
         before += k ? nxt__streams(t) : 0;
         limit = SIZE_MAX;
-        NXT__TRY(nxt__row(&in, t, &limit));
+        NXT__TRY(nxt__row(f, &rows, t, &limit));
+    }
+    if (t->shelf) {
+        NXT__TRY(nxt__shelf(f, index, t));
+        before = f->streams - f->shelves + t->shelf - 1;
     }
     memset(&place, 0, sizeof place);
     place.length_at = f->lengths;
@@ -1346,19 +1457,38 @@ static size_t nxt__wide(const nxt_tensor *t) { return t->itemsize > 8 ? 8 : t->i
 
 static uint32_t nxt__symbols(const nxt_tensor *t) { return t->symbols ? t->symbols : t->dtype == NXT_BOOL ? 2 : 256; }
 
+/* Scratch for one stream of the tensor. */
+static size_t nxt__need(nxt__in in, const nxt_tensor *t, size_t count, int fast)
+{
+    if (t->symbols || t->itemsize == 1) return nxt__codes_need(in, count, nxt__symbols(t), fast);
+    return nxt__elements_need(in, count * (t->itemsize / nxt__wide(t)), nxt__wide(t), fast);
+}
+
+/* Reads one stream of the tensor. */
+static int nxt__fill(nxt__in in, const nxt_tensor *t, size_t count, uint8_t *out, nxt__arena arena)
+{
+    nxt__sink to;
+    if (!t->symbols && t->itemsize > 1)
+        return nxt__elements(in, count * (t->itemsize / nxt__wide(t)), nxt__wide(t), out, arena);
+    to.out = out;
+    to.stride = t->itemsize;
+    to.wide = (unsigned)t->itemsize;
+    return nxt__codes(in, count, nxt__symbols(t), &to, arena);
+}
+
 NXT_API size_t nxt_scratch_bytes(const nxt_file *f, const nxt_tensor *t, int fast)
 {
     nxt_place place = t->place;
     nxt__in in;
-    size_t k, start, count, need, most = 0;
+    size_t k, start, count, need, most = 0, total = t->shelf ? t->shelf_count : t->count;
     for (k = 0; k < t->skip; k++)
         if (nxt__stream(f, &place, &in, NULL)) return 0;
-    for (start = 0; start < t->count && !nxt__stream(f, &place, &in, NULL); start += count) {
-        count = t->count - start < t->piece ? t->count - start : t->piece;
-        if (t->symbols || t->itemsize == 1) need = nxt__codes_need(in, count, nxt__symbols(t), fast);
-        else need = nxt__elements_need(in, count * (t->itemsize / nxt__wide(t)), nxt__wide(t), fast);
+    for (start = 0; start < total && !nxt__stream(f, &place, &in, NULL); start += count) {
+        count = t->shelf || total - start < t->piece ? total - start : t->piece;
+        need = nxt__need(in, t, count, fast);
         if (need > most) most = need;
     }
+    if (t->shelf) most += total * t->itemsize + 3;
     return most ? most + 3 : 0; /* to reach an address that is a multiple of four */
 }
 
@@ -1366,22 +1496,25 @@ NXT_API int nxt_read(nxt_file *f, const nxt_tensor *t, void *out, size_t out_siz
 {
     nxt_place place = t->place;
     nxt__in in;
-    nxt__sink to;
     nxt__arena arena;
+    uint8_t *shelf;
     size_t k, start, count;
     if (out_size < t->nbytes) return NXT_E_OUT;
     arena.at = (uint8_t *)scratch;
     arena.left = scratch ? scratch_size : 0;
-    to.out = (uint8_t *)out;
-    to.stride = t->itemsize;
-    to.wide = (unsigned)t->itemsize;
     for (k = 0; k < t->skip && t->count; k++) NXT__TRY(nxt__stream(f, &place, &in, &f->verified));
+    if (t->shelf) {
+        shelf = (uint8_t *)nxt__take(&arena, t->shelf_count * t->itemsize);
+        if (!shelf) return NXT_E_SCRATCH;
+        NXT__TRY(nxt__stream(f, &place, &in, &f->verified));
+        NXT__TRY(nxt__fill(in, t, t->shelf_count, shelf, arena));
+        memcpy(out, shelf + t->shelf_at * t->itemsize, t->nbytes);
+        return NXT_OK;
+    }
     for (start = 0; start < t->count; start += count) {
         NXT__TRY(nxt__stream(f, &place, &in, &f->verified));
         count = t->count - start < t->piece ? t->count - start : t->piece;
-        if (t->symbols || t->itemsize == 1) NXT__TRY(nxt__codes(in, count, nxt__symbols(t), &to, arena));
-        else NXT__TRY(nxt__elements(in, count * (t->itemsize / nxt__wide(t)), nxt__wide(t), to.out, arena));
-        to.out += count * t->itemsize;
+        NXT__TRY(nxt__fill(in, t, count, (uint8_t *)out + start * t->itemsize, arena));
     }
     return NXT_OK;
 }
