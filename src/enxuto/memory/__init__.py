@@ -3,5 +3,6 @@
 from enxuto.memory.predict import predict
 from enxuto.memory.profile import Profile
 from enxuto.memory.record import record
+from enxuto.memory.watch import Watch, watch
 
-__all__ = ["Profile", "predict", "record"]
+__all__ = ["Profile", "Watch", "predict", "record", "watch"]

@@ -122,6 +122,11 @@ class Tracker(TorchDispatchMode):
         life = self._add(tensor, len(self.moments), path)
         life.category, life.path = category, path
 
+    def add(self, tensor: Tensor) -> None:
+        """Follows a tensor that came from elsewhere; whose it is stays open."""
+        if tensor.layout == torch.strided:
+            self._add(tensor, len(self.moments), "")
+
     def brief(self, at: int, size_bytes: int, path: str) -> None:
         """Notes memory that was there for one moment, inside an operator."""
         life = _Life(size_bytes, at, path, computed=False)
@@ -129,12 +134,31 @@ class Tracker(TorchDispatchMode):
         self.lives.append(life)
 
     def blocks(self) -> tuple[Block, ...]:
-        """What was followed, when the run is over."""
+        """What was followed until now; what is still alive lives up to here."""
+        end = len(self.moments)
+        closed = ((life, life.died if life.died >= 0 else end) for life in self.lives)
         return tuple(
-            Block(life.size_bytes, life.born, life.died, self._category(life), life.path)
-            for life in self.lives
-            if life.died > life.born
+            Block(life.size_bytes, life.born, died, self._category(life), life.path) for life, died in closed if died > life.born
         )
+
+    def cut(self) -> tuple[tuple[Block, ...], tuple[Moment, ...]]:
+        """What was followed until now; from here on only what is alive is known, and the next moment is number 0.
+
+        So a run of any length is followed in the memory of one step. What nobody has named by now is left over from before.
+        """
+        passed = self.blocks(), tuple(self.moments)
+        self.lives = list(self._alive.values())
+        for life in self.lives:
+            life.born, life.computed = 0, False
+        self.moments, self._backward = [], []
+        self._made_by.clear()
+        return passed
+
+    def name_outside(self, category: str) -> None:
+        """Says whose all is that was made outside of the layers until now, and that nobody has named."""
+        for life in list(self._alive.values()):
+            if not life.category and not life.path:
+                life.category = category
 
     def now(self) -> dict[str, int]:
         """Bytes of each category at this moment; until a backward pass begins, all that layers computed are activations."""
