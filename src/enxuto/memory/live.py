@@ -15,7 +15,7 @@ from enxuto.memory.record import resident_bytes
 from enxuto.sizes import format_bytes
 
 REFRESHES_PER_SECOND = 4  # few, because the training shares its processors with the view
-BAR = 24  # letters of the longest bar
+BAR = 16  # letters of the longest bar
 
 
 class Watched(Protocol):
@@ -50,7 +50,13 @@ def table(watch: Watched) -> Table:
     for _ in range(2):
         grid.add_column(min_width=BAR)
         grid.add_column(justify="right", min_width=8)
-    grid.add_row(Text(f"step {watch.steps + 1:,}", style="bold"), Text("now"), "", Text("at the peak" if peak else ""), "")
+    grid.add_row(
+        Text(f"{watch.steps:,} {'step' if watch.steps == 1 else 'steps'}", style="bold"),
+        Text("now"),
+        "",
+        Text("at the peak" if peak else ""),
+        "",
+    )
     for category in CATEGORIES:
         if now.get(category) or peak.get(category):
             grid.add_row(Text(category), *_cells(now.get(category, 0), scale), *_cells(peak.get(category), scale))

@@ -41,6 +41,7 @@ class Watch:
         self._briefly = 0  # bytes inside the operator that runs
         self._most = 0  # the most alive since the last cut
         self._fresh = True  # a forward pass that comes now is the first of its backward pass
+        self._runs = False  # the model was called at all
         self._learns = False  # the model was called with gradients in this step
         self._evaluates = False  # the last call was without gradients
 
@@ -69,19 +70,19 @@ class Watch:
             self._view.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.tracker.__exit__(kind, error, trace)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        if self.tracker.moments:
-            whole = self.optimizer is None and kind is None
-            self._keep((self.tracker.blocks(), tuple(self.tracker.moments)), whole=whole)
-        if self._view is not None:
-            self._view.stop()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self.tracker.moments:
+                whole = self.optimizer is None and self._runs and kind is None
+                self._keep((self.tracker.blocks(), tuple(self.tracker.moments)), whole=whole)
+            if self._view is not None:
+                self._view.stop()  # shows the last state
+        finally:
             self._view = None
+            self.tracker.__exit__(kind, error, trace)
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks.clear()
 
     # what runs
 
@@ -104,8 +105,8 @@ class Watch:
             self.tracker.name_outside(INPUTS)  # targets too, and whatever else was made before the model runs
         apart = not self._learns and (self._evaluates or not learns)
         if self.tracker.moments and (self.optimizer is None or apart):
-            self._keep(self.tracker.cut(), whole=self.optimizer is None)
-        self._fresh, self._evaluates, self._learns = False, not learns, self._learns or learns
+            self._keep(self.tracker.cut(), whole=self.optimizer is None and self._runs)
+        self._fresh, self._runs, self._evaluates, self._learns = False, True, not learns, self._learns or learns
 
     def _stepped(self) -> None:
         self._keep(self.tracker.cut(), whole=True)
