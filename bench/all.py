@@ -19,6 +19,7 @@ SCRIPTS = (
     ("channel_groups.py",),
     ("channel_scores.py",),
     ("device_size.py",),
+    ("memory_watch.py",),
 )
 
 

@@ -19,14 +19,14 @@ def test_the_public_names_are_sorted_and_these():
     assert enxuto.__all__ == sorted(enxuto.__all__)
     assert enxuto.__all__ == [
         *("Change", "Error", "Factorize", "Fold", "Prune", "PruneChannels", "Quantize", "Record", "Recover", "Result"),
-        *("Schedule", "Share", "Target", "Task", "compress", "convert", "evaluate", "export", "ledger", "load", "prepare"),
-        *("report", "run", "save"),
+        *("Schedule", "Share", "Target", "Task", "compress", "convert", "evaluate", "export", "ledger", "load", "memory"),
+        *("prepare", "report", "run", "save"),
     ]
     assert dir(enxuto) == enxuto.__all__
-    assert sorted(enxuto._HOMES) == enxuto.__all__
+    assert sorted([*enxuto._HOMES, *enxuto._ROOMS]) == enxuto.__all__
 
 
-@pytest.mark.parametrize("name", enxuto.__all__)
+@pytest.mark.parametrize("name", sorted(enxuto._HOMES))
 def test_every_public_name_resolves_to_what_its_home_says(name):
     value = getattr(enxuto, name)
     home = importlib.import_module(f"enxuto.{enxuto._HOMES[name]}")
@@ -35,17 +35,28 @@ def test_every_public_name_resolves_to_what_its_home_says(name):
     assert value.__doc__
 
 
+@pytest.mark.parametrize("room", enxuto._ROOMS)
+def test_a_room_is_a_module_with_public_verbs(room):
+    module = getattr(enxuto, room)
+    assert module is importlib.import_module(f"enxuto.{room}")
+    assert module.__all__ == sorted(module.__all__)
+    assert all(getattr(module, name).__doc__ for name in module.__all__)
+
+
 def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(enxuto.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     told = {alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert told == {name: f"enxuto.{home}" for name, home in enxuto._HOMES.items()}
+    assert told == {
+        **{name: f"enxuto.{home}" for name, home in enxuto._HOMES.items()},
+        **dict.fromkeys(enxuto._ROOMS, "enxuto"),
+    }
 
 
 def test_verbs_stay_verbs_when_their_rooms_are_imported():
     code = (
         "import enxuto, enxuto.compression, enxuto.verbs, enxuto.evaluation.compare, enxuto.exporters.onnx, enxuto.reports.page\n"
-        "print(all(callable(getattr(enxuto, name)) for name in enxuto.__all__))"
+        "print(all(callable(getattr(enxuto, name)) for name in enxuto._HOMES))"
     )
     assert python(code) == "True"
 
