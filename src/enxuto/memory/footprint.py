@@ -48,9 +48,9 @@ def footprints(task: Task, compressed: nn.Module) -> tuple[Footprint, ...]:
 def _foreseen(what: str, before: nn.Module, after: nn.Module, batch: Any, loss: Any = None) -> Footprint:
     optimizer = torch.optim.AdamW if loss is not None else None
     try:
-        profiles = [predict(model, batch, loss=loss, optimizer=optimizer) for model in (before, after)]
-        words = "; ".join(dict.fromkeys(profile.words for profile in profiles if profile.words))
-        return Footprint(what, samples(batch), *map(outline, profiles), words=words)
+        first, last = (predict(model, batch, loss=loss, optimizer=optimizer) for model in (before, after))
+        words = "; ".join(dict.fromkeys(profile.words for profile in (first, last) if profile.words))
+        return Footprint(what, samples(batch), outline(first), outline(last), words)
     except Exception as error:  # a network that does not run on tensors without values fails in any way it likes
         words = " ".join(f"{type(error).__name__}: {error}".split())
         logger.debug("the memory of the %s could not be foreseen: %s", what, words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ def outline(profile: Profile, most: int = MOST_MOMENTS) -> Outline:
         raise RangeError(f"most={most} keeps no moment; use at least 1.")
     total = profile.total_bytes
     edges = np.linspace(0, len(total), min(most, len(total)) + 1).astype(int)
-    kept = [int(first + total[first:last].argmax()) for first, last in zip(edges[:-1], edges[1:], strict=True)]
+    kept = [int(first + total[first:last].argmax()) for first, last in itertools.pairwise(edges)]
     moments = [profile.moments[at] for at in kept]
     return Outline(
         moments=len(total),
@@ -53,7 +54,5 @@ def outline(profile: Profile, most: int = MOST_MOMENTS) -> Outline:
         paths=tuple(moment.path for moment in moments),
         operators=tuple(moment.operator for moment in moments),
         bytes={category: tuple(map(int, line[kept])) for category, line in profile.timeline.items()},
-        layers=tuple(
-            (path, category, size) for path, parts in profile.by_layer.items() for category, size in parts.items()
-        ),
+        layers=tuple((path, category, size) for path, parts in profile.by_layer.items() for category, size in parts.items()),
     )

@@ -36,20 +36,23 @@ def write_html(document: Document, path: str | os.PathLike[str]) -> None:
 
 def render(document: Document) -> str:
     """The page of a document as text. The same document gives the same page, byte for byte."""
-    from enxuto.reports import charts  # plotly takes a moment to import, and the terminal tables do without
+    from enxuto.reports import charts, memory  # plotly takes a moment to import, and the terminal tables do without
 
     figures = {
         "bytes": charts.treemaps(document),
         "latency": charts.latency(document),
         "history": charts.history(document),
     }
-    specs = {chart.id: json.loads(chart.figure.to_json()) for group in figures.values() for chart in group}
+    sections = memory.sections(document)
+    pairs = [pair for section in sections for pair in (section.over_time, section.by_layer)]
+    specs = {chart.id: json.loads(chart.figure.to_json()) for group in (*figures.values(), *pairs) for chart in group}
     return (
         _environment()
         .get_template("template.html.j2")
         .render(
             document=document,
             charts=figures,
+            memory=sections,
             specs=specs,
             plotly=_packed_plotly() if specs else "",
             nonce=hashlib.sha256(repr(document).encode()).hexdigest()[:32],  # only the page's own scripts run
