@@ -131,9 +131,12 @@ class MemoryRun:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryUse:
-    """One kind of run, an inference or a training step, before and after; `words` says why it is not known."""
+    """One kind of run, an inference or a training step, before and after, or what `names` says; `words` is about it, or why
+    it is not known.
+    """
 
     what: str
+    names: tuple[str, str] = ("original", "compressed")
     batch: int = 0
     before: MemoryRun | None = None
     after: MemoryRun | None = None

@@ -5,13 +5,15 @@ The networks before and after stand beside each other to one scale, areas of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
 from enxuto.reports import summary, words
 from enxuto.reports.charts import ROOT, Chart, layout, safe
-from enxuto.reports.document import Document, MemoryRun, MemoryUse
+from enxuto.reports.document import MemoryRun, MemoryUse
+from enxuto.reports.summary import memory_rows
 from enxuto.sizes import format_bytes
 
 COLOURS = {
@@ -32,41 +34,32 @@ class Section:
 
     title: str
     words: str
+    columns: tuple[str, ...]
+    networks: int
     rows: tuple[summary.Row, ...]
     over_time: tuple[Chart, ...]
     by_layer: tuple[Chart, ...]
 
 
-def sections(document: Document) -> list[Section]:
-    """Every kind of run that the document knows of, or why it does not know it."""
-    return [_section(f"memory-{number}", use) for number, use in enumerate(document.memory, 1)]
+def sections(uses: Sequence[MemoryUse]) -> list[Section]:
+    """What is shown of each run, or why it is not known."""
+    return [_section(f"memory-{number}", use) for number, use in enumerate(uses, 1)]
 
 
 def _section(name: str, use: MemoryUse) -> Section:
     title = words.printable(use.what).capitalize()
     title += f", {words.plural(use.batch, 'sample')}" if use.batch else ""
-    runs = {which: run for which, run in (("before", use.before), ("after", use.after)) if run is not None}
-    most = max([run.peak_bytes for run in runs.values()], default=1)
+    known = [(which, run) for which, run in zip(use.names, (use.before, use.after), strict=True) if run is not None]
+    most = max([run.peak_bytes for _, run in known], default=1)
     return Section(
         title,
-        use.words,
-        tuple(_rows(use.before, use.after)) if runs else (),
-        tuple(_over_time(f"{name}-time-{which}", which, run, most) for which, run in runs.items()),
-        tuple(_by_layer(f"{name}-layers-{which}", which, run, most) for which, run in runs.items()),
+        words.printable(use.words),
+        columns=(*(words.printable(which) for which, _ in known), "change")[: len(known) + (len(known) == 2)],
+        networks=len(known),
+        rows=tuple(memory_rows(use)),
+        over_time=tuple(_over_time(f"{name}-time-{at}", which, run, most) for at, (which, run) in enumerate(known)),
+        by_layer=tuple(_by_layer(f"{name}-layers-{at}", which, run, most) for at, (which, run) in enumerate(known)),
     )
-
-
-def _rows(before: MemoryRun | None, after: MemoryRun | None) -> list[summary.Row]:
-    """The bytes at the fullest moment of each network: of all, then of each category that has any."""
-    better = ("less", "more")
-    peaks = [None if run is None else run.peak_bytes for run in (before, after)]
-    rows = [summary.row("all at the fullest moment", peaks[0], peaks[1], format_bytes, better)]
-    first, last = ({} if run is None else run.by_category for run in (before, after))
-    for category in [*COLOURS, *(found for found in {**first, **last} if found not in COLOURS)]:
-        pair = [None if run is None else run.by_category.get(category, 0) for run in (before, after)]
-        if any(pair):
-            rows.append(summary.row(words.printable(category), pair[0], pair[1], format_bytes, better))
-    return rows
 
 
 def _over_time(name: str, which: str, run: MemoryRun, most: int) -> Chart:
@@ -111,8 +104,8 @@ def _over_time(name: str, which: str, run: MemoryRun, most: int) -> Chart:
     figure.update_xaxes(title={"text": "operators, in their order", "font": {"size": 13}}, fixedrange=True, nticks=6)
     figure.update_yaxes(range=[0, 1.15 * most], ticksuffix="B", tickformat="~s", fixedrange=True, automargin=True, nticks=6)
     figure.update_layout(hovermode="x", showlegend=True, legend={"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0})
-    caption = f"Bytes alive {which} compression; most is {format_bytes(run.peak_bytes)} at {_place(run, run.peak)}."
-    return Chart(name, f"{which.capitalize()}: {format_bytes(run.peak_bytes)}", caption, figure)
+    caption = f"Bytes alive, {which}; most is {format_bytes(run.peak_bytes)} at {_place(run, run.peak)}."
+    return Chart(name, f"{words.printable(which).capitalize()}: {format_bytes(run.peak_bytes)}", caption, figure)
 
 
 def _hover(run: MemoryRun, at: int) -> str:
@@ -157,6 +150,6 @@ def _by_layer(name: str, which: str, run: MemoryRun, most: int) -> Chart:
         domain={"x": [0, side], "y": [1 - side, 1]},
     )
     largest = max(layers, key=lambda path: sum(layers[path].values()), default="nothing")
-    caption = f"Bytes by layer and category at the fullest moment {which} compression; the largest is {largest}."
-    title = f"{which.capitalize()}, by layer at that moment"
+    caption = f"Bytes by layer and category at the fullest moment, {which}; the largest is {largest}."
+    title = f"{words.printable(which).capitalize()}, by layer at that moment"
     return Chart(name, title, caption, go.Figure(treemap, layout=layout(height=360, margin=0)))

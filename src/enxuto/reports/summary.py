@@ -9,7 +9,7 @@ from statistics import quantiles
 from typing import Any
 
 from enxuto.reports import words
-from enxuto.reports.document import Document, Entry, Measured, StepRecord
+from enxuto.reports.document import Document, Entry, Measured, MemoryUse, StepRecord
 from enxuto.sizes import format_bytes
 
 QUALITY = {"test": "test quality", "evaluate": "validation quality", "agreement": "agreement with the original"}
@@ -168,6 +168,18 @@ def summary_rows(document: Document) -> list[Row]:
         row("peak memory", before.peak_memory_bytes, after.peak_memory_bytes, format_bytes, ("less", "more")),
     ]
     return [row for row in rows if {row.original.text, row.compressed.text} != {words.MISSING}]
+
+
+def memory_rows(use: MemoryUse) -> list[Row]:
+    """The bytes at the fullest moment of each network: of all, then of each category that has any, in the order of both."""
+    runs = (use.before, use.after)
+    parts = [{} if run is None else {"all at the fullest moment": run.peak_bytes} | run.by_category for run in runs]
+    rows = []
+    for category in dict.fromkeys([*parts[0], *parts[1]]):
+        first, last = (None if run is None else part.get(category, 0) for run, part in zip(runs, parts, strict=True))
+        if first or last:
+            rows.append(row(words.printable(category), first, last, format_bytes, ("less", "more")))
+    return rows
 
 
 def layer_word(path: str) -> str:
