@@ -34,7 +34,6 @@ PORTUGUESE = {
     "inputs": "entradas",
     "temporaries": "temporários",
     "all": "total",
-    "": "",
     "inference": "inferência",
     "training step": "passo de treino",
     "phase": "fase",
@@ -44,9 +43,7 @@ PORTUGUESE = {
     "at most": "no máximo",
     "at its end": "no fim",
     "optimizer": "otimizador",
-    "SGD": "SGD",
     "SGD with momentum": "SGD com momento",
-    "Adam": "Adam",
     "states": "estados",
     "peak of the step": "pico do passo",
     "technique": "técnica",
@@ -60,10 +57,6 @@ PORTUGUESE = {
     "half the batch": "metade do lote",
     "batch 32, four passes an update": "lote de 32, quatro passagens por atualização",
     "each block checkpointed": "checkpoint em cada bloco",
-    "bf16-mixed": "bf16-mixed",
-    "bf16-true": "bf16-true",
-    "QAT, 4 bits": "QAT, 4 bits",
-    "samples": "amostras",
 }
 
 

@@ -101,7 +101,8 @@ def _over_time(name: str, which: str, run: MemoryRun, most: int) -> Chart:
         showarrow=False,
         yshift=4,
     )
-    figure.update_xaxes(title={"text": "operators, in their order", "font": {"size": 13}}, fixedrange=True, nticks=6)
+    title = {"text": "operators, in their order", "font": {"size": 13}}
+    figure.update_xaxes(title=title, range=[0, run.moments], fixedrange=True, nticks=6)
     figure.update_yaxes(range=[0, 1.15 * most], ticksuffix="B", tickformat="~s", fixedrange=True, automargin=True, nticks=6)
     figure.update_layout(hovermode="x", showlegend=True, legend={"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0})
     caption = f"Bytes alive, {which}; most is {format_bytes(run.peak_bytes)} at {_place(run, run.peak)}."
