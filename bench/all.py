@@ -19,6 +19,10 @@ SCRIPTS = (
     ("channel_groups.py",),
     ("channel_scores.py",),
     ("device_size.py",),
+    ("memory_predict.py",),
+    ("memory_plan.py",),
+    ("memory_checkpoint.py",),
+    ("memory_watch.py",),
     ("memory_arena.py",),
 )
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from enxuto.artifact.save import Entry
 from enxuto.evaluation.measurement import Evaluation
 from enxuto.files import write_bytes
+from enxuto.memory.footprint import Footprint, footprints
 from enxuto.plan.history import Trial
 from enxuto.recipe import to_data
 from enxuto.task import Record, Step, Target, Task
@@ -40,6 +42,11 @@ class Result:
     advice: tuple[str, ...] = ()
     history: tuple[Trial, ...] = ()
 
+    @cached_property
+    def memory(self) -> tuple[Footprint, ...]:
+        """The memory of an inference and of a training step, before and after; foreseen when it is first asked for."""
+        return footprints(self.task, self.model)
+
     def document(self) -> dict[str, Any]:
         """Everything but the model as JSON-able data: the content of result.json, and all that a report needs."""
         evaluation = asdict(self.evaluation)
@@ -61,6 +68,7 @@ class Result:
             "ledger": [asdict(entry) for entry in self.ledger],
             "before_ledger": [asdict(entry) for entry in self.before],
             "history": [asdict(trial) for trial in self.history],
+            "memory": [asdict(footprint) for footprint in self.memory],
         }
         return _finite(plain)
 

@@ -1,4 +1,4 @@
-"""The command line: `enxuto init | inspect | compress | evaluate | compare | export | pack | unpack | report | demo`.
+"""The command line: `enxuto init | inspect | compress | evaluate | compare | export | pack | unpack | memory | report | demo`.
 
 Importing it loads no torch, so that `--help` answers at once: what is heavy is imported inside the commands.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from enxuto.cli import compress, demo, evaluate, export, init, inspect, pack, terminal
+from enxuto.cli import compress, demo, evaluate, export, init, inspect, memory, pack, terminal
 
 HELP = """Makes trained PyTorch networks physically smaller and faster, and proves it.
 
@@ -37,6 +37,7 @@ app.command("compare")(evaluate.compare)
 app.command("export")(export.export)
 app.command("pack")(pack.pack)
 app.command("unpack")(pack.unpack)
+app.command("memory")(memory.memory)
 app.command("report")(export.report)
 app.command("demo")(demo.demo)
 

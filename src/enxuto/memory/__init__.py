@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from enxuto.memory.arena import Arena, lay_out
     from enxuto.memory.boards import Device, devices
     from enxuto.memory.checkpoint import checkpoint_, checkpointed
+    from enxuto.memory.drawing import draw
     from enxuto.memory.fit import Fit, fits
     from enxuto.memory.flow import Flow
     from enxuto.memory.order import better_order
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from enxuto.memory.profile import Profile
     from enxuto.memory.read import read_flow
     from enxuto.memory.recording import record
+    from enxuto.memory.watching import Watch, watch
 
 _HOMES = {
     "Arena": "arena",
@@ -29,16 +31,19 @@ _HOMES = {
     "Option": "planning",
     "Plan": "planning",
     "Profile": "profile",
+    "Watch": "watching",
     "better_order": "order",
     "checkpoint_": "checkpoint",
     "checkpointed": "checkpoint",
     "devices": "boards",
+    "draw": "drawing",
     "fits": "fit",
     "lay_out": "arena",
     "plan": "planning",
     "predict": "prediction",
     "read_flow": "read",
     "record": "recording",
+    "watch": "watching",
 }
 
 __all__ = [
@@ -49,16 +54,19 @@ __all__ = [
     "Option",
     "Plan",
     "Profile",
+    "Watch",
     "better_order",
     "checkpoint_",
     "checkpointed",
     "devices",
+    "draw",
     "fits",
     "lay_out",
     "plan",
     "predict",
     "read_flow",
     "record",
+    "watch",
 ]
 
 

@@ -43,7 +43,7 @@ def predict(
     step = Pass(loss, optimizer, precision, accumulation)
     step.check(batch)
     try:
-        return _foreseen(model, batch, step, batch_size, device)
+        return foreseen(model, batch, step, batch_size, device)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         words = f"measured in a real run, because the model cannot be followed without values ({reason})"
@@ -51,7 +51,8 @@ def predict(
         return measured(model, batch, step, batch_size, device).because(words)
 
 
-def _foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None) -> Profile:
+def foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None = None, device: str | None = None) -> Profile:
+    """What `predict` gives, of a step that is described already. Raises torch's own error where values are needed."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     double = fake_model(model, mode, step, device)
     with mode:
@@ -59,7 +60,7 @@ def _foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, 
         given = given if batch_size is None else resized(given, batch_size)
         double.train(step.loss is not None)
         made = step.make_optimizer(double)
-        tracker = Tracker(double, made, workspace=workspace, complete_=complete_)
+        tracker = Tracker(double, made, workspace=workspace, complete_=complete_, weigh=True)
         numbers = _AnyNumber(made)
         if made is not None:
             with numbers:

@@ -58,7 +58,7 @@ class Tracker(TorchDispatchMode):
     """Follows the storages of a model, an optimizer and whatever they compute, from `with tracker:` on.
 
     `workspace` tells what operators need inside themselves, `complete_` sizes outputs that have none yet. `on_moment` is called
-    after each operator.
+    after each operator. With `weigh`, moments say how much work they are.
     """
 
     def __init__(
@@ -69,10 +69,11 @@ class Tracker(TorchDispatchMode):
         workspace: Workspace | None = None,
         complete_: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
         on_moment: Callable[[], None] | None = None,
+        weigh: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.optimizer = model, optimizer
-        self.workspace, self.complete_, self.on_moment = workspace, complete_, on_moment
+        self.workspace, self.complete_, self.on_moment, self.weigh = workspace, complete_, on_moment, weigh
         self.moments: list[Moment] = []
         self.lives: list[_Life] = []
         self.now_bytes = 0
@@ -114,7 +115,8 @@ class Tracker(TorchDispatchMode):
             self.complete_(func, args, outputs)
         phase, path = self._where()
         at = len(self.moments)
-        self.moments.append(Moment(phase, path, str(func), self._work(func, args, kwargs or {}, outputs)))
+        work = self._work(func, args, kwargs or {}, outputs) if self.weigh else 0.0
+        self.moments.append(Moment(phase, path, str(func), work))
         for output in tree_leaves(outputs):
             if isinstance(output, Tensor):
                 self._add(output, at, path)
@@ -139,6 +141,11 @@ class Tracker(TorchDispatchMode):
         life = self._add(tensor, len(self.moments), path)
         life.category, life.path = category, path
 
+    def add(self, tensor: Tensor) -> None:
+        """Follows a tensor that came from elsewhere; whose it is stays open."""
+        if tensor.layout == torch.strided:
+            self._add(tensor, len(self.moments), "")
+
     def brief(self, at: int, size_bytes: int, path: str) -> None:
         """Notes memory that was there for one moment, inside an operator."""
         life = _Life(size_bytes, at, path, computed=False)
@@ -146,12 +153,31 @@ class Tracker(TorchDispatchMode):
         self.lives.append(life)
 
     def blocks(self) -> tuple[Block, ...]:
-        """What was followed, when the run is over."""
+        """What was followed until now; what is still alive lives up to here."""
+        end = len(self.moments)
+        closed = ((life, life.died if life.died >= 0 else end) for life in self.lives)
         return tuple(
-            Block(life.size_bytes, life.born, life.died, self._category(life), life.path)
-            for life in self.lives
-            if life.died > life.born
+            Block(life.size_bytes, life.born, died, self._category(life), life.path) for life, died in closed if died > life.born
         )
+
+    def cut(self) -> tuple[tuple[Block, ...], tuple[Moment, ...]]:
+        """What was followed until now; from here on only what is alive is known, and the next moment is number 0.
+
+        So a run of any length is followed in the memory of one step. What nobody has named by now is left over from before.
+        """
+        passed = self.blocks(), tuple(self.moments)
+        self.lives = list(self._alive.values())
+        for life in self.lives:
+            life.born, life.computed = 0, False
+        self.moments, self._backward = [], []
+        self._made_by.clear()
+        return passed
+
+    def name_outside(self, category: str) -> None:
+        """Says whose all is that was made outside of the layers until now, and that nobody has named."""
+        for life in list(self._alive.values()):
+            if not life.category and not life.path:
+                life.category = category
 
     def now(self) -> dict[str, int]:
         """Bytes of each category at this moment; until a backward pass begins, all that layers computed are activations."""

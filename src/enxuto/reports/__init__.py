@@ -5,7 +5,16 @@ Everything is made from a `Document`, plain data read from `result.json`; neithe
 
 from enxuto.reports.document import Document, read_document
 from enxuto.reports.page import write_html
-from enxuto.reports.tables import LayerCost, exports_table, layers_table, ledger_table, steps_table, summary_table
+from enxuto.reports.tables import (
+    LayerCost,
+    exports_table,
+    layers_table,
+    ledger_table,
+    memory_layers_table,
+    memory_table,
+    steps_table,
+    summary_table,
+)
 
 __all__ = [
     "Document",
@@ -13,6 +22,8 @@ __all__ = [
     "exports_table",
     "layers_table",
     "ledger_table",
+    "memory_layers_table",
+    "memory_table",
     "read_document",
     "steps_table",
     "summary_table",

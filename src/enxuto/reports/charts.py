@@ -56,12 +56,12 @@ def latency(document: Document) -> list[Chart]:
     runs = [run for run in runs if run[1]]
     if not runs:
         return []
-    figure = go.Figure(layout=_layout(height=90 + 70 * len(runs)))
+    figure = go.Figure(layout=layout(height=90 + 70 * len(runs)))
     for name, samples, colour in reversed(runs):  # plotly draws upwards
         figure.add_trace(
             go.Box(
                 x=list(samples),
-                name=_safe(words.printable(name)).replace(" (", "<br>("),
+                name=safe(words.printable(name)).replace(" (", "<br>("),
                 boxpoints="all",
                 jitter=0.5,
                 pointpos=0,
@@ -84,7 +84,7 @@ def history(document: Document) -> list[Chart]:
     trials = [trial for trial in document.history if trial.quality is not None]
     if not trials:
         return []
-    figure = go.Figure(layout=_layout(height=380))
+    figure = go.Figure(layout=layout(height=380))
     kept = [trial for trial in trials if trial.kept]
     tried = [trial for trial in trials if not trial.kept]
     figure.add_trace(_dots(document, tried, "tried", BEFORE, "circle-open", "markers"))
@@ -115,7 +115,7 @@ def _dots(document: Document, trials: Sequence[Trial], name: str, colour: str, s
     for trial in trials:
         figures = f"{format_bytes(trial.file_bytes)}, {words.quality(trial.quality, document.is_fraction)}"
         when = f"after {words.seconds(trial.seconds)}"
-        notes.append("<br>".join(map(_safe, [trial.recipe, f"{figures}, {when}", trial.why])))
+        notes.append("<br>".join(map(safe, [trial.recipe, f"{figures}, {when}", trial.why])))
     return go.Scatter(
         x=[trial.file_bytes / 1000 for trial in trials],
         y=[scale * trial.quality for trial in trials if trial.quality is not None],
@@ -176,7 +176,7 @@ def _treemap(entries: Sequence[Entry], colours: dict[str, str]) -> go.Figure:
     figure = go.Treemap(
         ids=[own for _, own, _ in tiles],
         parents=[parent for _, _, parent in tiles],
-        labels=[_safe(tile.label) for tile, _, _ in tiles],
+        labels=[safe(tile.label) for tile, _, _ in tiles],
         values=[tile.bytes for tile, _, _ in tiles],
         text=[format_bytes(tile.bytes) for tile, _, _ in tiles],
         branchvalues="total",
@@ -187,7 +187,7 @@ def _treemap(entries: Sequence[Entry], colours: dict[str, str]) -> go.Figure:
         tiling={"pad": 1},
         pathbar={"visible": False},
     )
-    return go.Figure(figure, layout=_layout(height=400, margin=0))
+    return go.Figure(figure, layout=layout(height=400, margin=0))
 
 
 def _colours(entries: Sequence[Entry]) -> dict[str, str]:
@@ -197,7 +197,8 @@ def _colours(entries: Sequence[Entry]) -> dict[str, str]:
     return {path: COLOURS[index % len(COLOURS)] for index, path in enumerate(paths)}
 
 
-def _layout(height: int, margin: int = 8) -> go.Layout:
+def layout(height: int, margin: int = 8) -> go.Layout:
+    """What all charts share: no paper of their own, nothing that moves under the finger."""
     return go.Layout(
         template="none",
         height=height,
@@ -211,6 +212,6 @@ def _layout(height: int, margin: int = 8) -> go.Layout:
     )
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Text that plotly shows as it is: its labels understand some HTML."""
     return html.escape(text, quote=False)

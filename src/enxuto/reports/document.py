@@ -102,6 +102,48 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryRun:
+    """The memory of one run, moment by moment; lists of the same length, and the layers at the fullest moment."""
+
+    moments: int
+    peak: int
+    peak_bytes: int
+    at: tuple[int, ...]
+    phases: tuple[str, ...]
+    paths: tuple[str, ...]
+    operators: tuple[str, ...]
+    bytes: Mapping[str, tuple[int, ...]]
+    layers: tuple[tuple[str, str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        lengths = {len(line) for line in (self.at, self.phases, self.paths, self.operators, *self.bytes.values())}
+        if len(lengths) != 1 or not 0 <= self.peak < len(self.at):
+            raise ArtifactError(
+                "'memory' holds lists of different lengths or a peak outside of them; make result.json again with "
+                "`enxuto compress`."
+            )
+
+    @property
+    def by_category(self) -> dict[str, int]:
+        """Bytes of each category at the fullest moment."""
+        return {category: line[self.peak] for category, line in self.bytes.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryUse:
+    """One kind of run, an inference or a training step, before and after, or what `names` says; `words` is about it, or why
+    it is not known.
+    """
+
+    what: str
+    names: tuple[str, str] = ("original", "compressed")
+    batch: int = 0
+    before: MemoryRun | None = None
+    after: MemoryRun | None = None
+    words: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Document:
     """One result: what was asked, what came out, how, and where every byte is."""
 
@@ -125,6 +167,7 @@ class Document:
     ledger: tuple[Entry, ...] = ()
     before_ledger: tuple[Entry, ...] = ()
     history: tuple[Trial, ...] = ()
+    memory: tuple[MemoryUse, ...] = ()
     notes: tuple[str, ...] = ()
     environment: Mapping[str, object] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from statistics import quantiles
 from typing import Any
 
 from enxuto.reports import words
-from enxuto.reports.document import Document, Entry, Measured, StepRecord
+from enxuto.reports.document import Document, Entry, Measured, MemoryUse, StepRecord
 from enxuto.sizes import format_bytes
 
 QUALITY = {"test": "test quality", "evaluate": "validation quality", "agreement": "agreement with the original"}
@@ -143,7 +143,7 @@ def summary_rows(document: Document) -> list[Row]:
     """Every measure that was taken of one network or both."""
     before, after, fraction = document.original, document.compressed, document.is_fraction
     slowest = slowest_ms(document)
-    rows = [_row("file", before.file_bytes, after.file_bytes, format_bytes, ("smaller", "larger"))]
+    rows = [row("file", before.file_bytes, after.file_bytes, format_bytes, ("smaller", "larger"))]
     if before.quality is not None or after.quality is not None:
         bounds = words.interval(document.quality_change_interval, fraction)
         rows += [
@@ -155,9 +155,9 @@ def summary_rows(document: Document) -> list[Row]:
             )
         ]
     rows += [
-        _row("parameters", before.parameters, after.parameters, words.count, ("fewer", "more")),
-        _row("MACs", before.macs, after.macs, words.large, ("fewer", "more")),
-        _row(
+        row("parameters", before.parameters, after.parameters, words.count, ("fewer", "more")),
+        row("MACs", before.macs, after.macs, words.large, ("fewer", "more")),
+        row(
             "latency",
             before.latency_ms,
             after.latency_ms,
@@ -165,9 +165,21 @@ def summary_rows(document: Document) -> list[Row]:
             ("faster", "slower") if clearly_timed(document) else None,
             details=(_timing(before, slowest), _timing(after, slowest)),
         ),
-        _row("peak memory", before.peak_memory_bytes, after.peak_memory_bytes, format_bytes, ("less", "more")),
+        row("peak memory", before.peak_memory_bytes, after.peak_memory_bytes, format_bytes, ("less", "more")),
     ]
     return [row for row in rows if {row.original.text, row.compressed.text} != {words.MISSING}]
+
+
+def memory_rows(use: MemoryUse) -> list[Row]:
+    """The bytes at the fullest moment of each network: of all, then of each category that has any, in the order of both."""
+    runs = (use.before, use.after)
+    parts = [{} if run is None else {"all at the fullest moment": run.peak_bytes} | run.by_category for run in runs]
+    rows = []
+    for category in dict.fromkeys([*parts[0], *parts[1]]):
+        first, last = (None if run is None else part.get(category, 0) for run, part in zip(runs, parts, strict=True))
+        if first or last:
+            rows.append(row(words.printable(category), first, last, format_bytes, ("less", "more")))
+    return rows
 
 
 def layer_word(path: str) -> str:
@@ -255,7 +267,7 @@ def is_chosen(document: Document, index: int) -> bool:
     return export.precision == after.precision and export.latency_ms == after.latency_ms
 
 
-def _row(
+def row(
     measure: str,
     before: int | float | None,
     after: int | float | None,
@@ -263,6 +275,7 @@ def _row(
     better: tuple[str, str] | None,
     details: tuple[str, str] = ("", ""),
 ) -> Row:
+    """A row of two numbers as `show` puts them, and what became of the first; `better` are the words for less and more."""
     shown = [words.MISSING if value is None else show(value) for value in (before, after)]
     shares = None
     if before is not None and after is not None and max(before, after) > 0:

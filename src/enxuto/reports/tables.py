@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from enxuto.reports import summary, words
-from enxuto.reports.document import Document, LayerChange
+from enxuto.reports.document import Document, LayerChange, MemoryUse
 from enxuto.sizes import format_bytes
 
 
@@ -126,6 +126,43 @@ def layers_table(layers: Sequence[LayerCost], title: str = "where the bytes, MAC
     cells = [words.count(sum(layer.parameters for layer in layers)), words.count(int(totals[0])), ""]
     cells += [words.large(int(totals[1])), ""] * has_macs + [words.milliseconds(totals[2]), ""] * has_time
     table.add_row(*_texts("all", "", *cells), style="bold")
+    return table
+
+
+def memory_table(uses: Sequence[MemoryUse], title: str = "memory at the fullest moment") -> Table:
+    """Bytes of each category at the fullest moment, a column for each run and network."""
+    columns = [(use, name, run) for use in uses for name, run in zip(use.names, (use.before, use.after), strict=True) if run]
+    several = any(use.after for use in uses)
+    parts = [(use.what, *([name] if several else []), f"batch {use.batch}") for use, name, _ in columns]
+    heads = ["\n".join(part) for part in parts]
+    table = _table(title, ["", *heads], left=1)
+    for category in dict.fromkeys(category for *_, run in columns for category in run.bytes):
+        found = [run.by_category.get(category, 0) for *_, run in columns]
+        if any(found):
+            table.add_row(*_texts(category, *(format_bytes(size) if size else words.MISSING for size in found)))
+    table.add_section()
+    table.add_row(*_texts("all", *(format_bytes(run.peak_bytes) for *_, run in columns)), style="bold")
+    return table
+
+
+def memory_layers_table(use: MemoryUse, most: int) -> Table:
+    """The layers that hold most at the fullest moment of a run, by category; of the second network where there are two."""
+    run = use.after or use.before
+    layers: dict[str, dict[str, int]] = {}
+    for path, category, size in run.layers if run else ():
+        layers.setdefault(path, {})[category] = size
+    shown = list(layers.items())[:most]
+    kinds = [kind for kind in (run.bytes if run else ()) if any(kind in parts for _, parts in shown)]
+    table = _table(f"{words.printable(use.what)}: the layers that hold most then", ["layer", *kinds, "all", "share"], left=1)
+    whole = run.peak_bytes if run else 0
+    for path, parts in shown:
+        cells = [format_bytes(parts[kind]) if kind in parts else words.MISSING for kind in kinds]
+        total = sum(parts.values())
+        table.add_row(*_texts(summary.layer_word(path), *cells, format_bytes(total), _share(total, whole)))
+    if len(layers) > most:
+        rest = sum(sum(parts.values()) for parts in layers.values()) - sum(sum(parts.values()) for _, parts in shown)
+        cells = [""] * len(kinds)
+        table.add_row(*_texts(f"{len(layers) - most} others", *cells, format_bytes(rest), _share(rest, whole)), style="dim")
     return table
 
 
