@@ -1,21 +1,17 @@
-"""Does the planned batch fit a process whose memory is really limited, and the next larger one not?
+"""Does the planned batch keep its limit in a real process, and the next larger one not? The resident size is watched.
 
-A child process makes the network, trains two steps of the batch (which leaves weights, states and the kernels that oneDNN made
-for these shapes), gives back what is free, and then limits its own address space (setrlimit, as `ulimit -v` does) to what it has
-now plus what the plan's limit leaves for tensors. Two more steps follow. Beside the planned batch b and b + 1, the batch that the
-rule of thumb (weights, states and the outputs of all layers) would have chosen goes through the same.
+A child process makes the network and trains two steps of the batch, which leaves weights, states and the kernels that oneDNN
+makes for new shapes. It gives back what is free, sets the kernel's mark of its largest resident size (VmHWM) to the present
+one, and trains two steps more. What the mark rose by, with what tensors held before, is the memory of the step. Beside the
+planned batch b and b + 1, the batch that the rule of thumb (weights, states and the outputs of all layers) would have chosen
+goes through the same.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import json
 import os
-import resource
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +21,8 @@ from torch import Tensor, nn
 import common
 import enxuto as ex
 from enxuto import zoo
+from enxuto.evaluation.memory import give_back_free_memory, peak_bytes, reset_peak
+from enxuto.memory.recording import resident_bytes
 from memory_predict import held, rule_of_thumb
 
 CASES: dict[str, tuple[dict[str, int], int, str]] = {
@@ -35,15 +33,15 @@ CASES: dict[str, tuple[dict[str, int], int, str]] = {
 """Arguments of the network, the side of its images, and the limit for the tensors of a step. Large images, so that a sample takes
 much more than the whole pages to which a system rounds each tensor."""
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0", "MALLOC_ARENA_MAX": "1"}
-"""glibc's allocator gives every larger block pages of its own and takes them back at once, so that the limit is one for what is
-alive, not for what is kept for later."""
+"""glibc's allocator gives every larger block pages of its own and takes them back at once: what is alive is measured, not what is
+kept for later."""
 Row = dict[str, Any]
 
 
 def main() -> None:
     """One table."""
     rows = [row for name in CASES for row in rows_of(name)]
-    common.tell("memory_plan", "the planned batch fits a really limited process and the next larger one does not", rows)
+    common.tell("memory_plan", "the planned batch keeps its limit in a watched process and the next larger one does not", rows)
 
 
 def rows_of(name: str) -> list[Row]:
@@ -56,7 +54,7 @@ def rows_of(name: str) -> list[Row]:
     thumb = (plan.limit_bytes - slope) // growth + 1
     sizes = {"planned": plan.largest_batch, "planned + 1": plan.largest_batch + 1, "rule of thumb": thumb}
     return [
-        {"network": name, "limit": limit, "batch": size, "chosen by": which, **trial(name, size, plan.limit_bytes)}
+        {"network": name, "limit": limit, "chosen by": which, "batch": size, **trial(name, size, plan.limit_bytes)}
         for which, size in sizes.items()
     ]
 
@@ -69,14 +67,16 @@ def network(name: str, samples: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 
 def trial(name: str, size: int, limit_bytes: int) -> Row:
-    """What became of a child process."""
-    command = [sys.executable, __file__, name, str(size), str(limit_bytes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **EXACT})
-    return json.loads(done.stdout.splitlines()[-1])
+    """What a child process needed."""
+    done = subprocess.run(
+        [sys.executable, __file__, name, str(size)], capture_output=True, text=True, check=True, env={**os.environ, **EXACT}
+    )
+    needed = int(done.stdout.splitlines()[-1])
+    return {"measured MB": needed / 1e6, "fits": needed <= limit_bytes}
 
 
-def child(name: str, size: int, limit_bytes: int) -> None:
-    """Trains in a limited process and prints how it went."""
+def child(name: str, size: int) -> None:
+    """Prints the bytes that a training step of this process needed."""
     torch.set_num_threads(1)
     model, (x, y) = network(name, size)
     optimizer = torch.optim.Adam(model.parameters())
@@ -92,26 +92,15 @@ def child(name: str, size: int, limit_bytes: int) -> None:
     steps()
     states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     alive = held([*model.parameters(), *model.buffers(), *states, x, y])
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    allowed = address_space() + limit_bytes - alive
-    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
-    try:
-        steps()
-    except (RuntimeError, MemoryError) as error:
-        words = " ".join(str(error).split())
-        print(json.dumps({"fits": False, "_error": words[:160]}))
-    else:
-        print(json.dumps({"fits": True, "_error": ""}))
-
-
-def address_space() -> int:
-    """Bytes of address space that this process has."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    give_back_free_memory()
+    reset_peak()
+    before = resident_bytes()
+    steps()
+    print(peak_bytes() - before + alive)
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         main()
     else:
-        child(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+        child(sys.argv[1], int(sys.argv[2]))

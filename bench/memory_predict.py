@@ -130,17 +130,17 @@ def cost_here(name: str) -> None:
     """Prints what a first prediction takes once everything is imported."""
     import time
 
-    from enxuto.evaluation.memory import _peak_bytes, _reset_peak
+    from enxuto.evaluation.memory import peak_bytes, reset_peak
     from enxuto.memory.prediction import predict
     from enxuto.memory.recording import resident_bytes
 
     torch.set_num_threads(1)
     model, batch = zoo.build(name), (torch.randn(2, 1, 28, 28), torch.randint(0, 10, (2,)))
-    _reset_peak()
+    reset_peak()
     before, start = resident_bytes(), time.perf_counter()
     profile = predict(model, batch, loss=F.cross_entropy, optimizer=torch.optim.Adam, batch_size=HUGE)
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "MB": (_peak_bytes() - before) / 1e6, "predicted MB": profile.peak_bytes / 1e6}))
+    print(json.dumps({"seconds": seconds, "MB": (peak_bytes() - before) / 1e6, "predicted MB": profile.peak_bytes / 1e6}))
 
 
 if __name__ == "__main__":

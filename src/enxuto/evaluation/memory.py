@@ -41,30 +41,30 @@ def peak_memory(path: str | os.PathLike[str], sample: Batch) -> int:
 
 def _peak(path: str, arrays: dict[str, Array]) -> int:
     _warm_up()
-    _give_back_free_memory()
-    _reset_peak()
-    before = _peak_bytes()
+    give_back_free_memory()
+    reset_peak()
+    before = peak_bytes()
     session = open_session(path, threads=1)
     for _ in range(_RUNS):
         session.run(None, arrays)
-    return max(0, _peak_bytes() - before)
+    return max(0, peak_bytes() - before)
 
 
-def _give_back_free_memory() -> None:
+def give_back_free_memory() -> None:
     """Lets the allocator return what it holds for later, which the model would otherwise use unseen (glibc only)."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Sets the kernel's peak to the present size, where there is such a thing."""
     file = Path("/proc/self/clear_refs")
     if file.exists():
         file.write_text(_RESET_PEAK)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The largest resident size of this process since the last reset."""
     status = Path("/proc/self/status")
     if status.exists():
