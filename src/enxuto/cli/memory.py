@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from enxuto.reports.document import MemoryUse
     from enxuto.task import Task
 
-SHOW = "What is shown"
+SHOW, FITS = "What is shown", "What fits"
 KINDS = (".svg", ".png", ".html", ".json")
 MOST_LAYERS = 10
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
@@ -36,6 +36,32 @@ def memory(  # noqa: PLR0913  each argument is an option of the command
     record: Annotated[
         bool, typer.Option("--record", help="Run it really too, and show what was measured.", rich_help_panel=SHOW)
     ] = False,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            "--limit",
+            metavar="SIZE",
+            help='Also how to train within it, "512 MB": batch, accumulation, checkpoints, optimizer, precision.',
+            rich_help_panel=FITS,
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help='Also whether an inference fits this device, "cortex-m4"; again for another one, "all" for all.',
+            rich_help_panel=FITS,
+            show_default=False,
+        ),
+    ] = None,
+    devices: Annotated[
+        Path | None,
+        typer.Option(
+            "--devices", metavar="FILE", help="More devices, as docs/arena.md has them.", rich_help_panel=FITS, show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -58,8 +84,13 @@ def memory(  # noqa: PLR0913  each argument is an option of the command
     enxuto memory task.py                              foreseen from shapes: nothing is run or allocated
     enxuto memory task.py --batch-size 256 --record    also run, and measured beside the prediction
     enxuto memory task.py --out memory.svg             memory over time as a picture
+    enxuto memory task.py --limit "512 MB"             how to train within it
+    enxuto memory task.py --device cortex-m4           does it fit this device?
     """
     with session(json=json, quiet=quiet, debug=debug) as run:
+        import torch
+
+        from enxuto.cli import fitting
         from enxuto.cli.taskfile import load_task
         from enxuto.errors import OutputError
         from enxuto.files import writable_folder
@@ -70,13 +101,23 @@ def memory(  # noqa: PLR0913  each argument is an option of the command
             writable_folder(out.parent)
         with run.progress():
             task = load_task(task_file, seed)
+            make = getattr(torch.optim, OPTIMIZERS[optimizer])
+            plan = None if limit is None else fitting.planned(task, limit, make, precision, batch_size)
+            fits = fitting.fitted(task, device or [fitting.EVERY], devices) if device or devices else []
             runs = _runs(task, batch_size=batch_size, optimizer=optimizer, precision=precision, record=record)
         name = task.name or type(task.model).__name__
         run.answer(
             {"file": str(task_file), "model": name, "optimizer": optimizer, "precision": precision}
             | {"runs": [each.data() for each in runs], "out": None if out is None else str(out)}
+            | {"plan": None if plan is None else fitting.plan_data(plan), "devices": [fitting.fit_data(*each) for each in fits]}
         )
         _show(run, name, runs)
+        if plan is not None:
+            run.show(
+                "", fitting.plan_table(plan), f"the largest batch as it is: {plan.largest_batch or 'none, not even one sample'}"
+            )
+        if fits:
+            run.show("", fitting.fit_table(fits), *(fit.verdict for _, fit in fits if not fit.fits or len(fits) <= 2))
         if out is not None:
             _write(out, name, runs)
             run.show(f"{out}  {_what(out)}")

@@ -166,6 +166,14 @@ def memory_layers_table(use: MemoryUse, most: int) -> Table:
     return table
 
 
+def plain_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Table:
+    """Words in rows; the first `left` columns are set to the left."""
+    table = _table(title, list(heads), left=left)
+    for row in rows:
+        table.add_row(*_texts(*row))
+    return table
+
+
 def _share(part: float | None, whole: float) -> str:
     return words.MISSING if part is None or not whole else words.percent(part / whole, 1)
 
