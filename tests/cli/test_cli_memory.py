@@ -142,6 +142,9 @@ def test_each_kind_of_file_is_written_and_named(task_file: Path, kind: str) -> N
         (["--optimizer", "lion"], "lion"),
         (["--precision", "int8"], "int8"),
         (["--batch-size", "0"], "equal to 1"),
+        (["--limit", "lots"], "'lots'"),
+        (["--device", "cortexm4"], "cortex-m4"),
+        (["--devices", "none.yaml"], "none.yaml"),
     ],
 )
 def test_a_wrong_option_is_found_before_the_task_file_runs(

@@ -18,6 +18,22 @@ EVERY = "all"
 TRAINERS = ("lightning", "transformers", "recover")
 
 
+def check(limit: str | None, names: Sequence[str], file: Path | None) -> None:
+    """Says what is wrong with the options before a task file runs.
+
+    Raises: RangeError for a limit that is no size; TargetError for an unknown device; TaskError for a broken file of devices.
+    """
+    from enxuto.memory.boards import devices, find_device
+    from enxuto.sizes import parse_bytes
+
+    if limit is not None:
+        parse_bytes(limit)
+    known = devices(file)
+    for name in names:
+        if name != EVERY:
+            find_device(name, known)
+
+
 def planned(task: Task, limit: str, optimizer: MakeOptimizer, precision: Precision, batch_size: int | None) -> Plan:
     """The ways to train the task within the limit.
 

@@ -99,6 +99,7 @@ def memory(  # noqa: PLR0913  each argument is an option of the command
             if out.suffix not in KINDS:
                 raise OutputError(f"'{out}' is no kind of file that can be written; end it in one of {', '.join(KINDS)}.")
             writable_folder(out.parent)
+        fitting.check(limit, device or [], devices)
         with run.progress():
             task = load_task(task_file, seed)
             make = getattr(torch.optim, OPTIMIZERS[optimizer])

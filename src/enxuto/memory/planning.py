@@ -139,7 +139,7 @@ def plan(
     for training, name in counted(variations, "planning", len(variations)):
         options += _in_parts(training, name, limit_bytes, wanted, (), None if training.precision != precision else 0.0)
     if not options:
-        raise _nothing_fits(base, limit_bytes)
+        raise _nothing_fits(base, limit_bytes, [_changed(base, other) for other, _ in variations])
     asked = (_name(optimizer), precision)
     ranked = sorted(options, key=lambda it: ((it.optimizer, it.precision) != asked, *_rank(it)))
     return Plan(limit_bytes, wanted, largest_batch(base.peak, limit_bytes, guess=wanted), tuple(ranked))
@@ -204,14 +204,19 @@ def _enough_for_weights(model: nn.Module, limit_bytes: int) -> None:
         )
 
 
-def _nothing_fits(training: _Training, limit_bytes: int) -> LimitError:
+def _nothing_fits(training: _Training, limit_bytes: int, others: Sequence[str] = ()) -> LimitError:
     every = tuple(choice.path for choice in choices(training.model, training.profile(1)))
     plain, least = training.peak(1), training.peak(1, 1, every)
     words = f", {format_bytes(least)} with all of its {len(every)} blocks checkpointed" if least < plain else ""
+    tried = f"; {', '.join(others[:-1])} and {others[-1]} do not fit either" if len(others) > 1 else ""
     return LimitError(
-        f"the limit is {format_bytes(limit_bytes)}, but a training step of one sample takes {format_bytes(plain)}{words}; "
-        "allow more, choose an optimizer with fewer states (torch.optim.SGD), or compress the model first."
+        f"the limit is {format_bytes(limit_bytes)}, but a training step of one sample with {_name(training.optimizer)} takes "
+        f"{format_bytes(plain)}{words}{tried}; allow more, or compress the model first."
     )
+
+
+def _changed(base: _Training, other: _Training) -> str:
+    return _name(other.optimizer) if other.precision == base.precision else other.precision
 
 
 def _variations(base: _Training) -> Iterator[tuple[_Training, str]]:
@@ -224,15 +229,12 @@ def _variations(base: _Training) -> Iterator[tuple[_Training, str]]:
 
 
 def lean_optimizers() -> dict[str, MakeOptimizer]:
-    """Optimizers with few or small states, those of torchao where it is installed."""
-    found: dict[str, MakeOptimizer] = {"SGD": torch.optim.SGD, "Adafactor": torch.optim.Adafactor}
-    try:
-        from torchao.optim import AdamW8bit
+    """Optimizers with few or no states.
 
-        found["AdamW8bit"] = AdamW8bit
-    except ImportError:
-        pass
-    return found
+    Those of 8 bits are not among them: torchao's compile their update, which cannot be followed, and their states hold less
+    than their shapes say.
+    """
+    return {"SGD": torch.optim.SGD, "Adafactor": torch.optim.Adafactor}
 
 
 def _options(training: _Training, name: str, limit_bytes: int, wanted: int) -> list[Option]:
