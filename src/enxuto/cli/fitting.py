@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from enxuto.cli.terminal import Session
     from enxuto.memory import Fit, Option, Plan
     from enxuto.memory.training import MakeOptimizer, Precision
     from enxuto.task import Task
@@ -86,6 +87,15 @@ def fit_data(bits: int, fit: Fit) -> dict[str, Any]:
         "reordered": fit.reordered,
         "verdict": fit.verdict,
     }
+
+
+def show(run: Session, plan: Plan | None, fits: Sequence[tuple[int, Fit]]) -> None:
+    """Prints what was found of both questions."""
+    if plan is not None:
+        largest = plan.largest_batch or "none, not even one sample"
+        run.show("", plan_table(plan), f"the largest batch as it is: {largest}")
+    if fits:
+        run.show("", fit_table(fits), *(fit.verdict for _, fit in fits if not fit.fits or len(fits) <= 2))
 
 
 def plan_table(plan: Plan) -> Table:

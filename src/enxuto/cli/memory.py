@@ -113,12 +113,7 @@ def memory(  # noqa: PLR0913  each argument is an option of the command
             | {"plan": None if plan is None else fitting.plan_data(plan), "devices": [fitting.fit_data(*each) for each in fits]}
         )
         _show(run, name, runs)
-        if plan is not None:
-            run.show(
-                "", fitting.plan_table(plan), f"the largest batch as it is: {plan.largest_batch or 'none, not even one sample'}"
-            )
-        if fits:
-            run.show("", fitting.fit_table(fits), *(fit.verdict for _, fit in fits if not fit.fits or len(fits) <= 2))
+        fitting.show(run, plan, fits)
         if out is not None:
             _write(out, name, runs)
             run.show(f"{out}  {_what(out)}")
