@@ -172,3 +172,35 @@ def test_a_real_process_prints_one_document_and_leaves_one_file(task_file: Path)
     assert found["runs"][1]["predicted"]["peak_bytes"] > found["runs"][0]["predicted"]["peak_bytes"]
     assert "a word from the task file" in done.stderr
     assert task_file.with_name("m.svg").read_text().startswith("<?xml")
+
+
+def test_a_limit_gives_a_table_of_ways_to_train_that_keep_it(task_file: Path) -> None:
+    peak = answer(task_file)["runs"][1]["predicted"]["peak_bytes"]
+    limit = str(int(0.8 * peak))
+    found = answer(task_file, "--limit", limit)["plan"]
+    assert found["limit_bytes"] == int(limit)
+    assert found["options"]
+    assert all(option["peak_bytes"] <= int(limit) for option in found["options"])
+    assert {"lightning", "transformers", "recover"} == set(found["options"][0]["settings"])
+    shown = run(task_file, "--limit", limit).stdout
+    assert "16 samples an update within" in shown
+    assert f"without any change: {found['largest_batch']}" in shown
+
+
+def test_a_limit_needs_something_to_train_on_and_room_for_the_weights(task_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "b_task.py").write_text(TASK.replace("{more}", ""))
+    assert "no train and loss" in run(tmp_path / "b_task.py", "--limit", "1 GB").stderr
+    assert "the weights of the model alone take" in run(task_file, "--limit", "10 B").stderr
+    assert "size 'much' is not understood" in run(task_file, "--limit", "much").stderr
+
+
+def test_devices_are_asked_in_floats_and_in_bytes(task_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("thimble: {ram: 100 B, flash: 100 B}\n")
+    found = answer(task_file, "--device", "thimble", "--device", "phone", "--devices", tmp_path / "mine.yaml")["devices"]
+    assert [(it["device"], it["bits"], it["fits"]) for it in found] == [
+        *[("thimble", 32, False), ("thimble", 8, False)],
+        *[("phone", 32, True), ("phone", 8, True)],
+    ]
+    shown = run(task_file, "--device", "thimble", "--devices", tmp_path / "mine.yaml").stdout
+    assert "does not fit thimble" in shown
+    assert "device='teapot' is not known" in run(task_file, "--device", "teapot").stderr

@@ -155,6 +155,9 @@ def test_what_makes_no_sense_is_refused():
         ex.memory.predict(model, x, loss=F.cross_entropy)
     with pytest.raises(TaskError, match="no loss"):
         ex.memory.predict(model, x, optimizer=torch.optim.SGD)
+    for ask in (ex.memory.predict, ex.memory.record):
+        with pytest.raises(TaskError, match="device='tpu' is not here"):
+            ask(model, x, device="tpu")
     with pytest.raises(ex.Error, match="batch_size=0"):
         ex.memory.predict(model, (x, y), loss=F.cross_entropy, batch_size=0)
 
@@ -164,3 +167,35 @@ def test_only_rows_of_samples_are_resized():
     larger = resized(batch, 7)
     assert larger["tokens"].shape == (7, 2)
     assert larger["table"].shape == (5,)
+
+
+class AdamW8bit(torch.optim.SGD):
+    """Stands in for torchao's: its update is compiled, and its states are of another class of tensors."""
+
+    __module__ = "torchao.optim"
+
+    def step(self, closure: object = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["codes"] = torch.zeros_like(parameter, dtype=torch.uint8)
+
+
+def test_a_compiled_update_holds_two_copies_of_the_largest_parameter():
+    model = zoo.build("lenet-300-100")
+    profile = ex.memory.predict(model, images(2), loss=F.cross_entropy, optimizer=AdamW8bit)
+    weights = sum(map(tensor_bytes, model.parameters()))
+    assert profile.by_category[OPTIMIZER] == weights / 4
+    assert profile.moments[profile.peak].phase == UPDATE
+    assert profile.peak_bytes == weights * 2.25 + 2 * tensor_bytes(model.fc1.weight) + profile.by_category[INPUTS]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["lenet-300-100", "resnet-8", "transformer"])
+def test_on_a_gpu_tensors_take_what_is_foreseen(name, kind):
+    batch = images(64)
+    given = batch[0] if kind == "inference" else batch
+    asked = {"device": "cuda", **arguments(kind)}
+    predicted = ex.memory.predict(zoo.build(name), given, **asked)
+    assert predicted.peak_bytes == pytest.approx(
+        ex.memory.record(zoo.build(name), given, **asked).peak_bytes, rel=TOLERANCE[kind]
+    )

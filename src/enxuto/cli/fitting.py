@@ -93,7 +93,7 @@ def show(run: Session, plan: Plan | None, fits: Sequence[tuple[int, Fit]]) -> No
     """Prints what was found of both questions."""
     if plan is not None:
         largest = plan.largest_batch or "none, not even one sample"
-        run.show("", plan_table(plan), f"the largest batch as it is: {largest}")
+        run.show("", plan_table(plan), f"the largest batch without any change: {largest}")
     if fits:
         run.show("", fit_table(fits), *(fit.verdict for _, fit in fits if not fit.fits or len(fits) <= 2))
 

@@ -23,56 +23,64 @@ MOST_LAYERS = 10
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 
 
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Samples of a batch; otherwise as the task gives them.", show_default=False),
+]
+Optimizer = Annotated[Literal["adam", "adamw", "sgd"], typer.Option("--optimizer", help="Of the training step.")]
+InPrecision = Annotated[
+    Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"], typer.Option("--precision", help="As lightning-fabric has it.")
+]
+Really = Annotated[bool, typer.Option("--record", help="Run it really too, and show what was measured.", rich_help_panel=SHOW)]
+Picture = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Also a picture (.svg, .png), a page (.html) or the profile itself (.json).",
+        rich_help_panel=SHOW,
+        show_default=False,
+    ),
+]
+Limit = Annotated[
+    str | None,
+    typer.Option(
+        "--limit",
+        metavar="SIZE",
+        help='Also how to train within it, "512 MB": batch, accumulation, checkpoints, optimizer, precision.',
+        rich_help_panel=FITS,
+        show_default=False,
+    ),
+]
+OnDevices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help='Also whether an inference fits this device, "cortex-m4"; again for another one, "all" for all.',
+        rich_help_panel=FITS,
+        show_default=False,
+    ),
+]
+MoreDevices = Annotated[
+    Path | None,
+    typer.Option(
+        "--devices", metavar="FILE", help="More devices, as docs/arena.md has them.", rich_help_panel=FITS, show_default=False
+    ),
+]
+
+
 def memory(  # noqa: PLR0913  each argument is an option of the command
     task_file: TaskFile,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=1, help="Samples of a batch; otherwise as the task gives them.", show_default=False),
-    ] = None,
-    optimizer: Annotated[Literal["adam", "adamw", "sgd"], typer.Option("--optimizer", help="Of the training step.")] = "adam",
-    precision: Annotated[
-        Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"], typer.Option("--precision", help="As lightning-fabric has it.")
-    ] = "32-true",
-    record: Annotated[
-        bool, typer.Option("--record", help="Run it really too, and show what was measured.", rich_help_panel=SHOW)
-    ] = False,
-    limit: Annotated[
-        str | None,
-        typer.Option(
-            "--limit",
-            metavar="SIZE",
-            help='Also how to train within it, "512 MB": batch, accumulation, checkpoints, optimizer, precision.',
-            rich_help_panel=FITS,
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--device",
-            metavar="NAME",
-            help='Also whether an inference fits this device, "cortex-m4"; again for another one, "all" for all.',
-            rich_help_panel=FITS,
-            show_default=False,
-        ),
-    ] = None,
-    devices: Annotated[
-        Path | None,
-        typer.Option(
-            "--devices", metavar="FILE", help="More devices, as docs/arena.md has them.", rich_help_panel=FITS, show_default=False
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="Also a picture (.svg, .png), a page (.html) or the profile itself (.json).",
-            rich_help_panel=SHOW,
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: BatchSize = None,
+    optimizer: Optimizer = "adam",
+    precision: InPrecision = "32-true",
+    record: Really = False,
+    limit: Limit = None,
+    device: OnDevices = None,
+    devices: MoreDevices = None,
+    out: Picture = None,
     json: Json = False,
     seed: Seed = None,
     quiet: Quiet = False,

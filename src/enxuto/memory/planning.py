@@ -229,12 +229,15 @@ def _variations(base: _Training) -> Iterator[tuple[_Training, str]]:
 
 
 def lean_optimizers() -> dict[str, MakeOptimizer]:
-    """Optimizers with few or no states.
+    """Optimizers with few or small states, those of torchao where it is installed."""
+    found: dict[str, MakeOptimizer] = {"SGD": torch.optim.SGD, "Adafactor": torch.optim.Adafactor}
+    try:
+        from torchao.optim import AdamW8bit
 
-    Those of 8 bits are not among them: torchao's compile their update, which cannot be followed, and their states hold less
-    than their shapes say.
-    """
-    return {"SGD": torch.optim.SGD, "Adafactor": torch.optim.Adafactor}
+        found["AdamW8bit"] = AdamW8bit
+    except ImportError:
+        pass
+    return found
 
 
 def _options(training: _Training, name: str, limit_bytes: int, wanted: int) -> list[Option]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.tracker import Tracker
-from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, resized, tensors
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, resized, tensors
 from enxuto.surgery import duplicate
 from enxuto.task import Batch
 
@@ -45,12 +46,13 @@ def record(
 
 def measured(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None) -> Profile:
     """What `record` gives, of a step that is described already."""
+    check_device(device)
     double = duplicate(model).train(step.loss is not None)
     given = tree_map_only(Tensor, lambda tensor: step.cast(tensor.to(device)), batch)
     given = given if batch_size is None else resized(given, batch_size)
     for tensor in [*double.parameters(), *double.buffers()]:
         tensor.data = step.cast(tensor.data.to(device))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):  # what is compiled cannot be followed
         made = step.make_optimizer(double)
         step.run(double, given, made)
         (double if made is None else made).zero_grad(set_to_none=True)
@@ -65,8 +67,10 @@ def _measured(model: nn.Module, batch: Any, step: Pass, optimizer: torch.optim.O
         times.append(time.time_ns())
         rss.append(resident_bytes())
 
-    tracker = Tracker(model, optimizer, on_moment=note)
-    with allocations() as reported, tracker:
+    on_gpu = any(tensor.is_cuda for tensor in model.parameters())
+    tracker = _OnGpu(model, optimizer, on_moment=note) if on_gpu else Tracker(model, optimizer, on_moment=note)
+    source: AbstractContextManager[list[tuple[int, int]]] = nullcontext([]) if on_gpu else allocations()
+    with source as reported, tracker:
         for tensor in tensors(batch):
             tracker.follow(tensor, INPUTS)
         began, start = tracker.now_bytes, time.time_ns()
@@ -74,7 +78,19 @@ def _measured(model: nn.Module, batch: Any, step: Pass, optimizer: torch.optim.O
         seconds = (time.time_ns() - start) / 1e9
     profile = Profile(tracker.blocks(), tuple(tracker.moments), predicted=False, rss_bytes=tuple(rss), seconds=seconds)
     _inside(tracker, profile, reported, [start, *times], began)
-    return Profile(tracker.blocks(), profile.moments, predicted=False, rss_bytes=tuple(rss), seconds=seconds)
+    return replace(profile, blocks=tracker.blocks())
+
+
+class _OnGpu(Tracker):
+    """Reads the marks of CUDA's own allocator around each operator."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        torch.cuda.reset_peak_memory_stats()
+        outputs = super().__torch_dispatch__(func, types, args, kwargs)
+        inside = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+        if inside > 0 and self.moments:
+            self.brief(len(self.moments) - 1, inside, self.moments[-1].path)
+        return outputs
 
 
 def _inside(tracker: Tracker, profile: Profile, reported: list[tuple[int, int]], times: list[int], began: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -138,8 +138,8 @@ class Tracker(TorchDispatchMode):
         """Says whose a tensor is; one that was not seen before is there from now on."""
         if tensor.layout != torch.strided:
             return
-        life = self._add(tensor, len(self.moments), path)
-        life.category, life.path = category, path
+        for life in self._add(tensor, len(self.moments), path):
+            life.category, life.path = category, path
 
     def add(self, tensor: Tensor) -> None:
         """Follows a tensor that came from elsewhere; whose it is stays open."""
@@ -151,6 +151,11 @@ class Tracker(TorchDispatchMode):
         life = _Life(size_bytes, at, path, computed=False)
         life.category, life.died = TEMPORARIES, at + 1
         self.lives.append(life)
+
+    def update(self, size_bytes: int) -> None:
+        """Notes an update that is not followed itself, with what it needs inside."""
+        self.moments.append(Moment(UPDATE, "", "compiled update"))
+        self.brief(len(self.moments) - 1, size_bytes, "")
 
     def blocks(self) -> tuple[Block, ...]:
         """What was followed until now; what is still alive lives up to here."""
@@ -198,7 +203,14 @@ class Tracker(TorchDispatchMode):
 
     # storages
 
-    def _add(self, tensor: Tensor, at: int, path: str) -> _Life:
+    def _add(self, tensor: Tensor, at: int, path: str) -> list[_Life]:
+        """Follows the storage of a tensor, or those of the tensors that one of another class is made of."""
+        if is_traceable_wrapper_subclass(tensor):
+            names, _ = tensor.__tensor_flatten__()
+            return [life for name in names for life in self._add(getattr(tensor, name), at, path)]
+        return [self._add_plain(tensor, at, path)]
+
+    def _add_plain(self, tensor: Tensor, at: int, path: str) -> _Life:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:

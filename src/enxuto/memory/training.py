@@ -66,8 +66,8 @@ class Pass:
             return None
         return self.optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
 
-    def run(self, model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None) -> None:
-        """One step."""
+    def run(self, model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None, *, update: bool = True) -> None:
+        """One step, or all of it but the update."""
         if self.loss is None:
             with torch.no_grad(), self._autocast(batch):
                 call(model, batch)
@@ -80,7 +80,7 @@ class Pass:
                 loss = self.loss(call(model, inputs), targets)
             loss.backward()
             del loss
-        if optimizer is not None:
+        if optimizer is not None and update:
             optimizer.step()
 
     def _autocast(self, batch: Batch) -> AbstractContextManager[Any]:
@@ -88,6 +88,19 @@ class Pass:
             return nullcontext()
         device = next((tensor.device.type for tensor in tensors(batch)), "cpu")
         return torch.autocast(device, HALF[self.precision])
+
+
+def check_device(device: str | None) -> None:
+    """Raises TaskError, with torch's own reason, when this machine has no such device."""
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise TaskError(
+            f"device={device!r} is not here ({reason}); ask on a machine that has it, or leave device out."
+        ) from error
 
 
 def tensors(tree: Any) -> list[Tensor]:
