@@ -12,6 +12,7 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 SAYS = {
     "compress_by_hand": ("Share(", "accuracy before"),
     "load_and_run": ("classes in ONNX Runtime", "payload"),
+    "memory": ("a training step of 256 images needs", "within ", "steps took at most"),
     "one_sentence": ("times smaller", "kept "),
     "own_training_loop": ("bytes, accuracy",),
 }

@@ -5,25 +5,55 @@ The network is ResNet-20 on inputs of the shape of Fashion-MNIST, with new weigh
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import enxuto as ex
 from enxuto import zoo
 from enxuto.memory.profile import ACTIVATIONS, CATEGORIES, OPTIMIZER, PHASES, WEIGHTS, Profile
 from enxuto.sizes import file_bytes, format_bytes
-from enxuto.surgery import duplicate, to_float
+from enxuto.surgery import to_float
 
 BATCH = 128
 PAGES = {"en": Path("docs/memory.md"), "pt": Path("docs/pt-BR/memoria.md")}
 SGD_MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
+RESULTS = Path("bench/results")
+LIMITS = ("160 MB", "120 MB", "80 MB", "40 MB", "10 MB")
+LIMIT = "80 MB"
+OPTION = ("batch", "passes", "blocks checkpointed", "peak", "time", "gradients")
+COMMA = re.compile(r"(?<=\d)\.(?=\d)")
+STEP = """
+import torch
+from torch import nn
+model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))
+x, y = torch.randn(16, 1, 8, 8), torch.randint(10, (16,))
+"""
+PROCESSES = {
+    "started Python": "",
+    "imported torch": "import torch",
+    "trained a tiny network with Adam": f"""{STEP}
+optimizer = torch.optim.Adam(model.parameters())
+for _ in range(3):
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+""",
+    "done so with `Recover`": f"""{STEP}
+import enxuto as ex
+task = ex.Task(model, calibration=[x], train=[(x, y)], loss=nn.functional.cross_entropy)
+ex.run(task, [ex.Recover(epochs=1, memory="1 MB")])
+""",
+}
 Rows = Sequence[Sequence[str | int | None]]
 
 PORTUGUESE = {
@@ -57,18 +87,50 @@ PORTUGUESE = {
     "half the batch": "metade do lote",
     "batch 32, four passes an update": "lote de 32, quatro passagens por atualização",
     "each block checkpointed": "checkpoint em cada bloco",
+    "limit": "limite",
+    "largest batch as it is": "maior lote sem mudar nada",
+    "precision": "precisão",
+    "passes": "passagens",
+    "blocks checkpointed": "blocos com checkpoint",
+    "peak": "pico",
+    "time": "tempo",
+    "of the batch": "do lote inteiro",
+    "batch norms see parts": "batch norms veem partes",
+    "a process that has": "um processo que",
+    "the whole process (RSS)": "o processo inteiro (RSS)",
+    "started Python": "só abriu o Python",
+    "imported torch": "importou o torch",
+    "trained a tiny network with Adam": "treinou uma rede minúscula com Adam",
+    "done so with `Recover`": "fez isso com o `Recover`",
+    "device": "dispositivo",
+    "numbers": "números",
+    "fits": "cabe",
+    "RAM needed": "RAM necessária",
+    "of": "de",
+    "flash needed": "flash necessária",
+    "yes": "sim",
+    "no": "não",
+    "cases": "casos",
+    "within 3 %": "até 3 % de erro",
+    "worst error": "pior erro",
+    "where": "onde",
+    "rule of thumb, of the truth": "regra prática, em relação ao real",
+    "network": "rede",
+    "chosen by": "escolhido por",
+    "planned": "plano",
+    "planned + 1": "plano + 1",
+    "rule of thumb": "regra prática",
+    "measured": "medido",
+    "checkpoints": "checkpoints",
+    "none": "nenhum",
+    "plan": "plano",
+    "every block": "todos os blocos",
+    "saved": "economia",
+    "same gradients": "mesmos gradientes",
+    "operators a step": "operadores por passo",
+    "watched": "acompanhado",
+    "recorded": "gravado",
 }
-
-
-class Checkpointed(nn.Module):
-    """Runs a block again in the backward pass instead of keeping what is inside."""
-
-    def __init__(self, inside: nn.Module) -> None:
-        super().__init__()
-        self.inside = inside
-
-    def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.inside, x, use_reentrant=False)
 
 
 def main() -> None:
@@ -77,6 +139,7 @@ def main() -> None:
     model = zoo.build("resnet-20").eval()
     x, y = torch.rand(BATCH, 1, 28, 28), torch.randint(10, (BATCH,))
     inference, training = ex.memory.predict(model, x), _training(model, x, y)
+    best, every = _limits(model, x, y)
     tables = {
         "glance": _glance({"inference": inference, "training step": training}),
         "phases": _phases(training),
@@ -84,6 +147,14 @@ def main() -> None:
         "optimizers": _optimizers(model, x, y),
         "techniques": _techniques(model, x, y),
         "ways": _ways(model, x, y),
+        "limits": best,
+        "plan": every,
+        "process": _process(),
+        "devices": _devices(model, x),
+        "accuracy": _accuracy(),
+        "kept": _kept(),
+        "checkpoints": _checkpoints(),
+        "watching": _watching(),
     }
     for language, page in PAGES.items():
         text = page.read_text(encoding="utf-8")
@@ -169,33 +240,105 @@ def _file(small: nn.Module, model: nn.Module) -> int:
 
 
 def _ways(model: nn.Module, x: Tensor, y: Tensor) -> Rows:
-    lean = duplicate(model)
-    for stage in lean.get_submodule("stages").children():
-        for name, block in list(stage.named_children()):
-            setattr(stage, name, Checkpointed(block))
-    rows: list[tuple[str, Profile | int]] = [
+    blocks = [path for path, module in model.named_modules() if path.startswith("stages.") and path.count(".") == 2]
+    with ex.memory.checkpointed(model, blocks):
+        checkpointed = _training(model, x, y)
+    rows = [
         ("as it is", _training(model, x, y)),
         ("half the batch", _training(model, x, y, batch_size=BATCH // 2)),
-        ("batch 32, four passes an update", _accumulated(model, x, y, passes=4)),
-        ("each block checkpointed", _training(lean, x, y)),
+        ("batch 32, four passes an update", _training(model, x, y, batch_size=BATCH // 4, accumulation=4)),
+        ("each block checkpointed", checkpointed),
         ("bf16-mixed", _training(model, x, y, precision="bf16-mixed")),
         ("bf16-true", _training(model, x, y, precision="bf16-true")),
     ]
-    peaks = [[name, found if isinstance(found, int) else found.peak_bytes] for name, found in rows]
-    return [["way to train", "peak of the step"], *peaks]
+    return [["way to train", "peak of the step"], *([name, profile.peak_bytes] for name, profile in rows)]
 
 
-def _accumulated(model: nn.Module, x: Tensor, y: Tensor, passes: int) -> int:
-    """The peak of an update from several passes, seen in a real loop."""
-    model = duplicate(model).train()
-    optimizer = torch.optim.Adam(model.parameters())
-    with ex.memory.watch(model, optimizer, live=False) as seen:
-        for _ in range(2):  # the first makes the states
-            optimizer.zero_grad()
-            for inputs, targets in zip(x.split(BATCH // passes), y.split(BATCH // passes), strict=True):
-                F.cross_entropy(model(inputs), targets).backward()
-            optimizer.step()
-    return seen.profile().peak_bytes
+def _limits(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Rows, Rows]:
+    """The best way within each limit, and all ways within one of them."""
+    best: list[list[str | int | None]] = [["limit", "largest batch as it is", *OPTION]]
+    every: list[list[str | int | None]] = [["optimizer", "precision", *OPTION]]
+    for limit in LIMITS:
+        plan = ex.memory.plan(model, (x, y), limit, loss=F.cross_entropy)
+        best.append([plan.limit_bytes, f"{plan.largest_batch}", *_option(plan.best)])
+        if limit == LIMIT:
+            every += [[option.optimizer, option.precision, *_option(option)] for option in plan.options]
+    return best, every
+
+
+def _option(option: ex.memory.Option) -> list[str | int | None]:
+    layers = f"{len(option.checkpoint)}" if option.checkpoint else None
+    time = None if option.time is None else f"{option.time:.2f}x"
+    gradients = "of the batch" if option.exact else "batch norms see parts"
+    return [f"{option.batch_size}", f"{option.accumulation}", layers, option.peak_bytes, time, gradients]
+
+
+def _process() -> Rows:
+    """What whole processes hold that have hardly a tensor."""
+    rows: list[list[str | int | None]] = [["a process that has", "the whole process (RSS)"]]
+    for name, code in PROCESSES.items():
+        shown = "\nimport os; print(int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE'))"
+        done = subprocess.run([sys.executable, "-c", code + shown], capture_output=True, text=True, check=True)
+        rows.append([name, round(int(done.stdout), -7)])  # to 10 MB: it differs from run to run
+    return rows
+
+
+def _devices(model: nn.Module, x: Tensor) -> Rows:
+    rows: list[list[str | int | None]] = [["device", "numbers", "fits", "RAM needed", "of", "flash needed", "of"]]
+    for name in ("cortex-m4", "esp32-s3", "raspberry-pi-zero"):
+        for bits in (32, 8):
+            fit = ex.memory.fits(model, x, name, bits=bits)  # type: ignore[arg-type]
+            needs = [fit.ram_bytes, fit.device.ram_bytes, fit.flash_bytes, fit.device.flash_bytes]
+            rows.append([name, f"{bits} bits", "yes" if fit.fits else "no", *needs])
+    return rows
+
+
+def _measured(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((RESULTS / f"memory_{name}.json").read_text(encoding="utf-8"))
+    return document
+
+
+def _accuracy() -> Rows:
+    """How far predictions were from what the allocator reported, and the rule of thumb beside them."""
+    rows: list[list[str | int | None]] = [["", "cases", "within 3 %", "worst error", "where", "rule of thumb, of the truth"]]
+    for name, which in (("training step", "predict_training"), ("inference", "predict_inference")):
+        cases = _measured(which)["rows"]
+        errors = [abs(case["predicted / measured"] - 1) for case in cases]
+        worst = cases[errors.index(max(errors))]
+        thumb = [case["rule of thumb / measured"] for case in cases]
+        near = f"{sum(error <= 0.03 for error in errors)}"
+        where = f"{worst['network']}, {worst['precision']}"
+        rows.append([name, f"{len(cases)}", near, _percent(max(errors), 1), where, f"{min(thumb):.2f} – {max(thumb):.2f}"])
+    return rows
+
+
+def _kept() -> Rows:
+    """Planned batches in real processes."""
+    rows: list[list[str | int | None]] = [["network", "limit", "chosen by", "batch", "measured", "fits"]]
+    for row in _measured("plan")["rows"]:
+        bytes_ = int(row["measured MB"] * 1e6)
+        fits = "yes" if row["fits"] else "no"
+        rows.append([row["network"], row["limit"], row["chosen by"], f"{row['batch']}", bytes_, fits])
+    return rows
+
+
+def _checkpoints() -> Rows:
+    rows: list[list[str | int | None]] = [["network", "checkpoints", "activations", "saved", "time", "same gradients"]]
+    for row in _measured("checkpoint")["rows"]:
+        held, same = int(row["activations MB"] * 1e6), "yes" if row["same gradients"] else "no"
+        rows.append([row["network"], row["checkpoints"], held, _percent(row["saved"]), f"{row['time']:.2f}x", same])
+    return rows
+
+
+def _watching() -> Rows:
+    rows: list[list[str | int | None]] = [["network", "operators a step", "watched", "recorded"]]
+    for row in _measured("watch")["rows"]:
+        rows.append([row["network"], f"{row['operators']}", f"{row['watch']:.2f}x", f"{row['record']:.2f}x"])
+    return rows
+
+
+def _percent(part: float, digits: int = 0) -> str:
+    return f"{100 * part:.{digits}f} %"
 
 
 def _table(rows: Rows, language: str) -> str:
@@ -205,7 +348,7 @@ def _table(rows: Rows, language: str) -> str:
         if isinstance(value, int):
             shown = format_bytes(value)
             return shown.replace(".", ",") if language == "pt" else shown
-        return PORTUGUESE.get(value, value) if language == "pt" else value
+        return PORTUGUESE.get(value, COMMA.sub(",", value) if value[:1].isdigit() else value) if language == "pt" else value
 
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cells) + " |\n"

@@ -101,6 +101,21 @@ def test_a_batch_of_one_that_does_not_fit_says_what_is_needed():
         ex.memory.plan(zoo.build("resnet-8"), BATCH, "0.8 MB", loss=F.cross_entropy)
 
 
+def test_a_batch_norm_over_single_numbers_gets_two_samples_at_least():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 20), torch.nn.BatchNorm1d(20), torch.nn.Linear(20, 10))
+    batch = torch.randn(33, 1, 28, 28), torch.randint(0, 10, (33,))
+    peaks = [
+        ex.memory.predict(
+            model, batch, loss=F.cross_entropy, optimizer=torch.optim.Adam, batch_size=size, accumulation=2
+        ).peak_bytes
+        for size in (2, 3)
+    ]
+    plan = ex.memory.plan(model, batch, peaks[1], loss=F.cross_entropy)
+    assert (plan.best.batch_size, plan.best.accumulation) == (3, 11)
+    with pytest.raises(LimitError, match="2 samples, the fewest that its batch norms take"):
+        ex.memory.plan(model, batch, 130_000, loss=F.cross_entropy)
+
+
 def test_numbers_that_make_no_sense_are_refused():
     model = zoo.build("lenet-5")
     with pytest.raises(RangeError, match="size 'much'"):

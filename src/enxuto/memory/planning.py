@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -91,6 +92,7 @@ class _Training:
     optimizer: MakeOptimizer
     precision: Precision
     device: str | None
+    least: int = 1  # samples of a pass
     known: dict[Any, Profile] = field(default_factory=dict)
 
     def profile(self, size: int, accumulation: int = 1, paths: tuple[str, ...] = ()) -> Profile:
@@ -109,6 +111,17 @@ class _Training:
                     device=self.device,
                 )
         return self.known[key]
+
+    def checked(self) -> _Training:
+        """With two samples as the least where a batch norm would see a single number for each channel."""
+        if any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+            try:
+                self.profile(1)
+            except ValueError as error:  # torch's own, from batch_norm
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                return replace(self, least=2)
+        return self
 
     def peak(self, size: int, accumulation: int = 1, paths: tuple[str, ...] = ()) -> int:
         return self.profile(size, accumulation, paths).peak_bytes
@@ -133,7 +146,7 @@ def plan(
     """
     limit_bytes, wanted = _asked(batch, limit, samples_per_update)
     _enough_for_weights(model, limit_bytes)
-    base = _Training(model, batch, loss, optimizer, precision, device)
+    base = _Training(model, batch, loss, optimizer, precision, device).checked()
     options = _options(base, _name(optimizer), limit_bytes, wanted)
     variations = list(_variations(base))
     for training, name in counted(variations, "planning", len(variations)):
@@ -142,7 +155,7 @@ def plan(
         raise _nothing_fits(base, limit_bytes, [_changed(base, other) for other, _ in variations])
     asked = (_name(optimizer), precision)
     ranked = sorted(options, key=lambda it: ((it.optimizer, it.precision) != asked, *_rank(it)))
-    return Plan(limit_bytes, wanted, largest_batch(base.peak, limit_bytes, guess=wanted), tuple(ranked))
+    return Plan(limit_bytes, wanted, largest_batch(base.peak, limit_bytes, guess=wanted, least=base.least), tuple(ranked))
 
 
 def settle(
@@ -154,7 +167,7 @@ def settle(
     """
     limit_bytes, wanted = _asked(batch, limit, None)
     _enough_for_weights(model, limit_bytes)
-    training = _Training(model, batch, loss, optimizer, precision, None)
+    training = _Training(model, batch, loss, optimizer, precision, None).checked()
     options = _options(training, _name(optimizer), limit_bytes, wanted)
     if not options:
         raise _nothing_fits(training, limit_bytes)
@@ -165,23 +178,23 @@ def _rank(option: Option) -> tuple[bool, float, int]:
     return not option.exact, option.time or 1.0, option.accumulation
 
 
-def largest_batch(peak: Callable[[int], int], limit_bytes: int, *, guess: int = 1, most: int = MOST) -> int:
-    """The most samples whose peak is within the limit; 0 when not even one is.
+def largest_batch(peak: Callable[[int], int], limit_bytes: int, *, guess: int = 1, most: int = MOST, least: int = 1) -> int:
+    """The most samples whose peak is within the limit; 0 when not even `least` are.
 
     The peak grows with the samples, in pieces that are nearly straight, so each question is put where the line through the
     answers on both sides meets the limit.
     """
-    least = peak(1)
-    if least > limit_bytes:
+    first = least, peak(least)
+    if first[1] > limit_bytes:
         return 0
-    low, high = (1, least), (most + 1, math.inf)  # what fits and what does not, with their peaks
-    ask = max(guess, 2)
+    low, high = first, (most + 1, math.inf)  # what fits and what does not, with their peaks
+    ask = max(guess, least + 1)
     while high[0] - low[0] > 1:
         before = high[0] - low[0]
         ask = min(max(ask, low[0] + 1), high[0] - 1)
         answer = (ask, peak(ask))
         low, high = (answer, high) if answer[1] <= limit_bytes else (low, answer)
-        ends = (low, high) if high[0] <= most else ((1, least), low)
+        ends = (low, high) if high[0] <= most else (first, low)
         slope = (ends[1][1] - ends[0][1]) / max(1, ends[1][0] - ends[0][0])
         straight = low[0] + int((limit_bytes - low[1]) / slope) if slope > 0 else most
         slow = high[0] - low[0] > before / 2 and high[0] <= most
@@ -205,12 +218,13 @@ def _enough_for_weights(model: nn.Module, limit_bytes: int) -> None:
 
 
 def _nothing_fits(training: _Training, limit_bytes: int, others: Sequence[str] = ()) -> LimitError:
-    every = tuple(choice.path for choice in choices(training.model, training.profile(1)))
-    plain, least = training.peak(1), training.peak(1, 1, every)
+    every = tuple(choice.path for choice in choices(training.model, training.profile(training.least)))
+    plain, least = training.peak(training.least), training.peak(training.least, 1, every)
     words = f", {format_bytes(least)} with all of its {len(every)} blocks checkpointed" if least < plain else ""
+    few = "one sample" if training.least == 1 else f"{training.least} samples, the fewest that its batch norms take,"
     tried = f"; {', '.join(others[:-1])} and {others[-1]} do not fit either" if len(others) > 1 else ""
     return LimitError(
-        f"the limit is {format_bytes(limit_bytes)}, but a training step of one sample with {_name(training.optimizer)} takes "
+        f"the limit is {format_bytes(limit_bytes)}, but a training step of {few} with {_name(training.optimizer)} takes "
         f"{format_bytes(plain)}{words}{tried}; allow more, or compress the model first."
     )
 
@@ -261,10 +275,13 @@ def _in_parts(
     """The batch in as few equal parts as fit, if any do."""
     if training.peak(wanted, 1, paths) <= limit_bytes:
         return [_option(training, name, wanted, 1, paths, time)]
-    size = largest_batch(lambda size: training.peak(size, 2, paths), limit_bytes, guess=max(1, wanted // 2), most=wanted)
+    peak = partial(training.peak, accumulation=2, paths=paths)
+    size = largest_batch(peak, limit_bytes, guess=max(1, wanted // 2), most=wanted, least=training.least)
     if not size:
         return []
     passes = -(-wanted // size)
+    if wanted // passes < training.least:
+        return []
     return [_option(training, name, -(-wanted // passes), passes, paths, time)]
 
 

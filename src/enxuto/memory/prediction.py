@@ -53,8 +53,9 @@ def predict(
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         words = f"measured in a real run, because the model cannot be followed without values ({reason})"
+        really = measured(model, batch, step, batch_size, device)  # raises what the model itself raises
         logger.warning("%s", words)
-        return measured(model, batch, step, batch_size, device).because(words)
+        return really.because(words)
 
 
 def foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None = None, device: str | None = None) -> Profile:
