@@ -18,6 +18,7 @@ HEADLINES = (
     "file_large",
     "startup",
 )
+MEMORY = "**Memory foreseen, planned and laid out, beside the rules that are used otherwise** (`python bench/memory_*.py`)"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
@@ -36,9 +37,45 @@ def main() -> None:
     for name in HEADLINES:
         path = Path("bench/results") / f"{name}.json"
         parts += [*_table(json.loads(path.read_text())), ""]
+    parts += [MEMORY, "", "| what | measured | otherwise |", "|---|---|---|", *_memory(), ""]
     before, _, rest = Path("README.md").read_text().partition(START)
     after = rest.partition(END)[2]
     Path("README.md").write_text(f"{before}{START}\n" + "\n".join(parts) + f"{END}{after}")
+
+
+def _memory() -> list[str]:
+    """One line of each memory bench; their tables are long."""
+    read = {path.stem: json.loads(path.read_text()) for path in Path("bench/results").glob("memory_*.json")}
+    lines = []
+    for what in ("training", "inference"):
+        document = read[f"memory_predict_{what}"]
+        rows = document["rows"]
+        errors = [abs(row["predicted / measured"] - 1) for row in rows]
+        thumb = [row["rule of thumb / measured"] for row in rows]
+        near = f"worst error {100 * document['worst']:.1f} %, {sum(e <= 0.03 for e in errors)} of {len(rows)} within 3 %"
+        step = {"training": "a training step", "inference": "an inference"}[what]
+        lines.append(f"| predicted peak of {step} | {near} | rule of thumb: {min(thumb):.2f} to {max(thumb):.2f} of the truth |")
+    plans: dict[str, list[dict[str, Any]]] = {}
+    for row in read["memory_plan"]["rows"]:
+        plans.setdefault(row["chosen by"], []).append(row)
+    kept = {by: f"{sum(row['fits'] for row in rows)} of {len(rows)}" for by, rows in plans.items()}
+    batches = ", ".join(f"{a['batch']} for {b['batch']}" for a, b in zip(plans["rule of thumb"], plans["planned"], strict=True))
+    within = f"{kept['planned']} within the limit; one sample more: {kept['planned + 1']}"
+    lines.append(f"| the largest batch within a limit | {within} | rule of thumb: batches of {batches} |")
+    for row in read["memory_checkpoint"]["rows"]:
+        saved = f"{100 * row['saved']:.0f} % of activations saved for {100 * (row['time'] - 1):.0f} % more time"
+        if row["checkpoints"] == "plan":
+            same = "gradients identical" if row["same gradients"] else "GRADIENTS DIFFER"
+            lines.append(f"| planned checkpoints, {row['network']} | {saved}, {same} |")
+        elif row["checkpoints"] == "every block":
+            lines[-1] += f" every block: {saved} |"
+    arenas = {row["rule"]: row for row in read["memory_arena_random"]["rows"] if row["order"] == "better"}
+    bound, other = arenas["ours"], arenas["by size"]
+    ours = f"{bound['mean of bound']:.3f} of the lower bound, at worst {bound['worst']:.2f}"
+    lines.append(
+        f"| arena of a device, random networks | {ours} | by size: {other['mean of bound']:.2f}, at worst {other['worst']:.2f} |"
+    )
+    return lines
 
 
 def _table(document: dict[str, Any]) -> list[str]:
