@@ -65,7 +65,7 @@ def test_zeros_stay_zero_and_codes_train_within_a_limit() -> None:
 
 def test_too_little_is_refused_with_what_is_needed() -> None:
     model = zoo.build("resnet-8")
-    with pytest.raises(LimitError, match="one sample takes"):
+    with pytest.raises(LimitError, match="one sample with AdamW takes"):
         ex.Recover(memory="1 MB")(model, task(model))
     with pytest.raises(RangeError, match="size 'much'"):
         ex.Recover(memory="much")
