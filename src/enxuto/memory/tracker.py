@@ -42,6 +42,10 @@ PRODUCTS_PER_BYTE = 8
 """Floating point operations that an ordinary core does while it moves a byte from or to memory."""
 
 
+STARTING = 100_000
+"""Bytes that could be moved while an operator is only called: ten microseconds of an ordinary core."""
+
+
 class _Life:
     """A storage that is being followed; its category is known at the latest when it is gone."""
 
@@ -132,7 +136,7 @@ class Tracker(TorchDispatchMode):
             tensor.numel() * tensor.element_size() for tensor in tree_leaves((args, outputs)) if isinstance(tensor, Tensor)
         )
         count = flop_registry.get(func.overloadpacket)
-        return moved + (count(*args, **kwargs, out_val=outputs) / PRODUCTS_PER_BYTE if count is not None else 0.0)
+        return STARTING + moved + (count(*args, **kwargs, out_val=outputs) / PRODUCTS_PER_BYTE if count is not None else 0.0)
 
     def follow(self, tensor: Tensor, category: str, path: str = "") -> None:
         """Says whose a tensor is; one that was not seen before is there from now on."""
