@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import enxuto as ex
 from enxuto import zoo
 from enxuto.errors import RangeError, TaskError
 from enxuto.memory.profile import ACTIVATIONS, BACKWARD, CATEGORIES, FORWARD, GRADIENTS, INPUTS, OPTIMIZER, UPDATE, WEIGHTS
+from enxuto.memory.recording import allocations
 from enxuto.memory.training import resized
 from enxuto.sizes import tensor_bytes
 
@@ -199,3 +201,13 @@ def test_on_a_gpu_tensors_take_what_is_foreseen(name, kind):
     assert predicted.peak_bytes == pytest.approx(
         ex.memory.record(zoo.build(name), given, **asked).peak_bytes, rel=TOLERANCE[kind]
     )
+
+
+def test_a_linear_of_three_dimensions_adds_its_bias_in_place_as_it_does_unwatched():
+    model, x = nn.Linear(8, 300), torch.randn(50, 10, 8).transpose(0, 1)
+    held = tensor_bytes(x) + tensor_bytes(model.weight) + tensor_bytes(model.bias)
+    with allocations() as reported, torch.no_grad():
+        model(x)
+    level = itertools.accumulate((change for _, change in reported), initial=held)
+    assert ex.memory.predict(model, x).peak_bytes == pytest.approx(max(level), rel=0.01)
+    assert ex.memory.record(model, x).peak_bytes == pytest.approx(ex.memory.predict(model, x).peak_bytes, rel=0.01)

@@ -5,10 +5,13 @@ Every row was predicted as it would run (see `predict`); nothing is estimated by
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -20,11 +23,15 @@ from enxuto.errors import LimitError, RangeError
 from enxuto.memory.blocks import Choice, choices
 from enxuto.memory.checkpoint import checkpointed
 from enxuto.memory.prediction import predict
-from enxuto.memory.profile import Profile
-from enxuto.memory.training import Loss, MakeOptimizer, Precision, samples
+from enxuto.memory.profile import UPDATE, Profile
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, resized, samples
 from enxuto.progress import counted
 from enxuto.sizes import format_bytes, parse_bytes, tensor_bytes
+from enxuto.surgery import duplicate
 
+logger = logging.getLogger(__name__)
+FEW, ROUNDS = 8, 4
+"""Samples and steps that tell how fast half precision is here; the first step does not count."""
 MOST = 1 << 20
 """Samples beyond which no larger batch is looked for."""
 Trainer = Literal["recover", "lightning", "transformers"]
@@ -34,9 +41,10 @@ Trainer = Literal["recover", "lightning", "transformers"]
 class Option:
     """One way to train within the limit.
 
-    `batch_size` samples are in one forward and backward pass, `accumulation` passes make an update, the layers at
-    `checkpoint` run twice. `time` is the predicted time of an update beside that of one pass without checkpoints (None where
-    it depends on the device). `exact` says that gradients are those of the whole batch: batch norms see one pass only.
+    `batch_size` samples are in one forward and backward pass, `accumulation` passes make an update, the layers at `checkpoint`
+    run twice. `time` is the predicted time of an update beside that of the whole batch in one pass without checkpoints, with
+    the optimizer and precision asked for (None where it is not known). `exact` says that gradients are those of the whole
+    batch: batch norms see one pass only.
     """
 
     batch_size: int
@@ -93,7 +101,12 @@ class _Training:
     precision: Precision
     device: str | None
     least: int = 1  # samples of a pass
+    pace: float | None = 1.0  # its time beside that of the training asked for, both with the whole batch
     known: dict[Any, Profile] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return _name(self.optimizer)
 
     def profile(self, size: int, accumulation: int = 1, paths: tuple[str, ...] = ()) -> Profile:
         accumulation = min(accumulation, 2)  # from the second pass on, gradients are there from the start
@@ -126,6 +139,17 @@ class _Training:
     def peak(self, size: int, accumulation: int = 1, paths: tuple[str, ...] = ()) -> int:
         return self.profile(size, accumulation, paths).peak_bytes
 
+    def time(self, wanted: int, size: int, passes: int, paths: tuple[str, ...]) -> float | None:
+        """Predicted time of an update beside the whole batch without checkpoints in the training asked for."""
+        whole = _work(self.profile(wanted), 1)
+        return None if self.pace is None or not whole else self.pace * _work(self.profile(size, passes, paths), passes) / whole
+
+
+def _work(profile: Profile, passes: int) -> float:
+    """The work of an update; the profile holds at most two of its passes."""
+    update = sum(moment.work for moment in profile.moments if moment.phase == UPDATE)
+    return (sum(moment.work for moment in profile.moments) - update) * passes / min(passes, 2) + update
+
 
 def plan(
     model: nn.Module,
@@ -142,20 +166,22 @@ def plan(
 
     `batch` is a pair (inputs, targets); an update shall see `samples_per_update` samples, as many as the batch holds unless
     said otherwise. The limit is for the tensors of the step: Python and torch themselves take some hundred megabytes beside.
+    Nothing is run but a few samples in half precision and in the precision asked for, to see which is faster here.
     Raises: LimitError, saying what is needed, when nothing fits; RangeError when the numbers make no sense.
     """
     limit_bytes, wanted = _asked(batch, limit, samples_per_update)
     _enough_for_weights(model, limit_bytes)
     base = _Training(model, batch, loss, optimizer, precision, device).checked()
-    options = _options(base, _name(optimizer), limit_bytes, wanted)
-    variations = list(_variations(base))
-    for training, name in counted(variations, "planning", len(variations)):
-        options += _in_parts(training, name, limit_bytes, wanted, (), None if training.precision != precision else 0.0)
+    options = _options(base, limit_bytes, wanted)
+    largest = largest_batch(base.peak, limit_bytes, guess=wanted, least=base.least)
+    variations = list(_variations(base, wanted, min(FEW, largest)))
+    for training in counted(variations, "planning", len(variations)):
+        options += _in_parts(training, limit_bytes, wanted, ())
     if not options:
-        raise _nothing_fits(base, limit_bytes, [_changed(base, other) for other, _ in variations])
+        raise _nothing_fits(base, limit_bytes, [_changed(base, other) for other in variations])
     asked = (_name(optimizer), precision)
     ranked = sorted(options, key=lambda it: ((it.optimizer, it.precision) != asked, *_rank(it)))
-    return Plan(limit_bytes, wanted, largest_batch(base.peak, limit_bytes, guess=wanted, least=base.least), tuple(ranked))
+    return Plan(limit_bytes, wanted, largest, tuple(ranked))
 
 
 def settle(
@@ -168,7 +194,7 @@ def settle(
     limit_bytes, wanted = _asked(batch, limit, None)
     _enough_for_weights(model, limit_bytes)
     training = _Training(model, batch, loss, optimizer, precision, None).checked()
-    options = _options(training, _name(optimizer), limit_bytes, wanted)
+    options = _options(training, limit_bytes, wanted)
     if not options:
         raise _nothing_fits(training, limit_bytes)
     return min(options, key=_rank)
@@ -233,13 +259,42 @@ def _changed(base: _Training, other: _Training) -> str:
     return _name(other.optimizer) if other.precision == base.precision else other.precision
 
 
-def _variations(base: _Training) -> Iterator[tuple[_Training, str]]:
+def _variations(base: _Training, wanted: int, few: int) -> Iterator[_Training]:
     """The training with one thing changed: half precision, or an optimizer with fewer or smaller states."""
     if base.precision == "32-true":
-        yield replace(base, precision="bf16-mixed", known={}), _name(base.optimizer)
+        half = replace(base, precision="bf16-mixed", known={})
+        pace = _measured_pace(base, half, few)
+        if pace is not None or base.device is not None or not few:
+            yield replace(half, pace=pace)
+    whole = _work(base.profile(wanted), 1)
     for name, optimizer in lean_optimizers().items():
-        if name != _name(base.optimizer):
-            yield replace(base, optimizer=optimizer, known={}), name
+        if name != base.name:
+            lean = replace(base, optimizer=optimizer, known={})
+            yield replace(lean, pace=_work(lean.profile(wanted), 1) / whole if whole else None)
+
+
+def _measured_pace(base: _Training, other: _Training, few: int) -> float | None:
+    """The time of a step beside that of another precision, on a few samples; None when it cannot be run here."""
+    if base.device is not None or not few:
+        return None
+    try:
+        return _seconds(other, few) / _seconds(base, few)
+    except Exception as error:
+        logger.info("%s is left out, it does not run: %s", other.precision, " ".join(str(error).split()))
+        return None
+
+
+def _seconds(training: _Training, few: int) -> float:
+    """The median time of a training step of a copy of the model."""
+    model, step = duplicate(training.model).train(), Pass(training.loss, training.optimizer, training.precision)
+    batch, times = resized(training.batch, few), []
+    with torch.random.fork_rng():
+        optimizer = step.make_optimizer(model)
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            step.run(model, batch, optimizer)
+            times.append(time.perf_counter() - start)
+    return median(times[1:])
 
 
 def lean_optimizers() -> dict[str, MakeOptimizer]:
@@ -254,27 +309,24 @@ def lean_optimizers() -> dict[str, MakeOptimizer]:
     return found
 
 
-def _options(training: _Training, name: str, limit_bytes: int, wanted: int) -> list[Option]:
+def _options(training: _Training, limit_bytes: int, wanted: int) -> list[Option]:
     """The whole batch as it is; else with the cheapest checkpoints, and in parts; in parts and all checkpointed at the last."""
     if training.peak(wanted) <= limit_bytes:
-        return [_option(training, name, wanted, 1, (), 0.0)]
+        return [_option(training, wanted, wanted, 1, ())]
     candidates = choices(training.model, training.profile(wanted))
     chosen = cheapest(candidates, lambda paths: training.peak(wanted, 1, paths) <= limit_bytes)
-    found = _in_parts(training, name, limit_bytes, wanted, (), 0.0)
+    found = _in_parts(training, limit_bytes, wanted, ())
     if chosen is not None:
-        found.append(_option(training, name, wanted, 1, tuple(it.path for it in chosen), sum(it.time for it in chosen)))
+        found.append(_option(training, wanted, wanted, 1, tuple(it.path for it in chosen)))
     elif candidates:
-        every, time = tuple(it.path for it in candidates), sum(it.time for it in candidates)
-        found += _in_parts(training, name, limit_bytes, wanted, every, time)
+        found += _in_parts(training, limit_bytes, wanted, tuple(it.path for it in candidates))
     return found
 
 
-def _in_parts(
-    training: _Training, name: str, limit_bytes: int, wanted: int, paths: tuple[str, ...], time: float | None
-) -> list[Option]:
+def _in_parts(training: _Training, limit_bytes: int, wanted: int, paths: tuple[str, ...]) -> list[Option]:
     """The batch in as few equal parts as fit, if any do."""
     if training.peak(wanted, 1, paths) <= limit_bytes:
-        return [_option(training, name, wanted, 1, paths, time)]
+        return [_option(training, wanted, wanted, 1, paths)]
     peak = partial(training.peak, accumulation=2, paths=paths)
     size = largest_batch(peak, limit_bytes, guess=max(1, wanted // 2), most=wanted, least=training.least)
     if not size:
@@ -282,14 +334,13 @@ def _in_parts(
     passes = -(-wanted // size)
     if wanted // passes < training.least:
         return []
-    return [_option(training, name, -(-wanted // passes), passes, paths, time)]
+    return [_option(training, wanted, -(-wanted // passes), passes, paths)]
 
 
-def _option(training: _Training, name: str, size: int, passes: int, paths: tuple[str, ...], more_time: float | None) -> Option:
+def _option(training: _Training, wanted: int, size: int, passes: int, paths: tuple[str, ...]) -> Option:
     norms = any(isinstance(module, _BatchNorm) for module in training.model.modules())
-    time = None if more_time is None else 1.0 + more_time
-    exact = passes == 1 or not norms
-    return Option(size, passes, paths, name, training.precision, training.peak(size, passes, paths), time, exact)
+    peak, time = training.peak(size, passes, paths), training.time(wanted, size, passes, paths)
+    return Option(size, passes, paths, training.name, training.precision, peak, time, exact=passes == 1 or not norms)
 
 
 def cheapest(candidates: Sequence[Choice], fits: Callable[[tuple[str, ...]], bool]) -> list[Choice] | None:

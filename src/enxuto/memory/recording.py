@@ -107,7 +107,8 @@ def _inside(tracker: Tracker, profile: Profile, reported: list[tuple[int, int]],
 
 
 def _brief(tracker: Tracker, profile: Profile, at: int, most: int) -> None:
-    inside = most - int(profile.total_bytes[at])
+    undone = max(tracker.undone.get(moment, 0) for moment in (at - 1, at))  # a copy is there until its moment is over
+    inside = most - int(profile.total_bytes[at]) - undone
     if inside > 0:
         tracker.brief(at, inside, profile.moments[at].path)
 

@@ -42,6 +42,13 @@ PRODUCTS_PER_BYTE = 8
 """Floating point operations that an ordinary core does while it moves a byte from or to memory."""
 
 
+STARTING = 100_000
+"""Bytes that could be moved while an operator is only called: ten microseconds of an ordinary core."""
+
+
+aten = torch.ops.aten
+
+
 class _Life:
     """A storage that is being followed; its category is known at the latest when it is gone."""
 
@@ -83,6 +90,8 @@ class Tracker(TorchDispatchMode):
         self._backward: list[int] = []  # the moments at which a backward pass began
         self._made_by: dict[int, str] = {}  # number of an autograd node -> path of the layer in whose forward pass it was made
         self._hooks: list[Any] = []
+        self._product: Tensor | None = None  # what the last operator gave, if it was the product of a Linear
+        self.undone: dict[int, int] = {}  # bytes of copies at moments where they are only there because somebody watches
 
     # what runs
 
@@ -115,6 +124,7 @@ class Tracker(TorchDispatchMode):
             self.complete_(func, args, outputs)
         phase, path = self._where()
         at = len(self.moments)
+        self._undo_copy(func, args, at)
         work = self._work(func, args, kwargs or {}, outputs) if self.weigh else 0.0
         self.moments.append(Moment(phase, path, str(func), work))
         for output in tree_leaves(outputs):
@@ -124,7 +134,14 @@ class Tracker(TorchDispatchMode):
             self.brief(at, needed, path)
         if self.on_moment is not None:
             self.on_moment()
+        self._product = outputs if func is aten._unsafe_view.default else None
         return outputs
+
+    def _undo_copy(self, func: Any, args: tuple[Any, ...], at: int) -> None:
+        """A Linear of three dimensions adds its bias in place, except while a mode sees it (ATen's `linear`): that is no copy."""
+        if func is aten.add.Tensor and self._product is not None and args[0] is self._product and args[1].ndim == 1:
+            self.undone[at] = self._alive[self._product.untyped_storage()._cdata].size_bytes
+            self._gone(self._product.untyped_storage()._cdata)
 
     @staticmethod
     def _work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> float:
@@ -132,7 +149,7 @@ class Tracker(TorchDispatchMode):
             tensor.numel() * tensor.element_size() for tensor in tree_leaves((args, outputs)) if isinstance(tensor, Tensor)
         )
         count = flop_registry.get(func.overloadpacket)
-        return moved + (count(*args, **kwargs, out_val=outputs) / PRODUCTS_PER_BYTE if count is not None else 0.0)
+        return STARTING + moved + (count(*args, **kwargs, out_val=outputs) / PRODUCTS_PER_BYTE if count is not None else 0.0)
 
     def follow(self, tensor: Tensor, category: str, path: str = "") -> None:
         """Says whose a tensor is; one that was not seen before is there from now on."""
