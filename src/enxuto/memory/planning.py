@@ -32,6 +32,8 @@ from enxuto.surgery import duplicate
 logger = logging.getLogger(__name__)
 FEW, ROUNDS = 8, 4
 """Samples and steps that tell how fast half precision is here; the first step does not count."""
+ENOUGH = 16
+"""Samples whose statistics a batch norm can do with (Wu, He 2018, "Group Normalization", figure 1)."""
 MOST = 1 << 20
 """Samples beyond which no larger batch is looked for."""
 Trainer = Literal["recover", "lightning", "transformers"]
@@ -55,24 +57,23 @@ class Option:
     peak_bytes: int
     time: float | None
     exact: bool
+    limit_bytes: int
 
     def settings(self, trainer: Trainer) -> dict[str, Any]:
         """The option as arguments: of the DataLoader and Trainer of Lightning, of TrainingArguments, or of Recover.
 
-        Layers to checkpoint are for `ex.memory.checkpoint_(model, paths)`, before training; Recover does it by itself.
+        For `checkpoint`, call `ex.memory.checkpoint_(model, option.checkpoint)` before training; Recover does it by itself.
         Raises: RangeError for another trainer.
         """
         if trainer == "recover":
-            return {"memory": self.peak_bytes, "precision": self.precision}
+            return {"memory": self.limit_bytes, "precision": self.precision}
         if trainer == "lightning":
             given: dict[str, Any] = {"batch_size": self.batch_size, "accumulate_grad_batches": self.accumulation}
-            given |= {"precision": self.precision}
-        elif trainer == "transformers":
+            return given | {"precision": self.precision}
+        if trainer == "transformers":
             given = {"per_device_train_batch_size": self.batch_size, "gradient_accumulation_steps": self.accumulation}
-            given |= {"bf16": self.precision == "bf16-mixed", "fp16": self.precision == "16-mixed"}
-        else:
-            raise RangeError(f"trainer={trainer!r} is not known; use 'recover', 'lightning' or 'transformers'.")
-        return given | ({"checkpoint": list(self.checkpoint)} if self.checkpoint else {})
+            return given | {"bf16": self.precision == "bf16-mixed", "fp16": self.precision == "16-mixed"}
+        raise RangeError(f"trainer={trainer!r} is not known; use 'recover', 'lightning' or 'transformers'.")
 
 
 @dataclass(frozen=True)
@@ -200,8 +201,10 @@ def settle(
     return min(options, key=_rank)
 
 
-def _rank(option: Option) -> tuple[bool, float, int]:
-    return not option.exact, option.time or 1.0, option.accumulation
+def _rank(option: Option) -> tuple[int, float, int]:
+    """The order of options: exact ones, then those whose batch norms see enough samples, then the fastest."""
+    few = 0 if option.exact else 1 + max(0, ENOUGH - option.batch_size)
+    return few, option.time or 1.0, option.accumulation
 
 
 def largest_batch(peak: Callable[[int], int], limit_bytes: int, *, guess: int = 1, most: int = MOST, least: int = 1) -> int:
@@ -340,7 +343,8 @@ def _in_parts(training: _Training, limit_bytes: int, wanted: int, paths: tuple[s
 def _option(training: _Training, wanted: int, size: int, passes: int, paths: tuple[str, ...]) -> Option:
     norms = any(isinstance(module, _BatchNorm) for module in training.model.modules())
     peak, time = training.peak(size, passes, paths), training.time(wanted, size, passes, paths)
-    return Option(size, passes, paths, training.name, training.precision, peak, time, exact=passes == 1 or not norms)
+    exact = passes == 1 or not norms
+    return Option(size, passes, paths, training.name, training.precision, peak, time, exact, training.limit_bytes)
 
 
 def cheapest(candidates: Sequence[Choice], fits: Callable[[tuple[str, ...]], bool]) -> list[Choice] | None:
