@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from enxuto.memory.blocks import Choice, choices
 from enxuto.memory.checkpoint import checkpointed
 from enxuto.memory.prediction import predict
 from enxuto.memory.profile import Profile
-from enxuto.memory.training import Loss, MakeOptimizer, Precision, samples
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, samples
 from enxuto.progress import counted
 from enxuto.sizes import format_bytes, parse_bytes, tensor_bytes
 
@@ -113,6 +114,24 @@ class _Training:
     def peak(self, size: int, accumulation: int = 1, paths: tuple[str, ...] = ()) -> int:
         return self.profile(size, accumulation, paths).peak_bytes
 
+    @cached_property
+    def least(self) -> int:
+        """The fewest samples that can be trained on: two where one is refused, as by a batch norm of vectors."""
+        try:
+            self.profile(1)
+        except Exception as refused:
+            try:
+                self.profile(2)
+            except Exception:
+                raise refused from None
+            return 2
+        return 1
+
+    def largest(self, limit_bytes: int, guess: int, most: int, accumulation: int = 1, paths: tuple[str, ...] = ()) -> int:
+        return largest_batch(
+            lambda size: self.peak(size, accumulation, paths), limit_bytes, guess=guess, least=self.least, most=most
+        )
+
 
 def plan(
     model: nn.Module,
@@ -131,6 +150,7 @@ def plan(
     said otherwise. The limit is for the tensors of the step: Python and torch themselves take some hundred megabytes beside.
     Raises: LimitError, saying what is needed, when nothing fits; RangeError when the numbers make no sense.
     """
+    Pass(loss, optimizer, precision).check(model, batch)
     limit_bytes, wanted = _asked(batch, limit, samples_per_update)
     _enough_for_weights(model, limit_bytes)
     base = _Training(model, batch, loss, optimizer, precision, device)
@@ -142,7 +162,8 @@ def plan(
         raise _nothing_fits(base, limit_bytes)
     asked = (_name(optimizer), precision)
     ranked = sorted(options, key=lambda it: ((it.optimizer, it.precision) != asked, *_rank(it)))
-    return Plan(limit_bytes, wanted, largest_batch(base.peak, limit_bytes, guess=wanted), tuple(ranked))
+    most = MOST if base.profile(wanted).predicted else wanted  # what must really run is not tried larger than asked for
+    return Plan(limit_bytes, wanted, base.largest(limit_bytes, guess=wanted, most=most), tuple(ranked))
 
 
 def settle(
@@ -165,23 +186,23 @@ def _rank(option: Option) -> tuple[bool, float, int]:
     return not option.exact, option.time or 1.0, option.accumulation
 
 
-def largest_batch(peak: Callable[[int], int], limit_bytes: int, *, guess: int = 1, most: int = MOST) -> int:
-    """The most samples whose peak is within the limit; 0 when not even one is.
+def largest_batch(peak: Callable[[int], int], limit_bytes: int, *, guess: int = 1, least: int = 1, most: int = MOST) -> int:
+    """The most samples, from `least` to `most`, whose peak is within the limit; 0 when not even the least is.
 
     The peak grows with the samples, in pieces that are nearly straight, so each question is put where the line through the
     answers on both sides meets the limit.
     """
-    least = peak(1)
-    if least > limit_bytes:
+    first = (least, peak(least))
+    if first[1] > limit_bytes:
         return 0
-    low, high = (1, least), (most + 1, math.inf)  # what fits and what does not, with their peaks
-    ask = max(guess, 2)
+    low, high = first, (most + 1, math.inf)  # what fits and what does not, with their peaks
+    ask = max(guess, least + 1)
     while high[0] - low[0] > 1:
         before = high[0] - low[0]
         ask = min(max(ask, low[0] + 1), high[0] - 1)
         answer = (ask, peak(ask))
         low, high = (answer, high) if answer[1] <= limit_bytes else (low, answer)
-        ends = (low, high) if high[0] <= most else ((1, least), low)
+        ends = (low, high) if high[0] <= most else (first, low)
         slope = (ends[1][1] - ends[0][1]) / max(1, ends[1][0] - ends[0][0])
         straight = low[0] + int((limit_bytes - low[1]) / slope) if slope > 0 else most
         slow = high[0] - low[0] > before / 2 and high[0] <= most
@@ -205,11 +226,13 @@ def _enough_for_weights(model: nn.Module, limit_bytes: int) -> None:
 
 
 def _nothing_fits(training: _Training, limit_bytes: int) -> LimitError:
-    every = tuple(choice.path for choice in choices(training.model, training.profile(1)))
-    plain, least = training.peak(1), training.peak(1, 1, every)
+    size = training.least
+    every = tuple(choice.path for choice in choices(training.model, training.profile(size)))
+    plain, least = training.peak(size), training.peak(size, 1, every)
     words = f", {format_bytes(least)} with all of its {len(every)} blocks checkpointed" if least < plain else ""
+    few = "one sample" if size == 1 else f"{size} samples"
     return LimitError(
-        f"the limit is {format_bytes(limit_bytes)}, but a training step of one sample takes {format_bytes(plain)}{words}; "
+        f"the limit is {format_bytes(limit_bytes)}, but a training step of {few} takes {format_bytes(plain)}{words}; "
         "allow more, choose an optimizer with fewer states (torch.optim.SGD), or compress the model first."
     )
 
@@ -256,10 +279,10 @@ def _in_parts(
     """The batch in as few equal parts as fit, if any do."""
     if training.peak(wanted, 1, paths) <= limit_bytes:
         return [_option(training, name, wanted, 1, paths, time)]
-    size = largest_batch(lambda size: training.peak(size, 2, paths), limit_bytes, guess=max(1, wanted // 2), most=wanted)
-    if not size:
+    size = training.largest(limit_bytes, guess=max(1, wanted // 2), most=wanted, accumulation=2, paths=paths)
+    passes = -(-wanted // size) if size else 0
+    if not size or wanted // passes < training.least:
         return []
-    passes = -(-wanted // size)
     return [_option(training, name, -(-wanted // passes), passes, paths, time)]
 
 
