@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import enxuto as ex
 from enxuto import zoo
 from enxuto.errors import LimitError, RangeError
 from enxuto.memory.blocks import Choice
-from enxuto.memory.planning import cheapest, largest_batch, lean_optimizers
+from enxuto.memory.planning import cheapest, lean_optimizers
 from enxuto.memory.training import parts, samples
+from enxuto.memory.trials import largest_batch
 
 BATCH = torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))
 LIMITS = {"resnet-8": ("8 MB", "4 MB", "3 MB"), "transformer": ("14 MB", "9 MB", "4 MB"), "lenet-300-100": ("10 MB", "6.2 MB")}
@@ -132,7 +134,7 @@ def test_settings_are_what_trainers_take():
     assert option.settings("lightning")["accumulate_grad_batches"] == option.accumulation > 1
     given = option.settings("transformers")
     assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] >= 32
-    assert ex.Recover(**option.settings("recover")).memory == option.peak_bytes
+    assert ex.Recover(**option.settings("recover")).memory == option.limit_bytes == 4_000_000
 
 
 def test_parts_of_a_batch_are_the_batch():
@@ -142,3 +144,32 @@ def test_parts_of_a_batch_are_the_batch():
     assert torch.equal(torch.cat([part[0]["x"] for part in cut]), batch[0]["x"])
     assert parts(batch, 1)[0] is batch
     assert len(parts(batch, 99)) == 7
+
+
+def test_a_network_that_refuses_one_sample_is_planned_from_two_on():
+    def block(inputs: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, 320), nn.BatchNorm1d(320), nn.ReLU())
+
+    model = nn.Sequential(block(64), block(320), nn.Linear(320, 10))
+    batch = torch.randn(256, 64), torch.randint(0, 10, (256,))
+    plan = ex.memory.plan(model, batch, "3 MB", loss=F.cross_entropy)
+    assert plan.largest_batch > 2
+    assert all(option.peak_bytes <= plan.limit_bytes for option in plan.options)
+    with pytest.raises(LimitError, match="step of 2 samples, the fewest that its batch norms take, with Adam takes"):
+        ex.memory.plan(model, batch, "0.7 MB", loss=F.cross_entropy)
+
+
+def test_what_must_really_run_is_not_run_larger_than_asked_for():
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x):
+            sizes.append(len(x))
+            y = self.fc(x)
+            return y if float(y.sum()) > 0 else -y
+
+    sizes: list[int] = []
+    plan = ex.memory.plan(Moody(), (torch.randn(16, 64), torch.randint(0, 10, (16,))), "50 MB", loss=F.cross_entropy)
+    assert plan.largest_batch == max(sizes) == 16

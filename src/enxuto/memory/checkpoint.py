@@ -62,7 +62,16 @@ def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
             return run(*args, **kwargs)
         return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _once(self)), **kwargs)
 
-    return type(kind.__name__, (kind,), {"forward": forward, _MARK: True, "__module__": kind.__module__})
+    def reduce(self: nn.Module, protocol: Any) -> Any:  # no module holds this class by its name, from which pickle would take it
+        return _empty, (kind,), self.__getstate__()
+
+    names = {"forward": forward, _MARK: True, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), names | ({"__reduce_ex__": reduce} if kind.__reduce__ is object.__reduce__ else {}))
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    again = _recomputing(kind)  # type: ignore[arg-type]  # classes can be hashed
+    return again.__new__(again)
 
 
 @contextmanager

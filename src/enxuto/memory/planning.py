@@ -5,13 +5,8 @@ Every row was predicted as it would run (see `predict`); nothing is estimated by
 
 from __future__ import annotations
 
-import logging
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from statistics import median
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,21 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from enxuto.checks import named, whole
 from enxuto.errors import LimitError, RangeError
 from enxuto.memory.blocks import Choice, choices
-from enxuto.memory.checkpoint import checkpointed
-from enxuto.memory.prediction import predict
-from enxuto.memory.profile import UPDATE, Profile
-from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, resized, samples
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, samples, tensors
+from enxuto.memory.trials import FEW, MOST, Training, measured_pace
 from enxuto.progress import counted
 from enxuto.sizes import format_bytes, parse_bytes, tensor_bytes
-from enxuto.surgery import duplicate
 
-logger = logging.getLogger(__name__)
-FEW, ROUNDS = 8, 4
-"""Samples and steps that tell how fast half precision is here; the first step does not count."""
 ENOUGH = 16
 """Samples whose statistics a batch norm can do with (Wu, He 2018, "Group Normalization", figure 1)."""
-MOST = 1 << 20
-"""Samples beyond which no larger batch is looked for."""
 Trainer = Literal["recover", "lightning", "transformers"]
 
 
@@ -91,67 +78,6 @@ class Plan:
         return self.options[0]
 
 
-@dataclass(frozen=True)
-class _Training:
-    """A training step whose peak can be asked for in variations; every answer is kept."""
-
-    model: nn.Module
-    batch: Any
-    loss: Loss
-    optimizer: MakeOptimizer
-    precision: Precision
-    device: str | None
-    least: int = 1  # samples of a pass
-    pace: float | None = 1.0  # its time beside that of the training asked for, both with the whole batch
-    known: dict[Any, Profile] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return _name(self.optimizer)
-
-    def profile(self, size: int, accumulation: int = 1, paths: tuple[str, ...] = ()) -> Profile:
-        accumulation = min(accumulation, 2)  # from the second pass on, gradients are there from the start
-        key = (size, accumulation, paths)
-        if key not in self.known:
-            with checkpointed(self.model, paths):
-                self.known[key] = predict(
-                    self.model,
-                    self.batch,
-                    loss=self.loss,
-                    optimizer=self.optimizer,
-                    batch_size=size,
-                    precision=self.precision,
-                    accumulation=accumulation,
-                    device=self.device,
-                )
-        return self.known[key]
-
-    def checked(self) -> _Training:
-        """With two samples as the least where a batch norm would see a single number for each channel."""
-        if any(isinstance(module, _BatchNorm) for module in self.model.modules()):
-            try:
-                self.profile(1)
-            except ValueError as error:  # torch's own, from batch_norm
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                return replace(self, least=2)
-        return self
-
-    def peak(self, size: int, accumulation: int = 1, paths: tuple[str, ...] = ()) -> int:
-        return self.profile(size, accumulation, paths).peak_bytes
-
-    def time(self, wanted: int, size: int, passes: int, paths: tuple[str, ...]) -> float | None:
-        """Predicted time of an update beside the whole batch without checkpoints in the training asked for."""
-        whole = _work(self.profile(wanted), 1)
-        return None if self.pace is None or not whole else self.pace * _work(self.profile(size, passes, paths), passes) / whole
-
-
-def _work(profile: Profile, passes: int) -> float:
-    """The work of an update; the profile holds at most two of its passes."""
-    update = sum(moment.work for moment in profile.moments if moment.phase == UPDATE)
-    return (sum(moment.work for moment in profile.moments) - update) * passes / min(passes, 2) + update
-
-
 def plan(
     model: nn.Module,
     batch: Any,
@@ -170,32 +96,32 @@ def plan(
     Nothing is run but a few samples in half precision and in the precision asked for, to see which is faster here.
     Raises: LimitError, saying what is needed, when nothing fits; RangeError when the numbers make no sense.
     """
+    Pass(loss, optimizer, precision).check(model, batch)
     limit_bytes, wanted = _asked(batch, limit, samples_per_update)
     _enough_for_weights(model, limit_bytes)
-    base = _Training(model, batch, loss, optimizer, precision, device).checked()
-    options = _options(base, limit_bytes, wanted)
-    largest = largest_batch(base.peak, limit_bytes, guess=wanted, least=base.least)
-    variations = list(_variations(base, wanted, min(FEW, largest)))
-    for training in counted(variations, "planning", len(variations)):
-        options += _in_parts(training, limit_bytes, wanted, ())
+    asked = Training(model, batch, loss, optimizer, precision, device, wanted)
+    options = _options(asked, limit_bytes)
+    largest = asked.largest(limit_bytes, guess=wanted, most=MOST)
+    others = list(_others(asked, min(FEW, largest)))
+    for training in counted(others, "planning", len(others)):
+        options += _in_parts(training, limit_bytes, ())
     if not options:
-        raise _nothing_fits(base, limit_bytes, [_changed(base, other) for other in variations])
-    asked = (_name(optimizer), precision)
-    ranked = sorted(options, key=lambda it: ((it.optimizer, it.precision) != asked, *_rank(it)))
+        raise _nothing_fits(asked, limit_bytes, others)
+    ranked = sorted(options, key=lambda it: ((it.optimizer, it.precision) != (asked.name, precision), *_rank(it)))
     return Plan(limit_bytes, wanted, largest, tuple(ranked))
 
 
 def settle(
     model: nn.Module, batch: Any, limit: str | int, *, loss: Loss, optimizer: MakeOptimizer, precision: Precision = "32-true"
 ) -> Option:
-    """The best option for the optimizer and precision given, without looking at others.
+    """The best option for the optimizer and precision given, without looking at others, where the batch is there as a whole.
 
     Raises: LimitError when there is none.
     """
     limit_bytes, wanted = _asked(batch, limit, None)
     _enough_for_weights(model, limit_bytes)
-    training = _Training(model, batch, loss, optimizer, precision, None).checked()
-    options = _options(training, limit_bytes, wanted)
+    training = Training(model, batch, loss, optimizer, precision, None, wanted)
+    options = _options(training, limit_bytes, held_bytes=sum(map(tensor_bytes, tensors(batch))))
     if not options:
         raise _nothing_fits(training, limit_bytes)
     return min(options, key=_rank)
@@ -205,30 +131,6 @@ def _rank(option: Option) -> tuple[int, float, int]:
     """The order of options: exact ones, then those whose batch norms see enough samples, then the fastest."""
     few = 0 if option.exact else 1 + max(0, ENOUGH - option.batch_size)
     return few, option.time or 1.0, option.accumulation
-
-
-def largest_batch(peak: Callable[[int], int], limit_bytes: int, *, guess: int = 1, most: int = MOST, least: int = 1) -> int:
-    """The most samples whose peak is within the limit; 0 when not even `least` are.
-
-    The peak grows with the samples, in pieces that are nearly straight, so each question is put where the line through the
-    answers on both sides meets the limit.
-    """
-    first = least, peak(least)
-    if first[1] > limit_bytes:
-        return 0
-    low, high = first, (most + 1, math.inf)  # what fits and what does not, with their peaks
-    ask = max(guess, least + 1)
-    while high[0] - low[0] > 1:
-        before = high[0] - low[0]
-        ask = min(max(ask, low[0] + 1), high[0] - 1)
-        answer = (ask, peak(ask))
-        low, high = (answer, high) if answer[1] <= limit_bytes else (low, answer)
-        ends = (low, high) if high[0] <= most else (first, low)
-        slope = (ends[1][1] - ends[0][1]) / max(1, ends[1][0] - ends[0][0])
-        straight = low[0] + int((limit_bytes - low[1]) / slope) if slope > 0 else most
-        slow = high[0] - low[0] > before / 2 and high[0] <= most
-        ask = (low[0] + high[0]) // 2 if slow else straight
-    return low[0]
 
 
 def _asked(batch: Any, limit: str | int, wanted: int | None) -> tuple[int, int]:
@@ -246,58 +148,32 @@ def _enough_for_weights(model: nn.Module, limit_bytes: int) -> None:
         )
 
 
-def _nothing_fits(training: _Training, limit_bytes: int, others: Sequence[str] = ()) -> LimitError:
-    every = tuple(choice.path for choice in choices(training.model, training.profile(training.least)))
-    plain, least = training.peak(training.least), training.peak(training.least, 1, every)
+def _nothing_fits(training: Training, limit_bytes: int, others: Sequence[Training] = ()) -> LimitError:
+    size = training.least
+    every = tuple(choice.path for choice in choices(training.model, training.profile(size)))
+    plain, least = training.peak(size), training.peak(size, 1, every)
     words = f", {format_bytes(least)} with all of its {len(every)} blocks checkpointed" if least < plain else ""
-    few = "one sample" if training.least == 1 else f"{training.least} samples, the fewest that its batch norms take,"
-    tried = f"; {', '.join(others[:-1])} and {others[-1]} do not fit either" if len(others) > 1 else ""
+    few = "one sample" if size == 1 else f"{size} samples, the fewest that its batch norms take,"
+    names = [it.precision if it.precision != training.precision else it.name for it in others]
+    tried = f"; {', '.join(names[:-1])} and {names[-1]} do not fit either" if len(names) > 1 else ""
     return LimitError(
-        f"the limit is {format_bytes(limit_bytes)}, but a training step of {few} with {_name(training.optimizer)} takes "
+        f"the limit is {format_bytes(limit_bytes)}, but a training step of {few} with {training.name} takes "
         f"{format_bytes(plain)}{words}{tried}; allow more, or compress the model first."
     )
 
 
-def _changed(base: _Training, other: _Training) -> str:
-    return _name(other.optimizer) if other.precision == base.precision else other.precision
-
-
-def _variations(base: _Training, wanted: int, few: int) -> Iterator[_Training]:
+def _others(asked: Training, few: int) -> Iterator[Training]:
     """The training with one thing changed: half precision, or an optimizer with fewer or smaller states."""
-    if base.precision == "32-true":
-        half = replace(base, precision="bf16-mixed", known={})
-        pace = _measured_pace(base, half, few)
-        if pace is not None or base.device is not None or not few:
+    if asked.precision == "32-true":
+        half = replace(asked, precision="bf16-mixed", known={})
+        pace = measured_pace(asked, half, few)
+        if pace is not None or asked.device is not None or not few:
             yield replace(half, pace=pace)
-    whole = _work(base.profile(wanted), 1)
+    work = asked.work(asked.wanted)
     for name, optimizer in lean_optimizers().items():
-        if name != base.name:
-            lean = replace(base, optimizer=optimizer, known={})
-            yield replace(lean, pace=_work(lean.profile(wanted), 1) / whole if whole else None)
-
-
-def _measured_pace(base: _Training, other: _Training, few: int) -> float | None:
-    """The time of a step beside that of another precision, on a few samples; None when it cannot be run here."""
-    if base.device is not None or not few:
-        return None
-    try:
-        return _seconds(other, few) / _seconds(base, few)
-    except Exception as error:
-        logger.info("%s is left out, it does not run: %s", other.precision, " ".join(str(error).split()))
-        return None
-
-
-def _seconds(training: _Training, few: int) -> float:
-    """The median time of a training step of a copy of the model."""
-    model, step = duplicate(training.model).train(), Pass(training.loss, training.optimizer, training.precision)
-    batch, times = resized(training.batch, few), []
-    with torch.random.fork_rng():
-        optimizer = step.make_optimizer(model)
-        for _ in range(ROUNDS):
-            start = time.perf_counter()
-            step.run(model, batch, optimizer)
-            times.append(time.perf_counter() - start)
-    return median(times[1:])
+        if name != asked.name:
+            lean = replace(asked, optimizer=optimizer, known={})
+            yield replace(lean, pace=lean.work(lean.wanted) / work if work else None)
 
 
 def lean_optimizers() -> dict[str, MakeOptimizer]:
@@ -312,39 +188,41 @@ def lean_optimizers() -> dict[str, MakeOptimizer]:
     return found
 
 
-def _options(training: _Training, limit_bytes: int, wanted: int) -> list[Option]:
-    """The whole batch as it is; else with the cheapest checkpoints, and in parts; in parts and all checkpointed at the last."""
+def _options(training: Training, limit_bytes: int, held_bytes: int = 0) -> list[Option]:
+    """The whole batch as it is; else with the cheapest checkpoints, and in parts; in parts and all checkpointed at the last.
+
+    `held_bytes` are there beside a part of the batch.
+    """
+    wanted = training.wanted
     if training.peak(wanted) <= limit_bytes:
-        return [_option(training, wanted, wanted, 1, ())]
+        return [_option(training, limit_bytes, wanted, 1, ())]
     candidates = choices(training.model, training.profile(wanted))
     chosen = cheapest(candidates, lambda paths: training.peak(wanted, 1, paths) <= limit_bytes)
-    found = _in_parts(training, limit_bytes, wanted, ())
+    found = _in_parts(training, limit_bytes - held_bytes, ())
     if chosen is not None:
-        found.append(_option(training, wanted, wanted, 1, tuple(it.path for it in chosen)))
+        found.append(_option(training, limit_bytes, wanted, 1, tuple(it.path for it in chosen)))
     elif candidates:
-        found += _in_parts(training, limit_bytes, wanted, tuple(it.path for it in candidates))
+        found += _in_parts(training, limit_bytes - held_bytes, tuple(it.path for it in candidates))
     return found
 
 
-def _in_parts(training: _Training, limit_bytes: int, wanted: int, paths: tuple[str, ...]) -> list[Option]:
+def _in_parts(training: Training, limit_bytes: int, paths: tuple[str, ...]) -> list[Option]:
     """The batch in as few equal parts as fit, if any do."""
+    wanted = training.wanted
     if training.peak(wanted, 1, paths) <= limit_bytes:
-        return [_option(training, wanted, wanted, 1, paths)]
-    peak = partial(training.peak, accumulation=2, paths=paths)
-    size = largest_batch(peak, limit_bytes, guess=max(1, wanted // 2), most=wanted, least=training.least)
-    if not size:
+        return [_option(training, limit_bytes, wanted, 1, paths)]
+    size = training.largest(limit_bytes, guess=max(1, wanted // 2), most=wanted, accumulation=2, paths=paths)
+    passes = -(-wanted // size) if size else 0
+    if not size or wanted // passes < training.least:
         return []
-    passes = -(-wanted // size)
-    if wanted // passes < training.least:
-        return []
-    return [_option(training, wanted, -(-wanted // passes), passes, paths)]
+    return [_option(training, limit_bytes, -(-wanted // passes), passes, paths)]
 
 
-def _option(training: _Training, wanted: int, size: int, passes: int, paths: tuple[str, ...]) -> Option:
+def _option(training: Training, limit_bytes: int, size: int, passes: int, paths: tuple[str, ...]) -> Option:
     norms = any(isinstance(module, _BatchNorm) for module in training.model.modules())
-    peak, time = training.peak(size, passes, paths), training.time(wanted, size, passes, paths)
+    peak, time = training.peak(size, passes, paths), training.time(size, passes, paths)
     exact = passes == 1 or not norms
-    return Option(size, passes, paths, training.name, training.precision, peak, time, exact, training.limit_bytes)
+    return Option(size, passes, paths, training.name, training.precision, peak, time, exact, limit_bytes)
 
 
 def cheapest(candidates: Sequence[Choice], fits: Callable[[tuple[str, ...]], bool]) -> list[Choice] | None:
@@ -369,7 +247,3 @@ def cheapest(candidates: Sequence[Choice], fits: Callable[[tuple[str, ...]], boo
         if fits(paths(rest)):
             chosen = rest
     return chosen
-
-
-def _name(optimizer: MakeOptimizer) -> str:
-    return getattr(optimizer, "__name__", type(optimizer).__name__)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.recording import measured
-from enxuto.memory.tracker import Tracker
+from enxuto.memory.tracker import Tracker, plain_tensors
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, resized, tensors
 from enxuto.memory.workspace import complete_, workspace
 from enxuto.sizes import tensor_bytes
@@ -46,7 +46,7 @@ def predict(
     Raises: TaskError or RangeError when the arguments make no sense; whatever the model raises on the batch.
     """
     step = Pass(loss, optimizer, precision, accumulation)
-    step.check(batch)
+    step.check(model, batch)
     check_device(device)
     try:
         return foreseen(model, batch, step, batch_size, device)
@@ -60,6 +60,17 @@ def predict(
 
 def foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None = None, device: str | None = None) -> Profile:
     """What `predict` gives, of a step that is described already. Raises torch's own error where values are needed."""
+    profile, idle = _foreseen(model, batch, step, batch_size, device, frozenset())
+    if idle:
+        profile, _ = _foreseen(model, batch, step, batch_size, device, idle)
+    return profile
+
+
+@torch.inference_mode(False)  # whatever mode the caller is in
+def _foreseen(
+    model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None, idle: frozenset[str]
+) -> tuple[Profile, frozenset[str]]:
+    """The profile, and the parameters that got no gradient; an optimizer has no states of those that are said to be `idle`."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     double = fake_model(model, mode, step, device)
     with mode, torch.compiler.set_stance("force_eager"):  # what is compiled cannot be followed
@@ -71,7 +82,7 @@ def foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None = 
         numbers = _AnyNumber(made)
         if made is not None:
             with numbers:
-                _make_states_(double, made)
+                _make_states_(double, made, idle)
         with numbers, tracker:
             for tensor in tensors(given):
                 tracker.follow(tensor, INPUTS)
@@ -80,7 +91,9 @@ def foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None = 
             if compiled:
                 largest = max(tensor_bytes(parameter) for parameter in double.parameters())
                 tracker.update(COPIES * largest)
-    return Profile(tracker.blocks(), tuple(tracker.moments), predicted=True)
+    trained = {} if made is None else dict(double.named_parameters())
+    idle = frozenset(path for path, parameter in trained.items() if parameter.requires_grad and parameter.grad is None)
+    return Profile(tracker.blocks(), tuple(tracker.moments), predicted=True), idle
 
 
 class _AnyNumber(TorchDispatchMode):
@@ -102,10 +115,10 @@ class _AnyNumber(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _make_states_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _make_states_(model: nn.Module, optimizer: torch.optim.Optimizer, idle: frozenset[str]) -> None:
     """The states that the optimizer has after its first step."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad and path not in idle:
             parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -114,13 +127,19 @@ def _make_states_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def fake_model(model: nn.Module, mode: FakeTensorMode, step: Pass, device: str | None = None) -> nn.Module:
     """The same structure around tensors that have shapes but no storage; the model itself is left alone."""
     memo: dict[int, Any] = {}
+    plain = [(tensor, tensor.detach()) for _, tensor in plain_tensors(model)]  # without graphs, about which the mode would warn
     with mode:
+        for tensor, values in plain:
+            memo[id(tensor)] = _like(tensor, mode.from_tensor(values))
         for tensor in [*model.parameters(), *model.buffers()]:
-            fake = step.cast(_on(mode.from_tensor(tensor.detach()), device))
-            if isinstance(tensor, nn.Parameter):
-                fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-            memo[id(tensor)] = fake
+            memo[id(tensor)] = _like(tensor, step.cast(_on(mode.from_tensor(tensor.detach()), device)))
         return copy.deepcopy(model, memo)
+
+
+def _like(tensor: Tensor, fake: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+    return fake.requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
 
 def _on(tensor: Tensor, device: str | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from enxuto.errors import TaskError
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.tracker import Tracker
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, resized, tensors
@@ -40,10 +42,11 @@ def record(
     themselves is the allocator's report less what tensors hold; it counts as temporaries.
     """
     step = Pass(loss, optimizer, precision, accumulation)
-    step.check(batch)
+    step.check(model, batch)
     return measured(model, batch, step, batch_size, device)
 
 
+@torch.inference_mode(False)  # whatever mode the caller is in
 def measured(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None) -> Profile:
     """What `record` gives, of a step that is described already."""
     check_device(device)
@@ -73,11 +76,15 @@ def _measured(model: nn.Module, batch: Any, step: Pass, optimizer: torch.optim.O
     with source as reported, tracker:
         for tensor in tensors(batch):
             tracker.follow(tensor, INPUTS)
+        before = tuple(tracker.lives)
         began, start = tracker.now_bytes, time.time_ns()
         step.run(model, batch, optimizer)
         seconds = (time.time_ns() - start) / 1e9
     profile = Profile(tracker.blocks(), tuple(tracker.moments), predicted=False, rss_bytes=tuple(rss), seconds=seconds)
-    _inside(tracker, profile, reported, [start, *times], began)
+    gone: Counter[int] = Counter()
+    for life in before:
+        gone[life.died] += life.size_bytes
+    _inside(tracker, profile, reported, [start, *times], began, gone)
     return replace(profile, blocks=tracker.blocks())
 
 
@@ -93,13 +100,20 @@ class _OnGpu(Tracker):
         return outputs
 
 
-def _inside(tracker: Tracker, profile: Profile, reported: list[tuple[int, int]], times: list[int], began: int) -> None:
-    """Adds what the allocator held during each operator beyond the tensors that were alive after it."""
+def _inside(
+    tracker: Tracker, profile: Profile, reported: list[tuple[int, int]], times: list[int], began: int, gone: Counter[int]
+) -> None:
+    """Adds what the allocator held during each operator beyond the tensors that were alive after it.
+
+    `gone` holds the bytes that went at a moment without a report, as they had come before the first.
+    """
     held, at, most = began, 0, began
     for when, change in reported:
         while at < len(profile.moments) and when > times[at + 1]:
             _brief(tracker, profile, at, most)
-            at, most = at + 1, held
+            at += 1
+            held -= gone[at]
+            most = held
         held += change
         most = max(most, held)
     if at < len(profile.moments):
@@ -119,6 +133,8 @@ def allocations() -> Iterator[list[tuple[int, int]]]:
     os.environ.setdefault("KINETO_LOG_LEVEL", _QUIET)  # its messages are for those who debug the profiler
     from torch.profiler import ProfilerActivity, profile
 
+    if torch._C._autograd._profiler_enabled():
+        raise TaskError("torch's profiler runs already, and there is one alone; measure the memory outside of its block.")
     reported: list[tuple[int, int]] = []
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield reported

@@ -49,6 +49,18 @@ STARTING = 100_000
 aten = torch.ops.aten
 
 
+def plain_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Tensors in plain attributes and in lists and dicts there, neither parameters nor buffers, with their layers' paths."""
+    return [
+        (path, leaf)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if name not in ("_parameters", "_buffers", "_modules")
+        for leaf in tree_leaves(value)
+        if isinstance(leaf, Tensor)
+    ]
+
+
 class _Life:
     """A storage that is being followed; its category is known at the latest when it is gone."""
 
@@ -98,6 +110,8 @@ class Tracker(TorchDispatchMode):
     def __enter__(self) -> Tracker:
         self._follow_layers()
         self._follow_optimizer()
+        for path, tensor in plain_tensors(self.model):
+            self.follow(tensor, WEIGHTS, path)
         for path, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
             self.follow(tensor, WEIGHTS, path.rpartition(".")[0])
             if isinstance(tensor.grad, Tensor):
@@ -153,15 +167,12 @@ class Tracker(TorchDispatchMode):
 
     def follow(self, tensor: Tensor, category: str, path: str = "") -> None:
         """Says whose a tensor is; one that was not seen before is there from now on."""
-        if tensor.layout != torch.strided:
-            return
         for life in self._add(tensor, len(self.moments), path):
             life.category, life.path = category, path
 
     def add(self, tensor: Tensor) -> None:
         """Follows a tensor that came from elsewhere; whose it is stays open."""
-        if tensor.layout == torch.strided:
-            self._add(tensor, len(self.moments), "")
+        self._add(tensor, len(self.moments), "")
 
     def brief(self, at: int, size_bytes: int, path: str) -> None:
         """Notes memory that was there for one moment, inside an operator."""
@@ -221,7 +232,11 @@ class Tracker(TorchDispatchMode):
     # storages
 
     def _add(self, tensor: Tensor, at: int, path: str) -> list[_Life]:
-        """Follows the storage of a tensor, or those of the tensors that one of another class is made of."""
+        """Follows the storage of a tensor, or those of the tensors that a sparse one or one of another class is made of."""
+        if tensor.layout == torch.sparse_coo:
+            return [life for part in (tensor._indices(), tensor._values()) for life in self._add(part, at, path)]
+        if tensor.layout != torch.strided:
+            return []
         if is_traceable_wrapper_subclass(tensor):
             names, _ = tensor.__tensor_flatten__()
             return [life for name in names for life in self._add(getattr(tensor, name), at, path)]
@@ -233,7 +248,7 @@ class Tracker(TorchDispatchMode):
         if key in self._alive:
             return self._alive[key]
         granule = GRANULE.get(tensor.device.type, 1)
-        computed = not self._updating and (bool(self._layers) or not self._in_backward())
+        computed = bool(self._layers) or not (self._updating or self._in_backward())
         life = _Life(-(-storage.nbytes() // granule) * granule, at, path, computed)
         life.reference = weakref.ref(storage, lambda _: self._gone(key))
         self._alive[key] = life
@@ -255,10 +270,10 @@ class Tracker(TorchDispatchMode):
 
     def _where(self) -> tuple[str, str]:
         """The phase and the layer that run now."""
-        if self._updating:
-            return UPDATE, ""
         path = self._layers[-1] if self._layers else ""
         backward = self._in_backward()
+        if self._updating and not self._layers and not backward:  # not a closure, in which an optimizer runs the model
+            return UPDATE, ""
         if not backward or self._layers:  # a layer runs, for the first time or, in a checkpoint, once more
             self._made_by.setdefault(torch._C._autograd._get_sequence_nr() - 1, path)  # its own operators come first
         if not backward:
@@ -272,6 +287,8 @@ class Tracker(TorchDispatchMode):
 
     def _follow_layers(self) -> None:
         for path, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             self._hooks.append(module.register_forward_pre_hook(self._entering(path)))
             self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
         for path, parameter in self.model.named_parameters():
@@ -311,6 +328,6 @@ class Tracker(TorchDispatchMode):
             return
         paths: dict[Tensor, str] = {parameter: path.rpartition(".")[0] for path, parameter in self.model.named_parameters()}
         for parameter, state in self.optimizer.state.items():
-            for value in state.values():
+            for value in tree_leaves(state):
                 if isinstance(value, Tensor):
                     self.follow(value, OPTIMIZER, paths.get(parameter, ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -50,8 +51,10 @@ class Pass:
         if self.optimizer is not None and self.loss is None:
             raise TaskError("an optimizer was given but no loss; a training step needs loss=, as in F.cross_entropy.")
 
-    def check(self, batch: Any) -> None:
-        """Raises TaskError when a training step gets something else than a pair (inputs, targets)."""
+    def check(self, model: nn.Module, batch: Any) -> None:
+        """Raises TaskError when the model is none, or a training step gets something else than a pair (inputs, targets)."""
+        if not isinstance(model, nn.Module):
+            raise TaskError(f"model is {type(model).__name__}, not a torch.nn.Module; pass the network itself.")
         if self.loss is not None and (not isinstance(batch, (tuple, list)) or len(batch) != 2):
             raise TaskError(f"batch is {type(batch).__name__}; with a loss it must be a pair (inputs, targets), as train= gives.")
 
@@ -61,10 +64,25 @@ class Pass:
         return tensor.to(HALF[self.precision]) if true and tensor.is_floating_point() else tensor
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer | None:
-        """The optimizer of the parameters that train; None when there is none."""
+        """The optimizer of the parameters that train; None when there is none.
+
+        Raises: TaskError when no parameter trains, or its step needs a closure.
+        """
         if self.optimizer is None:
             return None
-        return self.optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained:
+            raise TaskError(
+                "all parameters of the model have requires_grad=False, so none trains; call requires_grad_(True) on it."
+            )
+        made = self.optimizer(trained)
+        closure = inspect.signature(made.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise TaskError(
+                f"{type(made).__name__} runs the model in its step, as often as it likes, so that no one step can be foreseen; "
+                "use ex.memory.watch around your own loop."
+            )
+        return made
 
     def run(self, model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None, *, update: bool = True) -> None:
         """One step, or all of it but the update."""
@@ -124,10 +142,10 @@ def samples(batch: Any) -> int:
 def resized(batch: Any, size: int) -> Any:
     """The batch with `size` samples, repeating or leaving out some: what has as many rows as the batch has samples is resized.
 
-    Raises: ShapeError when size is less than one.
+    Raises: ShapeError when size is no whole number of at least one.
     """
-    if size < 1:
-        raise ShapeError(f"batch_size={size} holds no sample; use at least 1.")
+    if not whole(size, 1):
+        raise ShapeError(f"{named('batch_size', size)} is no number of samples; use 1 or more.")
     given = samples(batch)
     if size == given:
         return batch

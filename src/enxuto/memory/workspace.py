@@ -20,8 +20,19 @@ PLAIN_CHANNELS = 3
 """Up to so many input channels, oneDNN reads an image as it is."""
 SUMS, HALF_SUMS = 512, 16384
 """Bytes of partial sums: of a layer norm's backward pass, and of a convolution's in half precision."""
+MKLDNN = ("Mkldnn", "???")
+"""Names of oneDNN's backends; that of transposed convolutions has none."""
 HALF = 2
 """Bytes of an element in half precision."""
+PACKED = {
+    dtype
+    for dtype, supported in (
+        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported()),
+    )
+    if supported
+}
+"""Types of half precision whose products this machine leaves to oneDNN."""
 
 
 def workspace(func: Any, args: tuple[Any, ...], outputs: Any) -> int:
@@ -38,6 +49,8 @@ def complete_(func: Any, args: tuple[Any, ...], outputs: Any) -> None:
         train, kept = args[-1], outputs[3]
         if train:
             kept.untyped_storage().resize_(_recurrent_reserve(args))
+    elif func.overloadpacket in LOSSES and outputs.ndim == 0:  # one number, in the storage of all that it was reduced from
+        outputs.untyped_storage().resize_(_elementwise(args))
 
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
@@ -55,6 +68,12 @@ def _up(count: int, step: int) -> int:
 def _copies(tensors: Sequence[Any]) -> int:
     """Bytes of contiguous copies of what is not contiguous."""
     return sum(_bytes(tensor) for tensor in _tensors(tensors) if not tensor.is_contiguous())
+
+
+def _elementwise(args: tuple[Any, ...]) -> int:
+    """Bytes of what two tensors give element by element."""
+    one, other = args[:2]
+    return torch.broadcast_shapes(one.shape, other.shape).numel() * one.element_size()
 
 
 # convolutions
@@ -76,7 +95,7 @@ def _blocked(x: Tensor) -> int:
     return _bytes(x) // x.shape[1] * _up(x.shape[1], LANES)
 
 
-def _blocked_weight(weight: Tensor, groups: int) -> int:
+def _blocked_weight(weight: Tensor) -> int:
     out, inside = weight.shape[:2]
     inside = inside if inside <= PLAIN_CHANNELS else _up(inside, LANES)
     return weight.element_size() * _up(out, LANES) * inside * math.prod(weight.shape[2:])
@@ -84,7 +103,9 @@ def _blocked_weight(weight: Tensor, groups: int) -> int:
 
 def _columns(x: Tensor, weight: Tensor, maps: Tensor, rest: Sequence[Any]) -> int:
     """Bytes of the unfolded input of a convolution by matrix product."""
-    stride, padding = rest[0], rest[1]
+    stride, padding, _, transposed = rest[:4]
+    if transposed:  # a sample at a time
+        return x.element_size() * math.prod(weight.shape[1:]) * math.prod(x.shape[2:])
     if all(size == 1 for size in weight.shape[2:]) and all(s == 1 for s in stride) and not any(padding):
         return 0
     return x.element_size() * x.shape[0] * math.prod(weight.shape[1:]) * math.prod(maps.shape[2:])
@@ -95,12 +116,27 @@ def _convolution(args: tuple[Any, ...], y: Tensor) -> int:
     backend = _backend(x, weight, rest)
     if backend.startswith("Slow"):
         return _columns(x, weight, y, rest)
-    if not backend.startswith("Mkldnn"):
+    if not backend.startswith(MKLDNN):
         return 0
     if _channels_last(x, weight):
-        return _blocked_weight(weight, rest[-1])
-    inputs = 0 if x.shape[1] <= PLAIN_CHANNELS else _blocked(x)
-    return max(inputs + _blocked_weight(weight, rest[-1]) + _blocked(y), _blocked(y) + _bytes(y)) - _bytes(y)
+        return _blocked_weight(weight)
+    return (_to_input(x, weight, y, rest) if rest[3] else _to_output(x, weight, y)) - _bytes(y)
+
+
+def _to_output(x: Tensor, weight: Tensor, y: Tensor) -> int:
+    """Bytes, with the result: from x to y, or from the gradient of a transposed convolution's output to that of its input."""
+    return max(_read(x) + _blocked_weight(weight) + _blocked(y), _blocked(y) + _bytes(y))
+
+
+def _to_input(y: Tensor, weight: Tensor, x: Tensor, rest: Sequence[Any]) -> int:
+    """Bytes, with the result: the other way round."""
+    plain = _bytes(x) * (2 if any(step > 1 for step in rest[0]) else 1)  # with a stride, the result is copied once more
+    kept = _bytes(x) if rest[3] and x.shape[1] <= PLAIN_CHANNELS else _blocked(x)
+    return max(_blocked(y) + _blocked_weight(weight) + kept, kept + plain)
+
+
+def _read(x: Tensor) -> int:
+    return 0 if x.shape[1] <= PLAIN_CHANNELS else _blocked(x)
 
 
 def _convolution_backward(args: tuple[Any, ...], outputs: Sequence[Any]) -> int:
@@ -108,19 +144,20 @@ def _convolution_backward(args: tuple[Any, ...], outputs: Sequence[Any]) -> int:
     rest, wanted = rest[:-1], rest[-1]
     backend = _backend(x, weight, rest)
     if backend.startswith("Slow"):
-        return _columns(x, weight, gradient, rest)
-    if not backend.startswith("Mkldnn"):
+        return _columns(x, weight, gradient, rest) + _copies([gradient])
+    if not backend.startswith(MKLDNN):
         return 0
-    weights = _blocked_weight(weight, rest[-1])
+    weights = _blocked_weight(weight)
     if _channels_last(x, weight, gradient):
         return weights
-    of_output, inputs, given = _blocked(gradient), _blocked(x), sum(_bytes(tensor) for tensor in _tensors(outputs))
-    plain = _bytes(x) * (2 if any(step > 1 for step in rest[0]) else 1)  # with a stride, the result is copied once more
-    to_input = max(of_output + weights + inputs, inputs + plain) if wanted[0] else 0
-    read = 0 if x.shape[1] <= PLAIN_CHANNELS else inputs
+    given = sum(_bytes(tensor) for tensor in _tensors(outputs))
+    if rest[3]:
+        to_input, maps = _to_output(gradient, weight, x), _read(gradient) + _blocked(x)
+    else:
+        to_input, maps = _to_input(gradient, weight, x, rest), _blocked(gradient) + _read(x)
     sums = 2 * weights + HALF_SUMS if x.element_size() == HALF else 0  # the gradient of the weights in floats
-    to_weight = (_bytes(x) if wanted[0] else 0) + of_output + read + weights + sums if wanted[1] else 0
-    return max(to_input, to_weight) - given
+    to_weight = (_bytes(x) if wanted[0] else 0) + maps + weights + sums
+    return max(to_input if wanted[0] else 0, to_weight if wanted[1] else 0) - given + _copies([gradient])
 
 
 # norms
@@ -150,8 +187,44 @@ def _attention(args: tuple[Any, ...], outputs: Any) -> int:
     return max(6 * _bytes(query), 3 * _bytes(query) + scores) - _bytes(query)
 
 
+def _flash_tile(query: Tensor, key: Tensor) -> tuple[int, int]:
+    """Queries and keys that a thread takes at a time (aten/native/cpu/FlashAttentionKernel.cpp)."""
+    length = query.shape[2]
+    return min(length, 256 if length >= 768 else 64 if length >= 192 else 32), min(key.shape[2], 512)
+
+
+def _flash_attention(args: tuple[Any, ...], outputs: Any) -> int:
+    query, key, value = args[:3]
+    queries, keys = _flash_tile(query, key)
+    scores = queries * keys * (4 + (HALF if query.element_size() == HALF else 0))
+    return torch.get_num_threads() * (scores + 4 * queries * (2 + value.shape[3]))
+
+
 def _flash_attention_backward(args: tuple[Any, ...], outputs: Any) -> int:
-    return _copies(args[:1]) + _bytes(args[5])
+    gradient, query, key = args[:3]
+    queries, keys = _flash_tile(query, key)
+    scores = 2 * queries * keys * (4 + (HALF if query.element_size() == HALF else 0))
+    return _copies([gradient.transpose(1, 2)]) + torch.get_num_threads() * (scores + 4 * queries)
+
+
+# losses and pictures
+
+
+def _upsample(args: tuple[Any, ...], output: Tensor) -> int:
+    """Copies of the input and the output with channels last, which its vectorized kernel wants (UpSampleKernel.cpp)."""
+    return _copies_with_channels_last(args[0], output) if sum(output.shape[2:]) <= 128 else 0
+
+
+def _bilinear(args: tuple[Any, ...], output: Tensor) -> int:
+    return _copies_with_channels_last(args[0], output) if args[0].shape[1] <= 3 else _upsample(args, output)
+
+
+def _copies_with_channels_last(x: Tensor, output: Tensor) -> int:
+    return 0 if x.is_contiguous(memory_format=torch.channels_last) else _bytes(x) + _bytes(output)
+
+
+def _loss(args: tuple[Any, ...], output: Tensor) -> int:
+    return 0 if output.ndim else _elementwise(args)
 
 
 # matrix products and mixed types
@@ -160,7 +233,7 @@ def _flash_attention_backward(args: tuple[Any, ...], outputs: Any) -> int:
 def _product(args: tuple[Any, ...], outputs: Any) -> int:
     """In half precision, oneDNN packs a part of the right factor and sums in floats."""
     left, right = _tensors(args)[-2:]
-    if left.element_size() != HALF or left.ndim != 2:
+    if left.element_size() != HALF or left.ndim != 2 or left.dtype not in PACKED:
         return 0
     wide = min(1, right.shape[1] / 64)
     return int(wide * (16384 + 256 * min(left.shape[0], 64) + 64 * left.shape[1]))
@@ -195,13 +268,13 @@ def _recurrent_sizes(args: tuple[Any, ...]) -> tuple[int, int, int, int, int]:
 def _recurrent_reserve(args: tuple[Any, ...]) -> int:
     """Bytes that an LSTM layer keeps for its backward pass: gates, states (layer, time, cell) and the gradients of states."""
     steps, samples, inputs, hidden, element = _recurrent_sizes(args)
-    states = 2 * (steps + 1) * samples
+    states, wide = 2 * (steps + 1) * samples, _leading(max(inputs, hidden), element)
     parts = [
         element * steps * samples * _leading(4 * hidden, element),
-        element * states * _leading(max(inputs, hidden), element),
-        element * states * _leading(hidden, element),
+        element * states * wide,
+        element * states * wide,
         4 * states * hidden,
-        4 * states * _leading(hidden),
+        4 * states * _leading(max(inputs, hidden)),
         4 * states * hidden,
         element * steps * samples * _leading(hidden, element),
     ]
@@ -214,11 +287,12 @@ def _recurrent_weights(args: tuple[Any, ...], leading: int, element: int) -> int
 
 
 def _recurrent(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
-    steps, samples, _, hidden, element = _recurrent_sizes(args)
+    steps, samples, inputs, hidden, element = _recurrent_sizes(args)
     gates = element * steps * samples * 4 * hidden
     if not outputs[3].untyped_storage().nbytes():
         twice = 2 if samples == 1 else 1
         states = 26 * samples * hidden + 40960 if element == HALF else 36 * samples * hidden + 8192
+        states += 2 * (steps + 1) * samples * element * (_leading(max(inputs, hidden), element) - hidden)
         return _recurrent_weights(args, 4 * hidden, element) + twice * gates + states
     if element == HALF:
         return _recurrent_weights(args, 4 * hidden, element) + 8 * samples * hidden
@@ -239,6 +313,9 @@ def _recurrent_backward(args: tuple[Any, ...], outputs: Any) -> int:
     return copies + weights + _recurrent_scratch(args)
 
 
+LOSSES = (aten.mse_loss, aten.smooth_l1_loss, aten.soft_margin_loss, aten.binary_cross_entropy)
+"""Losses whose one number keeps the storage of all elements."""
+
 RULES: Mapping[Any, Callable[[tuple[Any, ...], Any], int]] = {
     aten.convolution: _convolution,
     aten.convolution_backward: _convolution_backward,
@@ -247,6 +324,12 @@ RULES: Mapping[Any, Callable[[tuple[Any, ...], Any], int]] = {
     aten.native_layer_norm_backward: _layer_norm_backward,
     aten._native_multi_head_attention: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_attention_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu: _flash_attention,
+    aten.upsample_bilinear2d: _bilinear,
+    aten.upsample_nearest2d: _upsample,
+    aten.mse_loss: _loss,
+    aten.smooth_l1_loss: _loss,
+    aten.huber_loss: _loss,
     aten.mm: _product,
     aten.addmm: _product,
     aten.add: _mixed,
