@@ -211,3 +211,9 @@ def test_a_linear_of_three_dimensions_adds_its_bias_in_place_as_it_does_unwatche
     level = itertools.accumulate((change for _, change in reported), initial=held)
     assert ex.memory.predict(model, x).peak_bytes == pytest.approx(max(level), rel=0.01)
     assert ex.memory.record(model, x).peak_bytes == pytest.approx(ex.memory.predict(model, x).peak_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("ask", [ex.memory.predict, ex.memory.record])
+def test_a_batch_that_is_a_slice_of_a_data_set_counts_as_itself(ask):
+    model, images_of_all = nn.Linear(10, 3), torch.randn(1000, 10)
+    assert ask(model, images_of_all[:4]).by_category[INPUTS] == 4 * 10 * 4

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.recording import measured
 from enxuto.memory.tracker import Tracker, plain_tensors
-from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, resized, tensors
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own, resized, tensors
 from enxuto.memory.workspace import complete_, workspace
 from enxuto.sizes import tensor_bytes
 from enxuto.task import Batch
@@ -74,7 +74,7 @@ def _foreseen(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     double = fake_model(model, mode, step, device)
     with mode, torch.compiler.set_stance("force_eager"):  # what is compiled cannot be followed
-        given = tree_map_only(Tensor, lambda tensor: step.cast(_on(mode.from_tensor(tensor), device)), batch)
+        given = tree_map_only(Tensor, lambda tensor: step.cast(_on(of_its_own(mode.from_tensor(tensor)), device)), batch)
         given = given if batch_size is None else resized(given, batch_size)
         double.train(step.loss is not None)
         made = step.make_optimizer(double)

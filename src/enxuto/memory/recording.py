@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from enxuto.errors import TaskError
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.tracker import Tracker
-from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, resized, tensors
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own, resized, tensors
 from enxuto.surgery import duplicate
 from enxuto.task import Batch
 
@@ -51,7 +51,7 @@ def measured(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, d
     """What `record` gives, of a step that is described already."""
     check_device(device)
     double = duplicate(model).train(step.loss is not None)
-    given = tree_map_only(Tensor, lambda tensor: step.cast(tensor.to(device)), batch)
+    given = tree_map_only(Tensor, lambda tensor: step.cast(of_its_own(tensor).to(device)), batch)
     given = given if batch_size is None else resized(given, batch_size)
     for tensor in [*double.parameters(), *double.buffers()]:
         tensor.data = step.cast(tensor.data.to(device))

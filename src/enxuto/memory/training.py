@@ -128,6 +128,12 @@ def tensors(tree: Any) -> list[Tensor]:
     return found
 
 
+def of_its_own(tensor: Tensor) -> Tensor:
+    """The tensor in a storage of its own: a batch is often a slice of a whole data set, which is not the memory of a step."""
+    strided = tensor.layout == torch.strided
+    return tensor.clone() if strided and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size() else tensor
+
+
 def samples(batch: Any) -> int:
     """How many samples a batch holds: the first dimension of its first tensor.
 
