@@ -3,15 +3,14 @@ import time
 import numba
 import numpy as np
 import pytest
-from codes import sparse_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codes import sparse_codes
 from enxuto.artifact.primer import PRIMER
-from enxuto.coding import adaptive, decode_integers
+from enxuto.coding import adaptive, decode_integers, simple
 from enxuto.coding.adaptive_kernels import _SCATTER, AT, ORDERS, SLOT_BITS, _model_bit
 from enxuto.coding.bits import write_varint
-from enxuto.coding.integers import encode_simple
 from enxuto.coding.stream import TEXT
 from enxuto.errors import ArtifactError
 
@@ -42,7 +41,7 @@ def test_columns_that_were_pruned_together_make_the_adaptive_stream_smaller():
     codes = sparse_codes(100 * 500, 16, 0.5).reshape(100, 500)
     codes[:, ::2] = 8
     flat = codes.reshape(-1)
-    assert len(adaptive.encode(flat, 500, 16, budget=flat.size)) < 0.85 * len(encode_simple(flat, 16))
+    assert len(adaptive.encode(flat, 500, 16, budget=flat.size)) < 0.85 * len(simple.encode(flat, 16))
 
 
 @law

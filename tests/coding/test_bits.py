@@ -3,8 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enxuto.coding.bits import pack, packed_bytes, read_varint, unpack, write_varint
-from enxuto.errors import ArtifactError, RangeError
+from enxuto.coding.bits import packed_bytes, read_varint, write_varint
+from enxuto.coding.simple import read_only
+from enxuto.coding.simple_kernels import pack_bits, unpack_bits
+from enxuto.errors import ArtifactError
 
 law = settings(deadline=None, derandomize=True)
 
@@ -14,15 +16,24 @@ def some_codes(count: int, bits: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 1 << bits, count).astype(dtype)
 
 
+def pack(codes: np.ndarray, bits: int) -> bytes:
+    out = np.zeros(packed_bytes(codes.size, bits), np.uint8)
+    pack_bits(codes, bits, out, 0)
+    return out.tobytes()
+
+
+def unpack(data: bytes, count: int, bits: int) -> np.ndarray | None:
+    out = np.empty(count, np.uint8 if bits <= 8 else np.uint16)
+    return out if unpack_bits(read_only(data), 0, len(data), bits, out) else None
+
+
 @pytest.mark.parametrize("bits", range(1, 17))
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1001])
 def test_unpacking_gives_back_what_was_packed(bits, count):
     codes = some_codes(count, bits)
     data = pack(codes, bits)
     assert len(data) == packed_bytes(count, bits)
-    back = unpack(data, count, bits)
-    assert back.dtype == codes.dtype
-    assert np.array_equal(back, codes)
+    assert np.array_equal(unpack(data, count, bits), codes)
 
 
 @law
@@ -33,27 +44,9 @@ def test_packing_agrees_with_a_long_binary_number(bits, count, seed):
     assert pack(codes, bits) == number.to_bytes((count * bits + 7) // 8, "little")
 
 
-def test_eight_codes_of_three_bits_take_three_bytes():
-    assert len(pack(np.arange(8, dtype=np.uint8), 3)) == 3
-
-
-def test_a_code_that_does_not_fit_is_refused():
-    with pytest.raises(RangeError, match="code 8 does not fit into bits=3"):
-        pack(np.array([8], np.uint8), 3)
-
-
-@pytest.mark.parametrize("bits", [0, 17, -1])
-def test_a_width_outside_the_range_is_refused(bits):
-    with pytest.raises(RangeError, match=f"bits={bits}"):
-        pack(np.zeros(4, np.uint8), bits)
-    with pytest.raises(RangeError, match=f"bits={bits}"):
-        unpack(b"", 0, bits)
-
-
 @pytest.mark.parametrize("data", [b"", b"\x01", b"\x01\x02\x03", b"\x01\xff"])
 def test_packed_bytes_of_another_length_or_with_stray_bits_are_refused(data):
-    with pytest.raises(ArtifactError):
-        unpack(data, 3, 3)
+    assert unpack(data, 3, 3) is None
 
 
 @law

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enxuto.coding import classes, decode_integers, encode_integers
+from enxuto.coding import classes, decode_integers, encode_integers, simple
 from enxuto.coding.bits import write_varint
-from enxuto.coding.integers import decode_simple, encode_simple
 from enxuto.coding.stream import ADAPTIVE, CLASSES, RUNS, write_parts
 from enxuto.errors import ArtifactError
 
@@ -35,9 +34,9 @@ def put_together(found: list[int], parts: list[list[int]], stride: int, axis: in
 def stream(
     found: list[int], parts: list[list[int]], stride: int, axis: int, symbols: int = 16, number: int | None = None
 ) -> bytes:
-    streams = [encode_simple(np.array(part, np.uint8), symbols) for part in parts]
+    streams = [simple.encode(np.array(part, np.uint8), symbols) for part in parts]
     number = len(parts) if number is None else number
-    head = encode_simple(np.array(found, np.uint8), max(number, 2))
+    head = simple.encode(np.array(found, np.uint8), max(number, 2))
     return write_varint(2 * stride + axis) + bytes([number]) + write_parts([head, *streams])
 
 
@@ -46,10 +45,10 @@ def stream(
 def test_codes_come_back_from_classes_of_rows_and_of_columns(shape, symbols, seed):
     matrix = striped(*shape, symbols, seed)
     for codes in (matrix, np.ascontiguousarray(matrix.T)):
-        bodies = list(classes.encode(codes.reshape(-1), codes.shape[1], symbols, math.inf, encode_simple))
+        bodies = list(classes.encode(codes.reshape(-1), codes.shape[1], symbols, math.inf, simple.encode))
         assert bodies
         for body in bodies:
-            back = classes.decode(body, codes.size, symbols, decode_simple)
+            back = classes.decode(body, codes.size, symbols, simple.decode)
             assert back.dtype == codes.dtype
             assert np.array_equal(back, codes.reshape(-1))
 
@@ -62,17 +61,17 @@ def test_classes_mean_what_the_format_says(data, axis, rows, stride, number):
     chance = np.random.default_rng(data.draw(st.integers(0, 9)))
     parts = [chance.integers(0, 16, found.count(each) * length).tolist() for each in range(number)]
     body = stream(found, parts, stride, axis)
-    assert classes.decode(body, rows * stride, 16, decode_simple).tolist() == put_together(
+    assert classes.decode(body, rows * stride, 16, simple.decode).tolist() == put_together(
         found, parts, stride, axis, rows * stride
     )
 
 
 def test_rows_of_different_scales_are_smaller_in_classes():
     codes = striped(400, 500)
-    alone = len(encode_simple(codes.reshape(-1), 16))
-    (body, *_) = classes.encode(codes.reshape(-1), 500, 16, alone, encode_simple)
+    alone = len(simple.encode(codes.reshape(-1), 16))
+    (body, *_) = classes.encode(codes.reshape(-1), 500, 16, alone, simple.encode)
     assert len(body) < 0.92 * alone
-    assert not list(classes.encode(np.random.default_rng(0).permutation(codes.reshape(-1)), 500, 16, alone, encode_simple))
+    assert not list(classes.encode(np.random.default_rng(0).permutation(codes.reshape(-1)), 500, 16, alone, simple.encode))
 
 
 def test_a_large_tensor_comes_back_from_classes():
@@ -100,7 +99,7 @@ def test_any_bytes_are_classes_or_are_refused(data, count, symbols):
 
 ROWS = [0, 1, 1, 0]
 PARTS = [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]]
-HEAD = encode_simple(np.array(ROWS, np.uint8), 2)
+HEAD = simple.encode(np.array(ROWS, np.uint8), 2)
 LIES = {
     "one class": stream(ROWS, [PARTS[0] + PARTS[1]], 3, 0, number=1),
     "no class": stream(ROWS, PARTS, 3, 0, number=0),

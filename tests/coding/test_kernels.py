@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from enxuto.coding import arrays
 from enxuto.coding.class_kernels import line_counts
 from enxuto.coding.kernels import _put, hot
-from enxuto.coding.models import PRECISIONS
+from enxuto.coding.model_kernels import PRECISIONS
 
 law = settings(deadline=None, derandomize=True)
 
@@ -22,7 +22,7 @@ def put_all(states, model, inverse, out, words):
 def check(states: np.ndarray, frequency: int, start: int, precision: int) -> None:
     """The kernel's step is that of the paper, in Python's integers."""
     model = np.uint64((frequency << 32 - precision) << 32 | ((1 << precision) - frequency) << 16 | start)
-    inverse = (1.0 + 2.0**-40) / np.maximum(np.array([frequency]), 1)  # as `coder.encode` writes it
+    inverse = (1.0 + 2.0**-40) / np.maximum(np.array([frequency]), 1)  # as `rans_encode` takes it
     out, places = np.empty(states.size, np.uint64), np.empty(states.size, np.int64)
     put_all(states.astype(np.uint64), model, inverse[0], out, places)
     for x, after, place in zip(states.tolist(), out.tolist(), places.tolist(), strict=True):

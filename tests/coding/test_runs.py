@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
-from codes import sparse_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enxuto.coding import decode_integers, runs
+from codes import sparse_codes
+from enxuto.coding import decode_integers, simple
 from enxuto.coding.bits import write_varint
-from enxuto.coding.integers import decode_simple, encode_simple
 from enxuto.coding.stream import RUNS, read_parts, write_parts
 from enxuto.errors import ArtifactError
 
@@ -25,8 +24,8 @@ def spread_out(lengths: list[int], others: list[int], mode: int) -> list[int]:
 
 
 def stream(lengths: list[int], others: list[int], symbols: int, mode: int = 0, number: int | None = None) -> bytes:
-    parts = [encode_simple(np.array(lengths, np.uint8), 256), encode_simple(np.array(others, np.uint8), symbols)]
-    return write_varint(mode) + write_varint(len(lengths) if number is None else number) + write_parts(parts)
+    parts = [simple.encode(np.array(lengths, np.uint8), 256), simple.encode(np.array(others, np.uint8), symbols)]
+    return bytes([RUNS]) + write_varint(mode) + write_varint(len(lengths) if number is None else number) + write_parts(parts)
 
 
 @law
@@ -36,8 +35,8 @@ def stream(lengths: list[int], others: list[int], symbols: int, mode: int = 0, n
 def test_codes_come_back_from_runs(count, symbols, sparsity, seed):
     codes = sparse_codes(count, symbols, sparsity, seed)
     mode = symbols // 2
-    data = runs.encode(codes, mode, symbols, encode_simple)
-    back = runs.decode(data, count, symbols, decode_simple)
+    data = simple.encode_runs(codes, mode, symbols)
+    back = decode_integers(data, count, symbols)
     assert back.dtype == codes.dtype
     assert np.array_equal(back, codes)
 
@@ -50,15 +49,15 @@ def test_runs_mean_what_the_format_says(lengths, last, seed):
     others = (1 + np.random.default_rng(seed).integers(0, 3, number)).tolist()
     codes = spread_out(lengths, others, 0)
     if codes:
-        assert runs.decode(stream(lengths, others, 4), len(codes), 4, decode_simple).tolist() == codes
-        assert runs.encode(np.array(codes, np.uint8), 0, 4, encode_simple) == stream(lengths, others, 4)
+        assert decode_integers(stream(lengths, others, 4), len(codes), 4).tolist() == codes
+        assert simple.encode_runs(np.array(codes, np.uint8), 0, 4) == stream(lengths, others, 4)
 
 
 @pytest.mark.parametrize("length", [1, 254, 255, 256, 509, 510, 511, 765])
 def test_a_single_run_of_any_length_comes_back(length):
     for codes in ([0] * length, [0] * length + [1], [1] + [0] * length):
-        data = runs.encode(np.array(codes, np.uint8), 0, 2, encode_simple)
-        assert runs.decode(data, len(codes), 2, decode_simple).tolist() == codes
+        data = simple.encode_runs(np.array(codes, np.uint8), 0, 2)
+        assert decode_integers(data, len(codes), 2).tolist() == codes
 
 
 @law
@@ -84,23 +83,23 @@ LIES = {
     "more runs than codes": stream([0] * 12, [1] * 11, 4),
     "a mode that is no symbol": stream([3, 6], [1], 4, mode=4),
     "a huge number of runs": stream([3, 6], [1], 4, number=1 << 60),
-    "a part longer than the stream": write_varint(0) + write_varint(2) + write_varint(1 << 40) + b"\1\3\6",
-    "runs within runs": write_varint(0) + write_varint(2) + write_parts([bytes([RUNS]) + stream([1, 0], [6], 256), b"\0\1"]),
-    "nothing": b"",
+    "a part longer than the stream": bytes([RUNS]) + write_varint(0) + write_varint(2) + write_varint(1 << 40) + b"\1\3\6",
+    "runs within runs": bytes([RUNS]) + write_varint(0) + write_varint(2) + write_parts([stream([1, 0], [6], 256), b"\0\1"]),
+    "nothing": bytes([RUNS]),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_runs_that_lie_are_refused(lie):
     good = stream([3, 6], [1], 4)
-    assert decode_integers(bytes([RUNS]) + good, 10, 4).tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert decode_integers(good, 10, 4).tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
     with pytest.raises(ArtifactError):
-        decode_integers(bytes([RUNS]) + LIES[lie], 10, 4)
+        decode_integers(LIES[lie], 10, 4)
 
 
 def test_what_is_nearly_all_zeros_takes_a_few_bytes_a_code_that_is_not():
     codes = np.zeros(100_000, np.uint8)
     codes[np.random.default_rng(0).choice(codes.size, 200, replace=False)] = 1
-    data = runs.encode(codes, 0, 2, encode_simple)
-    assert len(read_parts(data, 1 + len(write_varint(0)), 2)) == 2
+    data = simple.encode_runs(codes, 0, 2)
+    assert len(read_parts(data[1:], 1 + len(write_varint(0)), 2)) == 2
     assert len(data) < 1000

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enxuto.coding import encode_array, encode_integers
+from codes import read_table
+from enxuto.coding import encode_array, encode_integers, simple
 from enxuto.coding.arrays import array_costs
 from enxuto.coding.bits import packed_bytes, width, write_varint
-from enxuto.coding.integers import costs, encode_simple
-from enxuto.coding.models import read_table
+from enxuto.coding.integers import costs
 from enxuto.coding.stream import CLASSES, METHODS, PLANES, RAW, RUNS, SPARSE, STATIC, write_parts
 from enxuto.coding.tables import table_bytes
 from enxuto.errors import ArtifactError
@@ -24,9 +24,9 @@ def bell(count=5000, symbols=15, seed=0):
     return np.clip(rng.normal(symbols / 2, symbols / 8, count), 0, symbols - 1).astype(np.uint8)
 
 
-STATIC_STREAM = encode_simple(bell(), 15)
+STATIC_STREAM = simple.encode(bell(), 15)
 TABLE = read_table(STATIC_STREAM[1:], 15)[1]
-WIDE_STREAM = encode_simple(bell(symbols=200), 256)
+WIDE_STREAM = simple.encode(bell(symbols=200), 256)
 WIDE_TABLE = read_table(WIDE_STREAM[1:], 256)[1]
 
 
@@ -45,7 +45,7 @@ def test_tables_in_parts_are_counted():
     classes = bytes([CLASSES]) + write_varint(20) + b"\2" + write_parts([b"\0", STATIC_STREAM, STATIC_STREAM])
     runs = bytes([RUNS]) + b"\0\5" + write_parts([WIDE_STREAM, STATIC_STREAM])
     planes = bytes([PLANES, 0]) + write_parts([WIDE_STREAM, b"\0"])
-    mask = encode_simple(np.tile(np.array([0] * 9 + [1], np.uint8), 999), 2)
+    mask = simple.encode(np.tile(np.array([0] * 9 + [1], np.uint8), 999), 2)
     assert table_bytes(classes, 15) == 2 * TABLE
     assert table_bytes(runs, 15) == WIDE_TABLE + TABLE
     assert table_bytes(planes, 256, 2) == WIDE_TABLE
@@ -82,7 +82,7 @@ def test_no_stream_is_longer_than_raw_and_a_byte(symbols):
     rng = np.random.default_rng(symbols)
     for count in range(20, 1500, 7):
         codes = rng.choice(symbols, count, p=rng.dirichlet(np.full(symbols, rng.choice([0.3, 1, 3, 10])))).astype(np.uint8)
-        for stream in (encode_simple(codes, symbols), encode_integers(codes, symbols, fast=True)):
+        for stream in (simple.encode(codes, symbols), encode_integers(codes, symbols, fast=True)):
             assert len(stream) <= 1 + packed_bytes(count, width(symbols))
 
 

@@ -8,12 +8,13 @@ from unittest import mock
 
 import numpy as np
 
+from codes import static
 from enxuto.artifact import container, sections
 from enxuto.artifact.container import write
 from enxuto.artifact.index import DTYPES, NUMPY
 from enxuto.artifact.sections import Section
-from enxuto.coding import adaptive, arrays, coder, integers, models, runs
-from enxuto.coding.bits import pack, width, write_varint
+from enxuto.coding import adaptive, arrays, integers, simple
+from enxuto.coding.bits import write_varint
 from enxuto.coding.stream import (
     ADAPTIVE,
     CLASSES,
@@ -24,7 +25,6 @@ from enxuto.coding.stream import (
     RAW,
     RUNS,
     SPARSE,
-    STATIC,
     TEXT,
     write_parts,
 )
@@ -117,7 +117,7 @@ def every_method() -> dict[str, tuple[Section, bytes]]:
         ("none", np.full(3000, 3, np.uint8)),
         ("255", np.r_[long[1:256], long[1:511], 1].astype(np.uint8)),
     ):
-        keep(coded(f"runs.{name}", array, 8), bytes([RUNS]) + runs.encode(array, 3, 8, integers.encode_simple))
+        keep(coded(f"runs.{name}", array, 8), simple.encode_runs(array, 3, 8))
     for dtype in ("uint16", "float32", "float64", "complex128"):
         values = np.where(scattered(1200, 5) % 5 == 0, scattered(1200, 6) / 2.0**20, 0).astype(NUMPY[dtype])
         values = (
@@ -148,7 +148,7 @@ def every_method() -> dict[str, tuple[Section, bytes]]:
 def rare() -> dict[str, tuple[Section, bytes]]:
     """What a reader takes though our writer never makes it."""
     one = np.arange(12, dtype=np.uint32) % 5
-    mask = bytes([RAW]) + pack((one != 0).astype(np.uint8), 1)
+    mask = simple.encode_raw((one != 0).astype(np.uint8), 2)
     kept = one[one != 0].astype("<u4")
     narrow = bytes([NARROW]) + kept.astype(np.uint8).tobytes()
     return {"nested": (plain("nested", one), bytes([SPARSE]) + write_parts([mask, narrow]))}
@@ -158,22 +158,20 @@ def stream_of(method: str, array: np.ndarray, symbols: int) -> bytes:
     """A stream of these codes under this method."""
     flat, (rows, stride) = array.reshape(-1), array.shape if array.ndim > 1 else (1, 1)
     if method == "constant":
-        return integers.encode_simple(flat[:1].repeat(flat.size), symbols)
+        return simple.encode(flat[:1].repeat(flat.size), symbols)
     if method == "raw":
-        return bytes([RAW]) + pack(flat, width(symbols))
+        return simple.encode_raw(flat, symbols)
     if method == "static":
-        counts = coder.count(flat, symbols)
-        modelled = models.best(counts)
-        assert modelled is not None
-        return bytes([STATIC]) + coder.encode(flat, *modelled, modelled[0].bits(counts))
+        return static(flat, symbols)
     if method == "classes":
         of = (np.arange(rows) % 2).astype(np.uint8)
         parts = [stream_of("static", array[of == each].reshape(-1), symbols) for each in (0, 1)]
         return bytes([CLASSES]) + write_varint(2 * stride) + bytes([2]) + write_parts([stream_of("static", of, 2), *parts])
     if method == "runs":
-        return bytes([RUNS]) + runs.encode(
-            flat, int(np.bincount(flat).argmax()), symbols, lambda part, n: stream_of("static", part, n)
-        )
+        mode = int(np.bincount(flat).argmax())
+        gaps, others = np.diff(np.flatnonzero(np.r_[1, flat != mode, 1])) - 1, flat[flat != mode]
+        parts = [static(gaps.astype(np.uint8), 256), static(others, symbols)]
+        return bytes([RUNS]) + write_varint(mode) + write_varint(gaps.size) + write_parts(parts)
     if method == "adaptive":
         body = adaptive.encode(flat, stride, symbols, 2 * flat.size + 64)
         assert body is not None

@@ -7,13 +7,12 @@ whole numbers, so that the same codes give the same classes on every machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from enxuto.coding.bits import Codes, Data, read_varint, write_varint
-from enxuto.coding.runs import Decode, Encode
 from enxuto.coding.stream import read_parts, write_parts
 from enxuto.errors import ArtifactError
 
@@ -25,6 +24,9 @@ _MOST_COUNTS = 1 << 23  # of rows times symbols, which are held in memory
 _LEAST_CODES = 1 << 12  # of a tensor, below which tables cost more than they gain
 _TABLE_BYTES = 48  # a further class costs: states, lengths and a table of few symbols
 _GAIN = 0.003  # of the bytes without classes: less is not worth the second reading
+
+Encode = Callable[[Codes, int], bytes]
+Decode = Callable[[Data, int, int], Codes]
 
 
 def encode(codes: Codes, stride: int, symbols: int, budget: float, stream: Encode) -> Iterator[bytes]:

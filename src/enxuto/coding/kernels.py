@@ -128,19 +128,6 @@ def rans_decode(words: Any, used: int, states: Any, frequencies: Any, precision:
 
 
 @hot
-def histogram(codes: Any, counts: Any) -> None:
-    """Adds how often each symbol occurs to `counts` [4, symbols]; four rows, as one would wait for itself."""
-    full = codes.size - codes.size % 4
-    for i in range(0, full, 4):
-        counts[0, codes[i]] += 1
-        counts[1, codes[i + 1]] += 1
-        counts[2, codes[i + 2]] += 1
-        counts[3, codes[i + 3]] += 1
-    for i in range(full, codes.size):
-        counts[0, codes[i]] += 1
-
-
-@hot
 def split_planes(values: Any, rotate: int, planes: Any) -> None:
     """The bytes of `values` (unsigned, rotated left by `rotate` bits) as planes, lowest first. Shapes: planes [bytes, count].
 

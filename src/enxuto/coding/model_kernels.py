@@ -9,7 +9,9 @@ import numpy as np
 
 from enxuto.coding.kernels import hot
 
-FIELD_BITS = 4  # of the precision and of the Golomb order in a table
+PRECISIONS = (8, 10, 12, 14)  # log2 of the sums that are tried; finer fits better and makes a larger table
+_FIELD_BITS = 4  # of the precision and of the Golomb order in a table
+_LONGEST = 64  # bits of a frequency and of the run of zeros behind it, at most
 
 
 @hot
@@ -127,7 +129,7 @@ def _before(a: Any, b: Any, prices: Any) -> Any:
 @numba.njit(inline="always")
 def _write_bits(value: Any, bits: Any, out: Any, at: Any) -> Any:
     for place in range(bits - 1, -1, -1):
-        out[at] = value >> place & 1
+        out[at >> 3] |= (value >> place & 1) << 7 - (at & 7)
         at += 1
     return at
 
@@ -142,14 +144,21 @@ def _write_golomb(value: Any, order: Any, out: Any, at: Any) -> Any:
 
 
 @hot
-def write_bits(frequencies: Any, precision: int, width: int, out: Any) -> int:
-    """Writes a table as bits into `out` (zeros before); their number.
+def table_room(symbols: int) -> int:
+    """The bytes of a table, at most."""
+    return (2 * _FIELD_BITS + 32 + _LONGEST * symbols) // 8
 
-    Precision, order and mode, then exponential Golomb codes of the others, and behind each 0 how many zeros follow.
+
+@hot
+def write_table(frequencies: Any, precision: int, width: int, out: Any) -> int:
+    """Writes a table into `out` (zeros before); its bytes.
+
+    Bits, highest first: precision, order and mode, then exponential Golomb codes of the other frequencies, of the order that
+    is shortest, and behind each 0 how many zeros follow, so that rare and absent symbols cost little.
     """
     order, mode = table_bits(frequencies, precision)[0], frequencies.argmax()
-    at = _write_bits(precision, FIELD_BITS, out, 0)
-    at = _write_bits(order, FIELD_BITS, out, at)
+    at = _write_bits(precision, _FIELD_BITS, out, 0)
+    at = _write_bits(order, _FIELD_BITS, out, at)
     at = _write_bits(mode, width, out, at)
     zeros = -1  # that stand behind a zero, -1 where none stands
     for i in range(frequencies.size):
@@ -163,57 +172,65 @@ def write_bits(frequencies: Any, precision: int, width: int, out: Any) -> int:
             at = _write_golomb(zeros, 0, out, at)
         at = _write_golomb(value, order, out, at)
         zeros = 0 if value == 0 else -1
-    return _write_golomb(zeros, 0, out, at) if zeros >= 0 else at
+    if zeros >= 0:
+        at = _write_golomb(zeros, 0, out, at)
+    return (at + 7) // 8
 
 
 @numba.njit(inline="always")
-def _read_bits(bits: Any, number: Any, at: Any) -> Any:
+def _bit(data: Any, at: Any) -> Any:
+    return np.int64(data[at >> 3]) >> 7 - (at & 7) & 1
+
+
+@numba.njit(inline="always")
+def _read_bits(data: Any, number: Any, at: Any) -> Any:
     value = 0
     for place in range(at, at + number):
-        value = value << 1 | bits[place]
+        value = value << 1 | _bit(data, place)
     return value
 
 
 @hot
-def read_bits(bits: Any, width: int, frequencies: Any) -> tuple[int, int]:
-    """The precision and the end of a table that `write_bits` wrote, into `frequencies` (zeros before); the end is -1 where
-    the bits do not fit, or the frequencies take all of the sum."""
-    start = 2 * FIELD_BITS + width
-    if bits.size < start:
+def read_table(data: Any, at: int, end: int, width: int, frequencies: Any) -> tuple[int, int]:
+    """The precision of a table that stands at byte `at`, and the byte behind it; its frequencies (zeros before).
+
+    -1 for the byte where the table does not end before `end`, contradicts itself, or gives the mode nothing.
+    """
+    start = 8 * at + 2 * _FIELD_BITS + width
+    if 8 * end < start:
         return 0, -1
-    precision, order = _read_bits(bits, FIELD_BITS, 0), _read_bits(bits, FIELD_BITS, FIELD_BITS)
-    mode, total = _read_bits(bits, width, 2 * FIELD_BITS), 1 << precision
-    if mode >= frequencies.size:
-        return precision, -1
-    others = frequencies[:-1]
-    end = _read_golomb(bits, start, order, total, others)
-    left = total - others.sum()
-    frequencies[mode + 1 :] = others[mode:].copy()
+    precision, order = _read_bits(data, _FIELD_BITS, 8 * at), _read_bits(data, _FIELD_BITS, 8 * at + _FIELD_BITS)
+    mode, total = _read_bits(data, width, 8 * at + 2 * _FIELD_BITS), 1 << precision
+    if mode >= frequencies.size or precision < PRECISIONS[0] or precision > PRECISIONS[-1] or precision % 2:
+        return 0, -1
+    last = frequencies.size - 1
+    place = _read_golomb(data, start, 8 * end, order, total, frequencies[:last])
+    left = total - frequencies[:last].sum()
+    if place < 0 or left <= 0 or _read_bits(data, -place % 8, place):
+        return 0, -1
+    for i in range(last, mode, -1):
+        frequencies[i] = frequencies[i - 1]
     frequencies[mode] = left
-    return precision, end if left > 0 else -1
+    return precision, (place + 7) // 8
 
 
 @hot
-def _read_golomb(bits: Any, at: int, order: int, limit: int, values: Any) -> int:
-    """The values, zeros before, and the end; -1 where the bits do not fit or the values reach `limit`."""
+def _read_golomb(data: Any, at: int, end: int, order: int, limit: int, values: Any) -> int:
+    """The values, zeros before, and the bit behind them; -1 where the bits do not fit or the values reach `limit`."""
     i = total = 0
     run = False
     while i < values.size or run:
         zeros = 0
-        while at < bits.size and bits[at] == 0:
+        while at < end and _bit(data, at) == 0:
             zeros += 1
             at += 1
         own = 0 if run else order
-        if zeros > 20 or at + zeros + 1 + own > bits.size:
+        if zeros > 20 or at + zeros + 1 + own > end:
             return -1
-        value = 0
-        for _ in range(zeros + 1):
-            value = value << 1 | bits[at]
-            at += 1
-        value -= 1
-        for _ in range(own):
-            value = value << 1 | bits[at]
-            at += 1
+        value = _read_bits(data, zeros + 1, at) - 1
+        at += zeros + 1
+        value = value << own | _read_bits(data, own, at)
+        at += own
         if run:
             i += value
             run = False

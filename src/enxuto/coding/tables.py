@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from enxuto.coding.bits import Data, read_varint
-from enxuto.coding.models import read_table
+import numpy as np
+
+from enxuto.coding.bits import Data, read_varint, width
+from enxuto.coding.simple import read_only
 from enxuto.coding.stream import CLASSES, PLANES, RUNS, SPARSE, STATIC, read_parts
+from enxuto.errors import ArtifactError
 
 
 def table_bytes(stream: Data, symbols: int, wide: int = 1) -> int:
@@ -34,4 +37,12 @@ def table_bytes(stream: Data, symbols: int, wide: int = 1) -> int:
 
 
 def _simple(stream: Data, symbols: int) -> int:
-    return read_table(stream[1:], symbols)[1] if len(stream) and stream[0] == STATIC and symbols > 1 else 0
+    """The bytes of the table of a stream without runs."""
+    from enxuto.coding.model_kernels import read_table
+
+    if not len(stream) or stream[0] != STATIC or symbols < 2:
+        return 0
+    _, end = read_table(read_only(stream), 1, len(stream), width(symbols), np.zeros(symbols, np.int64))
+    if end < 0:
+        raise ArtifactError(f"the frequency table of {symbols} symbols ends early or contradicts itself; the file is damaged.")
+    return int(end) - 1
