@@ -2,7 +2,7 @@
 
 Range asymmetric numeral systems with 32-bit states, 16-bit words and eight interleaved lanes: symbol i belongs to lane
 i % 8. A state stays in [2**16, 2**32), so one symbol writes or reads at most one word. No step branches on the data: a
-mispredicted branch costs more than the symbol.
+mispredicted branch costs more than the symbol. Places are unsigned: for a signed one numba asks whether it counts from the end.
 Source: J. Duda, "Asymmetric numeral systems", 2013; F. Giesen, "Interleaved entropy coders", 2014.
 """
 
@@ -22,7 +22,8 @@ _U = np.uint64
 def hot(function: Callable[..., Any]) -> Any:
     """The function compiled at its first call, and kept for the next process where a disk can be written.
 
-    It runs without the interpreter's lock, so that threads code several tensors at once.
+    It runs without the interpreter's lock, so that threads code several tensors at once. What is kept holds the functions that it
+    calls, and numba looks for changes in its own file only: who changes a loop that others call touches their files too.
     """
     try:
         return numba.njit(cache=True, nogil=True)(function)
@@ -37,10 +38,10 @@ def _put(x: Any, model: Any, inverse: Any, words: Any, at: Any) -> Any:
     The quotient of x and the frequency f is taken in double precision and exact: `inverse` is 1 / f and a little more, so
     that a multiple of f never falls below itself, and x / f < 2**32 / f lies at least 1 / f below the next one.
     """
-    full = _U(x >= model >> _U(32))
-    words[at - 1] = np.uint16(x)
-    at -= np.int64(full)
-    x >>= full << _U(4)
+    full = x >= model >> _U(32)
+    words[at - _U(1)] = np.uint16(x)
+    at -= _U(full)
+    x = x >> _U(16) if full else x
     q = _U(np.int64(np.float64(np.int64(x)) * inverse))
     return x + (model & _U(0xFFFF)) + q * (model >> _U(16) & _U(0xFFFF)), at
 
@@ -58,41 +59,39 @@ def rans_encode(codes: Any, frequencies: Any, precision: int, words: Any, states
         inverse[s] = (1.0 + 2.0**-40) / max(frequency, 1)
         start += frequency
     a = b = c = d = e = f = g = h = _U(LOW)
-    at = words.size
-    for i in range(codes.size - LANES, -1, -LANES):
-        if at <= LANES:
+    at, room = _U(words.size), _U(LANES)
+    for group in range(codes.size // LANES - 1, -1, -1):
+        i = _U(group) << _U(3)
+        if at <= room:
             return -1
-        s = codes[i + 7]
+        s = codes[i + _U(7)]
         h, at = _put(h, model[s], inverse[s], words, at)
-        s = codes[i + 6]
+        s = codes[i + _U(6)]
         g, at = _put(g, model[s], inverse[s], words, at)
-        s = codes[i + 5]
+        s = codes[i + _U(5)]
         f, at = _put(f, model[s], inverse[s], words, at)
-        s = codes[i + 4]
+        s = codes[i + _U(4)]
         e, at = _put(e, model[s], inverse[s], words, at)
-        s = codes[i + 3]
+        s = codes[i + _U(3)]
         d, at = _put(d, model[s], inverse[s], words, at)
-        s = codes[i + 2]
+        s = codes[i + _U(2)]
         c, at = _put(c, model[s], inverse[s], words, at)
-        s = codes[i + 1]
+        s = codes[i + _U(1)]
         b, at = _put(b, model[s], inverse[s], words, at)
         s = codes[i]
         a, at = _put(a, model[s], inverse[s], words, at)
     states[0], states[1], states[2], states[3] = a, b, c, d
     states[4], states[5], states[6], states[7] = e, f, g, h
-    return at
+    return int(at)
 
 
 @numba.njit(inline="always")
-def _get(x: Any, slots: Any, model: Any, precision: Any, last: Any, words: Any, at: Any) -> Any:
+def _get(x: Any, table: Any, precision: Any, last: Any, words: Any, at: Any) -> Any:
     """The symbol, the state and the place after it; `words[at]` must exist whether it is needed or not."""
-    slot = x & last
-    symbol = slots[slot]
-    known = _U(model[symbol])
-    x = (known >> _U(16)) * (x >> precision) + slot - (known & _U(0xFFFF))
-    empty = _U(x < _U(LOW))
-    x = x << (empty << _U(4)) | _U(words[at]) & (_U(0) - empty)
-    return symbol, x, at + np.int64(empty)
+    known = table[x & last]
+    x = (known >> _U(32)) * (x >> precision) + (known >> _U(16) & _U(0xFFFF))
+    filled, empty = x << _U(16) | _U(words[at]), x < _U(LOW)
+    return known & _U(0xFFFF), filled if empty else x, at + _U(empty)
 
 
 @hot
@@ -102,29 +101,29 @@ def rans_decode(words: Any, used: int, states: Any, frequencies: Any, precision:
     Shapes: words [used + 8], frequencies [symbols], out [a multiple of eight]. A group of eight reads at most eight words,
     so `at <= used` at its begin keeps every read inside `words`.
     """
-    slots, model = np.empty(1 << precision, out.dtype), np.empty(frequencies.size, np.uint32)
-    start = 0
+    table, start = np.empty(1 << precision, np.uint64), 0  # frequency, place in its range, symbol
     for s in range(frequencies.size):
-        slots[start : start + frequencies[s]] = s
-        model[s] = frequencies[s] << 16 | start
+        for place in range(frequencies[s]):
+            table[start + place] = frequencies[s] << 32 | place << 16 | s
         start += frequencies[s]
-    p, last, low = _U(precision), _U((1 << precision) - 1), _U(LOW)
+    p, last, low, end = _U(precision), _U((1 << precision) - 1), _U(LOW), _U(used)
     a, b, c, d = _U(states[0]), _U(states[1]), _U(states[2]), _U(states[3])
     e, f, g, h = _U(states[4]), _U(states[5]), _U(states[6]), _U(states[7])
-    at = 0
-    for i in range(0, out.size, LANES):
-        if at > used:
+    at = _U(0)
+    for group in range(out.size // LANES):
+        i = _U(group) << _U(3)
+        if at > end:
             return False
-        out[i], a, at = _get(a, slots, model, p, last, words, at)
-        out[i + 1], b, at = _get(b, slots, model, p, last, words, at)
-        out[i + 2], c, at = _get(c, slots, model, p, last, words, at)
-        out[i + 3], d, at = _get(d, slots, model, p, last, words, at)
-        out[i + 4], e, at = _get(e, slots, model, p, last, words, at)
-        out[i + 5], f, at = _get(f, slots, model, p, last, words, at)
-        out[i + 6], g, at = _get(g, slots, model, p, last, words, at)
-        out[i + 7], h, at = _get(h, slots, model, p, last, words, at)
+        out[i], a, at = _get(a, table, p, last, words, at)
+        out[i + _U(1)], b, at = _get(b, table, p, last, words, at)
+        out[i + _U(2)], c, at = _get(c, table, p, last, words, at)
+        out[i + _U(3)], d, at = _get(d, table, p, last, words, at)
+        out[i + _U(4)], e, at = _get(e, table, p, last, words, at)
+        out[i + _U(5)], f, at = _get(f, table, p, last, words, at)
+        out[i + _U(6)], g, at = _get(g, table, p, last, words, at)
+        out[i + _U(7)], h, at = _get(h, table, p, last, words, at)
     whole = a == low and b == low and c == low and d == low
-    return at == used and whole and e == low and f == low and g == low and h == low
+    return at == end and whole and e == low and f == low and g == low and h == low
 
 
 @hot
@@ -186,14 +185,15 @@ def split_runs(codes: Any, mode: int, lengths: Any, others: Any) -> int:
 @hot
 def join_runs(lengths: Any, others: Any, codes: Any) -> bool:
     """Puts the other codes behind their runs in `codes` (the mode before); False where the runs do not fill it exactly."""
-    at = found = 0
+    at = found = _U(0)
+    one, count, rest = _U(1), _U(codes.size), _U(others.size)
     for i in range(lengths.size - 1):
-        at += lengths[i]
+        at += _U(lengths[i])
         if lengths[i] < 255:
-            if at >= codes.size or found == others.size:
+            if at >= count or found == rest:
                 return False
             codes[at] = others[found]
-            found += 1
-            at += 1
+            found += one
+            at += one
     last = lengths[lengths.size - 1]
-    return last < 255 and at + last == codes.size and found == others.size
+    return last < 255 and at + _U(last) == count and found == rest

@@ -179,7 +179,7 @@ def write_table(frequencies: Any, precision: int, width: int, out: Any) -> int:
 
 @numba.njit(inline="always")
 def _bit(data: Any, at: Any) -> Any:
-    return np.int64(data[at >> 3]) >> 7 - (at & 7) & 1
+    return np.int64(data[np.uint64(at >> 3)]) >> 7 - (at & 7) & 1
 
 
 @numba.njit(inline="always")

@@ -7,6 +7,9 @@ whole run. The loops are in `simple_kernels`, imported at the first call, becaus
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,68 +22,51 @@ _SLACK = 32  # bytes for methods and lengths
 
 def count(codes: Codes, symbols: int) -> NDArray[np.int64]:
     """How often each symbol occurs. Shapes: codes [count] -> [symbols]."""
-    from enxuto.coding.simple_kernels import histogram
-
     counts = np.zeros(symbols, np.int64)
-    histogram(codes, counts)
+    _loops().histogram(codes, counts)
     return counts
 
 
 def entropy(counts: NDArray[np.int64]) -> float:
     """The bytes of codes with these counts at their order-0 entropy, without any table."""
-    from enxuto.coding.simple_kernels import entropy as bits
-
-    return float(bits(counts)) / 8
+    return float(_loops().entropy(counts)) / 8
 
 
 def noisy(counts: NDArray[np.int64], bits: int) -> bool:
     """True when codes with these counts are hardly smaller than raw, whatever the model."""
-    from enxuto.coding.simple_kernels import NOISE
-
-    return bits > 0 and entropy(counts) >= NOISE * int(counts.sum()) * bits / 8
+    return bits > 0 and entropy(counts) >= _loops().NOISE * int(counts.sum()) * bits / 8
 
 
 def estimate(counts: NDArray[np.int64]) -> float:
     """The bytes, nearly, of the smallest stream without runs of codes with these counts."""
-    from enxuto.coding.model_kernels import table_room
-    from enxuto.coding.simple_kernels import choose
-
-    scratch = np.empty(counts.size, np.int64), np.zeros(table_room(counts.size), np.uint8)
-    return float(choose(counts, width(counts.size), *scratch)[1])
+    scratch = np.empty(counts.size, np.int64), np.zeros(_loops().table_room(counts.size), np.uint8)
+    return float(_loops().choose(counts, width(counts.size), *scratch)[1])
 
 
 def encode(codes: Codes, symbols: int) -> bytes:
     """The smallest stream without runs, never more than a byte above raw; empty for no codes. Shapes: codes [count]."""
-    from enxuto.coding.simple_kernels import write_simple
-
     out = np.empty(_room(codes, symbols), np.uint8)
-    return out[: write_simple(codes, symbols, out, 0)].tobytes()
+    return out[: _loops().write_simple(codes, symbols, out, 0)].tobytes()
 
 
 def encode_raw(codes: Codes, symbols: int) -> bytes:
     """The codes, as few bits each as hold all symbols. Shapes: codes [count]."""
-    from enxuto.coding.simple_kernels import pack_bits
-
     out = np.empty(1 + packed_bytes(codes.size, width(symbols)), np.uint8)
     out[0] = RAW
-    pack_bits(codes, width(symbols), out, 1)
+    _loops().pack_bits(codes, width(symbols), out, 1)
     return out.tobytes()
 
 
 def encode_runs(codes: Codes, mode: int, symbols: int) -> bytes:
     """The codes as runs of `mode`. Shapes: codes [count]."""
-    from enxuto.coding.simple_kernels import write_runs
-
     out = np.empty(_runs_room(codes, symbols), np.uint8)
-    return out[: write_runs(codes, mode, symbols, out)].tobytes()
+    return out[: _loops().write_runs(codes, mode, symbols, out)].tobytes()
 
 
 def encode_fast(codes: Codes, symbols: int) -> bytes:
     """The smallest stream without runs, or runs where they are read faster and are hardly larger. Shapes: codes [count]."""
-    from enxuto.coding.simple_kernels import write_fast
-
     out = np.empty(_runs_room(codes, symbols), np.uint8)
-    return out[: write_fast(codes, symbols, out)].tobytes()
+    return out[: _loops().write_fast(codes, symbols, out)].tobytes()
 
 
 def decode(data: Data, count: int, symbols: int, *, runs: bool = False) -> Codes:
@@ -88,16 +74,14 @@ def decode(data: Data, count: int, symbols: int, *, runs: bool = False) -> Codes
 
     Raises: ArtifactError when the data is damaged or coded in another way.
     """
-    from enxuto.coding.simple_kernels import read_runs, read_simple
-
     codes: Codes = np.empty(count, np.uint8 if symbols <= 256 else np.uint16)
     if not check_filled(data, count):
         return codes
     view, method = read_only(data), data[0]
     if method == RUNS and runs:
-        whole = read_runs(view, 1, symbols, codes)
+        whole = _loops().read_runs(view, 1, symbols, codes)
     elif method in (CONSTANT, RAW, STATIC):
-        whole = read_simple(view, 0, view.size, symbols, codes)
+        whole = _loops().read_simple(view, 0, view.size, symbols, codes)
     else:
         raise unknown(method, "codes")
     if not whole:
@@ -107,9 +91,15 @@ def decode(data: Data, count: int, symbols: int, *, runs: bool = False) -> Codes
 
 def read_only(data: Data) -> NDArray[np.uint8]:
     """The bytes as an array that cannot be written, whatever they are: one type, for which the loops are compiled once."""
-    view = np.frombuffer(data, np.uint8)
-    view.flags.writeable = False
-    return view
+    return np.frombuffer(data if isinstance(data, bytes) else data.toreadonly(), np.uint8)
+
+
+@cache
+def _loops() -> ModuleType:
+    """The compiled loops, which take a third of a second to import."""
+    from enxuto.coding import simple_kernels
+
+    return simple_kernels
 
 
 def _room(codes: Codes, symbols: int) -> int:

@@ -22,8 +22,8 @@ _FINEST, _COARSEST = PRECISIONS[-1], PRECISIONS[0]
 _MANY = 1 << 16  # codes for which a finer table pays
 _STATES = 4 * LANES  # bytes
 _OVERHEAD = 3 * LANES  # bytes of the states: half of them never carries information, a quarter not on average
-_FEW, _RARE, _RUN_CODES = 0.25, 0.02, 1 << 14  # other codes, for runs to be read faster; more only where there are so many codes
-_HARDLY = 1.03  # of the bytes of the simple stream, which runs may take where they are read faster
+_FEW, _RARE = 0.25, 0.02  # other codes, below which runs are read faster; and may even be smaller
+_HARDLY = 1.05  # of the bytes of the simple stream, which runs may take where they are read faster
 _U = np.uint64
 
 
@@ -153,7 +153,8 @@ def write_fast(codes: Any, symbols: int, out: Any) -> int:
     bits, mode = _width(symbols), counts.argmax()
     chosen = choose(counts, bits, frequencies, table)
     others = codes.size - counts[mode]
-    if 0 < others < (_FEW if codes.size > _RUN_CODES else _RARE) * codes.size:
+    may_pay = (_HARDLY - 1) * chosen[1] > 2 * _STATES  # what a second stream and its table cost at least
+    if 0 < others < (_FEW if may_pay else _RARE) * codes.size:
         whole = write_runs(codes, mode, symbols, out)
         if whole <= _HARDLY * chosen[1]:
             return whole
@@ -194,11 +195,11 @@ def _read_static(data: Any, at: int, end: int, symbols: int, out: Any) -> bool:
     words = np.empty(used + LANES, np.uint16)
     words[used:] = 0
     _copy(data[at:end], words.view(np.uint8))  # little endian, as the machines that numba knows
-    full = out.size % LANES == 0
-    padded = out if full else np.empty(out.size + LANES - out.size % LANES, out.dtype)
+    if out.size % LANES == 0:  # called in two places, the loop stays a function of its own: inlined here it is a third slower
+        return rans_decode(words, used, states, frequencies, precision, out)
+    padded = np.empty(out.size + LANES - out.size % LANES, out.dtype)
     whole = rans_decode(words, used, states, frequencies, precision, padded)
-    if not full:
-        _copy(padded[: out.size], out)
+    _copy(padded[: out.size], out)
     return whole
 
 
