@@ -47,7 +47,7 @@ def _put(x: Any, model: Any, inverse: Any, words: Any, at: Any) -> Any:
 
 
 @hot
-def rans_encode(codes: Any, frequencies: Any, precision: int, words: Any, states: Any) -> int:
+def rans_encode(codes: Any, frequencies: Any, precision: int, words: Any, states: Any) -> Any:
     """Fills `words` from its end and `states`; gives the place of the first word written, -1 where they do not suffice.
 
     Shapes: codes [a multiple of eight], frequencies [symbols], words [at most one a code, and nine].
@@ -82,7 +82,7 @@ def rans_encode(codes: Any, frequencies: Any, precision: int, words: Any, states
         a, at = _put(a, model[s], inverse[s], words, at)
     states[0], states[1], states[2], states[3] = a, b, c, d
     states[4], states[5], states[6], states[7] = e, f, g, h
-    return int(at)
+    return np.int64(at)
 
 
 @numba.njit(inline="always")

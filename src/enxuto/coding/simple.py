@@ -40,7 +40,7 @@ def noisy(counts: NDArray[np.int64], bits: int) -> bool:
 def estimate(counts: NDArray[np.int64]) -> float:
     """The bytes, nearly, of the smallest stream without runs of codes with these counts."""
     scratch = np.empty(counts.size, np.int64), np.zeros(_loops().table_room(counts.size), np.uint8)
-    return float(_loops().choose(counts, width(counts.size), *scratch)[1])
+    return float(_loops().choose(counts, width(counts.size), _loops().FINEST, *scratch)[1])
 
 
 def encode(codes: Codes, symbols: int) -> bytes:

@@ -18,8 +18,9 @@ from enxuto.coding.stream import CONSTANT, RAW, RUNS, STATIC
 SMALL_CODES = 1 << 12
 NOISE = 0.995  # of the raw bytes: what does not get below has no pattern worth a search
 LONGEST = 255  # a run of so many ends without another code behind it; longer ones are several
-_FINEST, _COARSEST = PRECISIONS[-1], PRECISIONS[0]
+FINEST, _COARSEST = PRECISIONS[-1], PRECISIONS[0]
 _MANY = 1 << 16  # codes for which a finer table pays
+_HANDY, _HANDY_CODES = 10, 1 << 14  # the precision whose ranges are laid out in no time, and the codes for which that counts
 _STATES = 4 * LANES  # bytes
 _OVERHEAD = 3 * LANES  # bytes of the states: half of them never carries information, a quarter not on average
 _FEW, _RARE = 0.25, 0.02  # other codes, below which runs are read faster; and may even be smaller
@@ -61,9 +62,10 @@ def entropy(counts: Any) -> float:
 
 
 @hot
-def choose(counts: Any, bits: int, frequencies: Any, table: Any) -> Any:
+def choose(counts: Any, bits: int, finest: int, frequencies: Any, table: Any) -> Any:
     """The simple method that takes the fewest bytes, and nearly how many; of *static* the precision and the bytes of its table.
 
+    `finest` is the highest precision of few codes.
     Shapes: counts, frequencies [symbols], table [`table_room(symbols)`] zeros; the last two are filled for *static*.
     """
     total, most = counts.sum(), counts.max()
@@ -72,7 +74,8 @@ def choose(counts: Any, bits: int, frequencies: Any, table: Any) -> Any:
     raw = 1.0 + (total * bits + 7) // 8
     if total > SMALL_CODES and entropy(counts) >= NOISE * total * bits:
         return RAW, raw, 0, 0
-    precision = choose_model(counts, _FINEST if total >= _MANY else _COARSEST, _FINEST, frequencies)
+    first, last = (FINEST, FINEST) if total >= _MANY else (_COARSEST, finest)
+    precision = choose_model(counts, first, last, frequencies)
     if precision == 0:
         return RAW, raw, 0, 0
     length = write_table(frequencies, precision, bits, table)
@@ -89,7 +92,7 @@ def write_simple(codes: Any, symbols: int, out: Any, at: int) -> int:
     histogram(codes, counts)
     frequencies, table = np.empty(symbols, np.int64), np.zeros(table_room(symbols), np.uint8)
     bits = _width(symbols)
-    return _write_chosen(codes, bits, choose(counts, bits, frequencies, table), frequencies, table, out, at)
+    return _write_chosen(codes, bits, choose(counts, bits, FINEST, frequencies, table), frequencies, table, out, at)
 
 
 @hot
@@ -151,7 +154,7 @@ def write_fast(codes: Any, symbols: int, out: Any) -> int:
     histogram(codes, counts)
     frequencies, table = np.empty(symbols, np.int64), np.zeros(table_room(symbols), np.uint8)
     bits, mode = _width(symbols), counts.argmax()
-    chosen = choose(counts, bits, frequencies, table)
+    chosen = choose(counts, bits, _HANDY if codes.size < _HANDY_CODES else FINEST, frequencies, table)
     others = codes.size - counts[mode]
     may_pay = (_HARDLY - 1) * chosen[1] > 2 * _STATES  # what a second stream and its table cost at least
     if 0 < others < (_FEW if may_pay else _RARE) * codes.size:

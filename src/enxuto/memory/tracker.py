@@ -36,16 +36,10 @@ Workspace = Callable[[Any, tuple[Any, ...], Any], int]
 
 GRANULE = {"cuda": 512}
 """Bytes to which a device's allocator rounds up, where it does (CUDACachingAllocator.cpp, kMinBlockSize)."""
-
-
 PRODUCTS_PER_BYTE = 8
 """Floating point operations that an ordinary core does while it moves a byte from or to memory."""
-
-
 STARTING = 100_000
 """Bytes that could be moved while an operator is only called: ten microseconds of an ordinary core."""
-
-
 aten = torch.ops.aten
 
 
