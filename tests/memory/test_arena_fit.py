@@ -175,6 +175,8 @@ def test_the_file_that_comes_along_is_a_file_of_a_users_form():
         ("", "holds no devices"),
         ("watch: 5", "holds no devices"),
         ("watch: {ram: 1 kB", "cannot be read"),
+        ("a: {ram: 1 kB, flash: 1 MB}\na: {ram: 2 kB, flash: 1 MB}", "'a' stands there twice"),
+        ("a: {ram: 1 kB, flash: 1 MB, ram: 2 kB}", "'ram' stands there twice"),
         ("watch: {ram: 96 KiB}", "'watch' in .* has no flash"),
         ("watch: {ram: 96 KiB, flash: much}", "flash='much'.*no size"),
         ("watch: {ram: 0, flash: 1}", "ram=0.*no size"),

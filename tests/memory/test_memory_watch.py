@@ -77,6 +77,25 @@ def test_what_is_kept_does_not_grow_with_the_steps() -> None:
     assert len(set(sizes[2:])) == 1, sizes
 
 
+def test_two_optimizers_are_one_step_and_both_states_are_known() -> None:
+    model = Net()
+    halves = list(model.parameters())[:2], list(model.parameters())[2:]
+    apart = [torch.optim.Adam(half) for half in halves]
+    whole = torch.optim.Adam(model.parameters())
+    found = []
+    for optimizers in (apart, [whole]):
+        with memory.watch(model, *optimizers) as seen:
+            for x, y in batches(3):
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+        assert seen.steps == 3
+        found.append(seen.profile().by_category)
+    assert found[0] == found[1]
+
+
 def test_gradients_over_several_batches_are_one_step() -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters())

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -58,9 +58,19 @@ def find_device(name: object, known: Mapping[str, Device]) -> Device:
     return known[name]
 
 
+class _Strict(yaml.SafeLoader):
+    """YAML in which a name stands once, as its specification says; PyYAML alone would silently take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value) for key, _ in node.value]
+        if len(names) > len(set(names)):
+            raise yaml.YAMLError(f"'{max(names, key=names.count)}' stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Device]:
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0]
         raise TaskError(

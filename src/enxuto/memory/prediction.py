@@ -78,7 +78,7 @@ def _foreseen(
         given = given if batch_size is None else resized(given, batch_size)
         double.train(step.loss is not None)
         made = step.make_optimizer(double)
-        tracker = Tracker(double, made, workspace=workspace, complete_=complete_, weigh=True)
+        tracker = Tracker(double, *([] if made is None else [made]), workspace=workspace, complete_=complete_, weigh=True)
         numbers = _AnyNumber(made)
         if made is not None:
             with numbers:

@@ -71,7 +71,8 @@ def _measured(model: nn.Module, batch: Any, step: Pass, optimizer: torch.optim.O
         rss.append(resident_bytes())
 
     on_gpu = any(tensor.is_cuda for tensor in model.parameters())
-    tracker = _OnGpu(model, optimizer, on_moment=note) if on_gpu else Tracker(model, optimizer, on_moment=note)
+    follow = _OnGpu if on_gpu else Tracker
+    tracker = follow(model, *([] if optimizer is None else [optimizer]), on_moment=note)
     source: AbstractContextManager[list[tuple[int, int]]] = nullcontext([]) if on_gpu else allocations()
     with source as reported, tracker:
         for tensor in tensors(batch):

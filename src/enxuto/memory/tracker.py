@@ -68,7 +68,7 @@ class _Life:
 
 
 class Tracker(TorchDispatchMode):
-    """Follows the storages of a model, an optimizer and whatever they compute, from `with tracker:` on.
+    """Follows the storages of a model, its optimizers and whatever they compute, from `with tracker:` on.
 
     `workspace` tells what operators need inside themselves, `complete_` sizes outputs that have none yet. `on_moment` is called
     after each operator. With `weigh`, moments say how much work they are.
@@ -77,15 +77,14 @@ class Tracker(TorchDispatchMode):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
+        *optimizers: torch.optim.Optimizer,
         workspace: Workspace | None = None,
         complete_: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
         on_moment: Callable[[], None] | None = None,
         weigh: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizers = model, optimizers
         self.workspace, self.complete_, self.on_moment, self.weigh = workspace, complete_, on_moment, weigh
         self.moments: list[Moment] = []
         self.lives: list[_Life] = []
@@ -103,7 +102,7 @@ class Tracker(TorchDispatchMode):
 
     def __enter__(self) -> Tracker:
         self._follow_layers()
-        self._follow_optimizer()
+        self._follow_optimizers()
         for path, tensor in plain_tensors(self.model):
             self.follow(tensor, WEIGHTS, path)
         for path, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
@@ -303,10 +302,7 @@ class Tracker(TorchDispatchMode):
 
         return gradient
 
-    def _follow_optimizer(self) -> None:
-        if self.optimizer is None:
-            return
-
+    def _follow_optimizers(self) -> None:
         def before(*_: Any) -> None:
             self._updating = True
 
@@ -314,14 +310,15 @@ class Tracker(TorchDispatchMode):
             self._updating = False
             self._follow_states()
 
-        self._hooks.append(self.optimizer.register_step_pre_hook(before))
-        self._hooks.append(self.optimizer.register_step_post_hook(after))
+        for optimizer in self.optimizers:
+            self._hooks += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
     def _follow_states(self) -> None:
-        if self.optimizer is None or not self.optimizer.state:
+        if not any(optimizer.state for optimizer in self.optimizers):
             return
         paths: dict[Tensor, str] = {parameter: path.rpartition(".")[0] for path, parameter in self.model.named_parameters()}
-        for parameter, state in self.optimizer.state.items():
-            for value in tree_leaves(state):
-                if isinstance(value, Tensor):
-                    self.follow(value, OPTIMIZER, paths.get(parameter, ""))
+        for optimizer in self.optimizers:
+            for parameter, state in optimizer.state.items():
+                for value in tree_leaves(state):
+                    if isinstance(value, Tensor):
+                        self.follow(value, OPTIMIZER, paths.get(parameter, ""))

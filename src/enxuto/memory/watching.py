@@ -27,13 +27,13 @@ class Watch:
     most of the whole process at the end of one (0 where the system does not say). Nothing grows with the number of steps.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, live: bool = True) -> None:
-        self.model, self.optimizer = model, optimizer
+    def __init__(self, model: nn.Module, *optimizers: torch.optim.Optimizer, live: bool = True) -> None:
+        self.model, self.optimizers = model, optimizers
         self.steps = 0
         self.peak_bytes = 0
         self.peak_rss_bytes = 0
         self.fullest: Profile | None = None  # the step in which the most was alive
-        self.tracker = Tracker(model, optimizer, workspace=self._inside, on_moment=self._moment)
+        self.tracker = Tracker(model, *optimizers, workspace=self._inside, on_moment=self._moment)
         self._live = live
         self._view: Live | None = None
         self._hooks: list[Any] = []
@@ -61,8 +61,8 @@ class Watch:
     def __enter__(self) -> Self:
         self._hooks.append(self.model.register_forward_pre_hook(self._called, with_kwargs=True, prepend=True))
         self.tracker.__enter__()
-        if self.optimizer is not None:  # after the tracker's own, which then knows the states
-            self._hooks.append(self.optimizer.register_step_post_hook(lambda *_: self._stepped()))
+        if self.optimizers:  # after the tracker's own, which then knows the states
+            self._hooks.append(self.optimizers[-1].register_step_post_hook(lambda *_: self._stepped()))
         if self._live and sys.stderr is not None and sys.stderr.isatty():
             from enxuto.memory.live import view
 
@@ -73,7 +73,7 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if self.tracker.moments:
-                whole = self.optimizer is None and self._runs and kind is None
+                whole = not self.optimizers and self._runs and kind is None
                 self._keep((self.tracker.blocks(), tuple(self.tracker.moments)), whole=whole)
             if self._view is not None:
                 self._view.stop()  # shows the last state
@@ -104,8 +104,8 @@ class Watch:
         if self._fresh or not learns:
             self.tracker.name_outside(INPUTS)  # targets too, and whatever else was made before the model runs
         apart = not self._learns and (self._evaluates or not learns)
-        if self.tracker.moments and (self.optimizer is None or apart):
-            self._keep(self.tracker.cut(), whole=self.optimizer is None and self._runs)
+        if self.tracker.moments and (not self.optimizers or apart):
+            self._keep(self.tracker.cut(), whole=not self.optimizers and self._runs)
         self._fresh, self._runs, self._evaluates, self._learns = False, True, not learns, self._learns or learns
 
     def _stepped(self) -> None:
@@ -124,16 +124,17 @@ class Watch:
         self.peak_rss_bytes = max(self.peak_rss_bytes, resident_bytes())
 
 
-def watch(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, live: bool = True) -> Watch:
+def watch(model: nn.Module, *optimizers: torch.optim.Optimizer, live: bool = True) -> Watch:
     """Follows the memory of every step of the loop inside `with watch(model, optimizer) as seen:`.
 
-    A step ends where the optimizer has made its update; without an optimizer each call of the model begins one. Calls without
-    gradients in between are an evaluation: they count for the peak, not as steps. What operators need inside themselves is
-    foreseen as in `predict`. With `live`, a terminal shows it on stderr as it changes.
+    A step ends where the optimizer has made its update, of several the last one; without any, each call of the model begins one.
+    Calls without gradients in between are an evaluation: they count for the peak, not as steps. What operators need inside
+    themselves is foreseen as in `predict`. With `live`, a terminal shows it on stderr as it changes.
     Raises: TaskError when the model is no Module.
     """
     if not isinstance(model, nn.Module):
         raise TaskError(f"model is {type(model).__name__}, not a torch.nn.Module; pass the network that is trained.")
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TaskError(f"optimizer is {type(optimizer).__name__}, not a torch.optim.Optimizer; pass the one that steps.")
-    return Watch(model, optimizer, live=live)
+    for optimizer in optimizers:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TaskError(f"optimizer is {type(optimizer).__name__}, not a torch.optim.Optimizer; pass the one that steps.")
+    return Watch(model, *optimizers, live=live)
