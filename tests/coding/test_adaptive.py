@@ -98,7 +98,8 @@ def test_any_bytes_are_a_text_or_are_refused(data, count, primer):
 @numba.njit
 def contrary(count, model, state, data):
     """Letters whose every bit is the one that the model thinks less likely: the worst that a writer may meet."""
-    chances, ages, weights, stretch, _, _ = model
+    chances, weights, stretch, _, _ = model
+    coder = np.uint64(state[0]), np.uint64(state[1]), np.uint64(state[3])
     letters = np.zeros(count, np.uint8)
     active, mixed = np.zeros(len(ORDERS), np.int64), np.zeros(len(ORDERS), np.int64)
     for i in range(count):
@@ -112,12 +113,14 @@ def contrary(count, model, state, data):
             for k in range(len(ORDERS)):
                 place = ((mixed[k] ^ node) * _SCATTER) & 0xFFFFFFFF
                 active[k] = ((place ^ place >> 15) * _SCATTER & 0xFFFFFFFF) >> (32 - SLOT_BITS)
-                known += ages[k, active[k], 0] > 0
+                known += chances[k, active[k], 0] >= 1 << 16
             for k in range(len(ORDERS)):
-                total += weights[known, k] * np.int64(stretch[chances[k, active[k], 0] >> 4])
+                total += weights[known, k] * np.int64(stretch[(chances[k, active[k], 0] & 0xFFFF) >> 4])
             bit = 1 if total < 0 else 0
-            node = node << 1 | _model_bit(bit, 0, (known, len(ORDERS)), active, model, state, data, False)
+            bit, coder = _model_bit(bit, 0, (known, len(ORDERS)), active, model, coder, data, False)
+            node = node << 1 | bit
         letters[i] = node - 256
+    state[3] = coder[2]
     return letters
 
 

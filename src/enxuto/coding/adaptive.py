@@ -16,7 +16,7 @@ from enxuto.coding.bits import Codes, Data, read_varint, width, write_varint
 from enxuto.errors import ArtifactError
 
 Model = tuple[NDArray[Any], ...]
-"""Chances and ages [context, level, node], weights [part, context], and three fixed tables."""
+"""Chances with their ages [context, level, node], weights [part, context], and three fixed tables."""
 
 MAX_SYMBOLS = 256
 MAX_CODES = 1 << 20  # more would take seconds to read; reader and writer refuse it
@@ -104,7 +104,7 @@ def decode_text(data: Data, count: int, primer: bytes) -> bytes:
 def _primed(primer: bytes) -> Model:
     """A model of texts that has seen the primer."""
     fresh = _seen(primer)
-    return fresh[0].copy(), fresh[1].copy(), fresh[2].copy(), *fresh[3:]
+    return fresh[0].copy(), fresh[1].copy(), *fresh[2:]
 
 
 @cache
@@ -142,11 +142,11 @@ def _fresh(symbols: int, mode: int) -> Model:
 
 def _model(shape: tuple[int, int, int], parts: int, *, ages: int, slow: int) -> Model:
     """A model that knows nothing: every chance is one half, every context has the same weight (of 65536)."""
-    chances = np.full(shape, 1 << 15, np.uint16)
+    chances = np.full(shape, 1 << 15, np.uint32)  # and an age of 0 above
     weights = np.full((parts, shape[0]), _WEIGHT, np.int64)
     stretch, squash = _tables()
     rates = (1 << 17) // (2 * np.arange(ages) + slow)  # of learning: 1 / (age + slow / 2), until the last age
-    return chances, np.zeros(shape, np.uint16), weights, stretch, squash, rates
+    return chances, weights, stretch, squash, rates
 
 
 @cache

@@ -20,75 +20,84 @@ SLACK = 64  # bytes that one code never fills: nine decisions of at most twelve 
 _BITS = 16  # of a probability, an activity, a weight
 ORDERS = (0, 1, 2, 3, 4, 6)  # letters before this one that the contexts of a text look at
 SLOT_BITS = 15  # of the places of chances in a text, for each order; shared by chance when there are more
+_CHANCE = (1 << _BITS) - 1  # what of a number is the chance; the age stands above
 _QUIET = 200  # activity before anything was seen, of 65536
 _COLUMN, _ROW, _LEARN = 5, 4, 15  # speeds of forgetting and learning as right shifts: best on the nets of bench
 _SCATTER = 0x2F0B4C47  # any odd number below 2**31 with its bits well mixed
 _WORD = 0xFFFFFFFF
-_TOP = 1 << 24
-_FULL = 1 << 32
+_TOP = np.uint64(1 << 24)
+_FULL = np.uint64(1 << 32)
+_ONE, _BYTE = np.uint64(1), np.uint64(8)
+_U = np.uint64
 
 
 @numba.njit(inline="always")
-def _code_bit(bit: Any, p: Any, state: Any, data: Any, decoding: Any) -> Any:
-    """The bit, written or read with probability p / 65536 of being 1.
+def _code_bit(bit: Any, p: Any, coder: Any, data: Any, decoding: Any) -> Any:
+    """The bit, written or read with probability p / 65536 of being 1; and the coder after it.
 
-    A range coder with a 32-bit range; a carry runs back over the bytes already written. Behind its end, data is zero.
+    A range coder with a 32-bit range: what was read (or, writing, the lower end), the range, the place. A carry runs back over
+    the bytes already written. Behind its end, data is zero.
     Source: G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a digitised message", 1979.
     """
-    bound = (state[RANGE] * p) >> _BITS
+    x, size, at = coder
+    bound = size * _U(p) >> _U(_BITS)
     if decoding:
-        bit = 1 if state[CODE] < bound else 0
+        bit = 1 if x < bound else 0
     if bit:
-        state[RANGE] = bound
+        size = bound
     else:
-        state[RANGE] -= bound
-        state[CODE] -= bound
-        state[LOW] += bound
-    if not decoding and state[LOW] >= _FULL:
-        state[LOW] -= _FULL
-        k = state[AT] - 1
+        size -= bound
+        x = x - bound if decoding else x + bound
+    if not decoding and x >= _FULL:
+        x -= _FULL
+        k = at - _ONE
         while data[k] == 255:
             data[k] = 0
-            k -= 1
+            k -= _ONE
         data[k] += 1
-    while state[RANGE] < _TOP:
-        at = state[AT]
+    while size < _TOP:
         if decoding:
-            state[CODE] = state[CODE] << 8 | (np.int64(data[at]) if at < data.size else 0)
+            x = x << _BYTE | (_U(data[at]) if at < _U(data.size) else _U(0))
         else:
-            data[at] = state[LOW] >> 24
-            state[LOW] = (state[LOW] & 0xFFFFFF) << 8
-        state[AT] = at + 1
-        state[RANGE] <<= 8
-    return bit
+            data[at] = x >> _U(24)
+            x = (x & _U(0xFFFFFF)) << _BYTE
+        at += _ONE
+        size <<= _BYTE
+    return bit, (x, size, at)
 
 
 @numba.njit(inline="always")
-def _model_bit(bit: Any, node: Any, mix: Any, active: Any, model: Any, state: Any, data: Any, decoding: Any) -> Any:
-    """The bit, coded with the mixed opinion of all contexts, which then learn from it.
+def _model_bit(bit: Any, node: Any, mix: Any, active: Any, model: Any, coder: Any, data: Any, decoding: Any) -> Any:
+    """The bit, coded with the mixed opinion of all contexts, which then learn from it; and the coder after it.
 
     `mix`: which of the weights, and how many contexts (in the code and no size of an array, so that the loops are unrolled).
 
     Source: M. Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression", 2005 (logistic mixing).
     """
-    chances, ages, weights, stretch, squash, rates = model
-    part, count = mix
+    chances, weights, stretch, squash, rates = model
+    part, count = _U(mix[0]), mix[1]
     half = squash.size // 2
-    total = 0
+    total: Any = 0
+    node = _U(node)
     for k in range(count):
-        total += weights[part, k] * np.int64(stretch[chances[k, active[k], node] >> 4])
+        known = chances[_U(k), _U(active[k]), node]
+        total += weights[part, _U(k)] * np.int64(stretch[_U(known & _CHANCE) >> _U(4)])
     total = min(max(total >> _BITS, -half), half - 1)
-    p = np.int64(squash[total + half])
-    bit = _code_bit(bit, p, state, data, decoding)
+    p = np.int64(squash[_U(total + half)])
+    bit, coder = _code_bit(bit, p, coder, data, decoding)
     wanted = bit << _BITS
     for k in range(count):
-        chance = np.int64(chances[k, active[k], node])
-        age = ages[k, active[k], node]
-        weights[part, k] += (np.int64(stretch[chance >> 4]) * (wanted - p)) >> _LEARN
-        chance += ((wanted - chance) * rates[age]) >> _BITS
-        chances[k, active[k], node] = min(max(chance, 16), 65520)
-        ages[k, active[k], node] = min(np.int64(age) + 1, rates.size - 1)
-    return bit
+        known = np.int64(chances[_U(k), _U(active[k]), node])
+        chance, age = known & _CHANCE, known >> _BITS
+        weights[part, _U(k)] += (np.int64(stretch[_U(chance >> 4)]) * (wanted - p)) >> _LEARN
+        chance += ((wanted - chance) * rates[_U(age)]) >> _BITS
+        chances[_U(k), _U(active[k]), node] = min(age + 1, rates.size - 1) << _BITS | min(max(chance, 16), 65520)
+    return bit, coder
+
+
+@numba.njit(inline="always")
+def _keep(coder: Any, state: Any, decoding: Any) -> None:
+    state[CODE if decoding else LOW], state[RANGE], state[AT] = coder
 
 
 @hot
@@ -104,28 +113,31 @@ def walk(codes: Any, kind: tuple[int, int, int], data: Any, state: Any, levels: 
     """
     stride, mode, symbols = kind
     columns, above = np.full(stride, _QUIET, np.uint16), np.zeros(stride, np.uint8)
-    active = np.zeros(CONTEXTS, np.int64)
-    row, column, last, before = np.int64(_QUIET), 0, np.int64(0), np.int64(0)
-    bits = model[2].shape[0] - 2
-    limit = data.size + SLACK if decoding else data.size - SLACK
+    row, column, end, last, before = np.int64(_QUIET), _U(0), _U(stride), np.int64(0), np.int64(0)
+    bits = model[1].shape[0] - 2
+    limit = _U(data.size + SLACK if decoding else data.size - SLACK)
+    coder = _U(state[CODE if decoding else LOW]), _U(state[RANGE]), _U(state[AT])
     for i in range(codes.size):
-        if state[AT] > limit:
+        if coder[2] > limit:
             return False
         here = np.int64(columns[column])
-        beside = np.int64(columns[column - 1] if column > 0 else here)
-        beside += np.int64(columns[column + 1] if column + 1 < stride else here)
-        active[0], active[1] = 0, before + 4 * np.int64(above[column])
-        active[2], active[3] = levels[here >> 4], levels[min(here + row + (beside >> 1) >> 5, 4095)]
+        beside = np.int64(columns[column - _ONE] if column > 0 else here)
+        beside += np.int64(columns[column + _ONE] if column + _ONE < end else here)
+        near, level = before + 4 * np.int64(above[column]), np.int64(levels[_U(here >> 4)])
+        around: Any = min(here + row + (beside >> 1) >> 5, 4095)
+        active = np.int64(0), near, level, np.int64(levels[_U(around)])
         distance = np.int64(codes[i]) - mode
         activity = np.int64(0)
-        if _model_bit(1 if distance != 0 else 0, 0, (0, CONTEXTS), active, model, state, data, decoding):
-            active[1], active[2], active[3] = active[2], levels[row >> 4], last
-            sign = _model_bit(1 if distance < 0 else 0, 1 << bits, (1, CONTEXTS), active, model, state, data, decoding)
-            active[1], active[3] = sign, last >> 1
+        other, coder = _model_bit(1 if distance != 0 else 0, 0, (0, CONTEXTS), active, model, coder, data, decoding)
+        if other:
+            active = np.int64(0), level, np.int64(levels[_U(row >> 4)]), last
+            sign, coder = _model_bit(1 if distance < 0 else 0, 1 << bits, (1, CONTEXTS), active, model, coder, data, decoding)
+            active = np.int64(0), np.int64(sign), active[2], last >> 1
             size, node = abs(distance) - 1, 1
             for depth in range(bits):
                 bit = size >> (bits - 1 - depth) & 1
-                node = node << 1 | _model_bit(bit, node, (depth + 2, CONTEXTS), active, model, state, data, decoding)
+                bit, coder = _model_bit(bit, node, (depth + 2, CONTEXTS), active, model, coder, data, decoding)
+                node = node << 1 | bit
             size = node - (1 << bits)
             distance = -1 - size if sign else size + 1
             last = 2 * (size * (LEVELS // 2) >> bits) + sign
@@ -139,9 +151,10 @@ def walk(codes: Any, kind: tuple[int, int, int], data: Any, state: Any, levels: 
         before = (before << 1 | (1 if distance != 0 else 0)) & 3
         columns[column] = here + ((activity - here) >> _COLUMN)
         row += (activity - row) >> _ROW
-        column += 1
-        if column == stride:
-            column = 0
+        column += _ONE
+        if column == end:
+            column = _U(0)
+    _keep(coder, state, decoding)
     return True
 
 
@@ -152,11 +165,12 @@ def spell(letters: Any, start: int, data: Any, state: Any, model: Any, decoding:
     Each order keeps the chances of all its contexts in one table, found by a hash of the letters before and the node. How
     many orders have been here before says which weights mix them: the longer the context that is known, the surer.
     """
-    ages = model[1]
+    chances = model[0]
     active, mixed = np.zeros(len(ORDERS), np.int64), np.zeros(len(ORDERS), np.int64)
-    limit = data.size + SLACK if decoding else data.size - SLACK
+    limit = _U(data.size + SLACK if decoding else data.size - SLACK)
+    coder = _U(state[CODE if decoding else LOW]), _U(state[RANGE]), _U(state[AT])
     for i in range(start, letters.size):
-        if state[AT] > limit:
+        if coder[2] > limit:
             return False
         for k in range(len(ORDERS)):
             mixed[k] = 0
@@ -168,8 +182,10 @@ def spell(letters: Any, start: int, data: Any, state: Any, model: Any, decoding:
             for k in range(len(ORDERS)):
                 place = ((mixed[k] ^ node) * _SCATTER) & _WORD
                 active[k] = ((place ^ place >> 15) * _SCATTER & _WORD) >> (32 - SLOT_BITS)
-                known += ages[k, active[k], 0] > 0
+                known += chances[k, active[k], 0] > _CHANCE
             bit = letters[i] >> (7 - depth) & 1
-            node = node << 1 | _model_bit(bit, 0, (known, len(ORDERS)), active, model, state, data, decoding)
+            bit, coder = _model_bit(bit, 0, (known, len(ORDERS)), active, model, coder, data, decoding)
+            node = node << 1 | bit
         letters[i] = node - 256
+    _keep(coder, state, decoding)
     return True
