@@ -45,10 +45,10 @@ def stream(
 def test_codes_come_back_from_classes_of_rows_and_of_columns(shape, symbols, seed):
     matrix = striped(*shape, symbols, seed)
     for codes in (matrix, np.ascontiguousarray(matrix.T)):
-        bodies = list(classes.encode(codes.reshape(-1), codes.shape[1], symbols, math.inf, simple.encode))
+        bodies = list(classes.encode(codes.reshape(-1), codes.shape[1], symbols, math.inf))
         assert bodies
         for body in bodies:
-            back = classes.decode(body, codes.size, symbols, simple.decode)
+            back = classes.decode(body, codes.size, symbols)
             assert back.dtype == codes.dtype
             assert np.array_equal(back, codes.reshape(-1))
 
@@ -61,17 +61,15 @@ def test_classes_mean_what_the_format_says(data, axis, rows, stride, number):
     chance = np.random.default_rng(data.draw(st.integers(0, 9)))
     parts = [chance.integers(0, 16, found.count(each) * length).tolist() for each in range(number)]
     body = stream(found, parts, stride, axis)
-    assert classes.decode(body, rows * stride, 16, simple.decode).tolist() == put_together(
-        found, parts, stride, axis, rows * stride
-    )
+    assert classes.decode(body, rows * stride, 16).tolist() == put_together(found, parts, stride, axis, rows * stride)
 
 
 def test_rows_of_different_scales_are_smaller_in_classes():
     codes = striped(400, 500)
     alone = len(simple.encode(codes.reshape(-1), 16))
-    (body, *_) = classes.encode(codes.reshape(-1), 500, 16, alone, simple.encode)
+    (body, *_) = classes.encode(codes.reshape(-1), 500, 16, alone)
     assert len(body) < 0.92 * alone
-    assert not list(classes.encode(np.random.default_rng(0).permutation(codes.reshape(-1)), 500, 16, alone, simple.encode))
+    assert not list(classes.encode(np.random.default_rng(0).permutation(codes.reshape(-1)), 500, 16, alone))
 
 
 def test_a_large_tensor_comes_back_from_classes():

@@ -7,11 +7,12 @@ whole numbers, so that the same codes give the same classes on every machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from enxuto.coding import simple
 from enxuto.coding.bits import Codes, Data, read_varint, write_varint
 from enxuto.coding.stream import read_parts, write_parts
 from enxuto.errors import ArtifactError
@@ -25,11 +26,8 @@ _LEAST_CODES = 1 << 12  # of a tensor, below which tables cost more than they ga
 _TABLE_BYTES = 48  # a further class costs: states, lengths and a table of few symbols
 _GAIN = 0.003  # of the bytes without classes: less is not worth the second reading
 
-Encode = Callable[[Codes, int], bytes]
-Decode = Callable[[Data, int, int], Codes]
 
-
-def encode(codes: Codes, stride: int, symbols: int, budget: float, stream: Encode) -> Iterator[bytes]:
+def encode(codes: Codes, stride: int, symbols: int, budget: float) -> Iterator[bytes]:
     """The codes by classes of rows, of columns, or neither, where that looks smaller than `budget` bytes.
 
     Shapes: codes [rows * stride].
@@ -40,14 +38,14 @@ def encode(codes: Codes, stride: int, symbols: int, budget: float, stream: Encod
         if found is not None:
             ends = np.bincount(found).cumsum() * lines.shape[1]
             ordered = np.take(lines, np.argsort(found, kind="stable"), axis=0).reshape(-1)
-            streams = [stream(part, symbols) for part in np.split(ordered, ends[:-1])]
+            streams = [simple.encode(part, symbols) for part in np.split(ordered, ends[:-1])]
             head = write_varint(2 * stride + axis) + bytes([len(streams)])
-            yield write_parts([stream(found, len(streams)), *streams], head)
+            yield write_parts([simple.encode(found, len(streams)), *streams], head)
             if codes.size >= LARGE:
                 return  # columns may be better, but to look costs as much as to code
 
 
-def decode(data: Data, count: int, symbols: int, stream: Decode) -> Codes:
+def decode(data: Data, count: int, symbols: int) -> Codes:
     """The codes that `encode` wrote.
 
     Raises: ArtifactError when the classes do not fit `count` codes.
@@ -61,11 +59,11 @@ def decode(data: Data, count: int, symbols: int, stream: Decode) -> Codes:
     matrix = codes.reshape(-1, stride)
     lines = matrix.T if axis else matrix
     parts = read_parts(data, at + 1, classes + 1)
-    found = stream(parts[0], lines.shape[0], classes)
+    found = simple.decode(parts[0], lines.shape[0], classes)
     for each, part in enumerate(parts[1:]):
         chosen = found == each
         size = int(chosen.sum()) * lines.shape[1]
-        lines[chosen] = stream(part, size, symbols).reshape(-1, lines.shape[1])
+        lines[chosen] = simple.decode(part, size, symbols).reshape(-1, lines.shape[1])
     return codes
 
 

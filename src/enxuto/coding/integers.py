@@ -62,7 +62,7 @@ def decode_integers(data: Data, count: int, symbols: int) -> Codes:
     """
     method = data[0] if count and len(data) else None
     if method == CLASSES:
-        return classes.decode(memoryview(data)[1:], count, symbols, simple.decode)
+        return classes.decode(memoryview(data)[1:], count, symbols)
     if method == ADAPTIVE:
         return adaptive.decode(memoryview(data)[1:], count, symbols)
     if method == TEXT and symbols == 256:
@@ -78,7 +78,7 @@ def _fast(flat: Codes, stride: int, symbols: int) -> bytes:
             return simple.encode_raw(flat, symbols)
         if flat.size >= classes.LARGE and stride > 1 and sampled.max() <= (1 - _FEW) * sampled.sum():
             budget = simple.entropy(sampled) * flat.size / int(sampled.sum())
-            for body in classes.encode(flat, stride, symbols, budget, simple.encode):
+            for body in classes.encode(flat, stride, symbols, budget):
                 if len(body) < budget:
                     return bytes([CLASSES]) + body
     return simple.encode_fast(flat, symbols)
@@ -97,7 +97,7 @@ def _tried(flat: Codes, stride: int, symbols: int, *, thorough: bool = False) ->
         yield simple.encode(flat, symbols)
         return
     if stride > 1:
-        for body in classes.encode(flat, stride, symbols, math.inf if thorough else budget, simple.encode):
+        for body in classes.encode(flat, stride, symbols, math.inf if thorough else budget):
             yield bytes([CLASSES]) + body
             budget = min(budget, 1 + len(body))
     if thorough or (most > _MOSTLY * flat.size and simple.entropy(np.array([most, flat.size - most])) < budget):

@@ -15,7 +15,7 @@ from enxuto.coding.kernels import LANES, hot, join_runs, rans_decode, rans_encod
 from enxuto.coding.model_kernels import PRECISIONS, choose_model, message_bits, read_table, table_room, write_table
 from enxuto.coding.stream import CONSTANT, RAW, RUNS, STATIC
 
-SMALL_CODES = 1 << 12
+_SMALL_CODES = 1 << 12
 NOISE = 0.995  # of the raw bytes: what does not get below has no pattern worth a search
 LONGEST = 255  # a run of so many ends without another code behind it; longer ones are several
 FINEST, _COARSEST = PRECISIONS[-1], PRECISIONS[0]
@@ -72,7 +72,7 @@ def choose(counts: Any, bits: int, finest: int, frequencies: Any, table: Any) ->
     if most == total:
         return CONSTANT, 1.0 + _bytes_of(counts.argmax()), 0, 0
     raw = 1.0 + (total * bits + 7) // 8
-    if total > SMALL_CODES and entropy(counts) >= NOISE * total * bits:
+    if total > _SMALL_CODES and entropy(counts) >= NOISE * total * bits:
         return RAW, raw, 0, 0
     first, last = (FINEST, FINEST) if total >= _MANY else (_COARSEST, finest)
     precision = choose_model(counts, first, last, frequencies)
