@@ -16,10 +16,12 @@ from torch import Tensor
 aten = torch.ops.aten
 LANES = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 """Channels that oneDNN keeps together in its blocked layouts: the floats of one vector register."""
-PLAIN_CHANNELS = 3
-"""Up to so many input channels, oneDNN reads an image as it is."""
+PLAIN_CHANNELS, NARROW = 3, 8
+"""Up to so many input channels, the gradient of a weight takes the image as it is; up to `LANES`, in blocks of so many."""
 SUMS, HALF_SUMS = 512, 16384
 """Bytes of partial sums: of a layer norm's backward pass, and of a convolution's in half precision."""
+STRIDED, STRIDED_THREAD, BIASED = 12416, 8216, 128
+"""Bytes of a convolution towards its input: with a stride, and of each thread then; with a bias."""
 MKLDNN = ("Mkldnn", "???")
 """Names of oneDNN's backends; that of transposed convolutions has none."""
 HALF = 2
@@ -90,15 +92,16 @@ def _channels_last(*tensors: Tensor) -> bool:
     )
 
 
-def _blocked(x: Tensor) -> int:
+def _blocked(x: Tensor, lanes: int = LANES) -> int:
     """Bytes of a map in oneDNN's layout, its channels filled up to whole vectors."""
-    return _bytes(x) // x.shape[1] * _up(x.shape[1], LANES)
+    return _bytes(x) // x.shape[1] * _up(x.shape[1], lanes)
 
 
-def _blocked_weight(weight: Tensor) -> int:
+def _blocked_weight(weight: Tensor, lanes: int = LANES, *, plain: bool = False) -> int:
+    """Bytes of a weight in oneDNN's layout, its input channels as they are where the image is read so."""
     out, inside = weight.shape[:2]
-    inside = inside if inside <= PLAIN_CHANNELS else _up(inside, LANES)
-    return weight.element_size() * _up(out, LANES) * inside * math.prod(weight.shape[2:])
+    inside = inside if plain or inside <= PLAIN_CHANNELS else _up(inside, lanes)
+    return weight.element_size() * _up(out, lanes) * inside * math.prod(weight.shape[2:])
 
 
 def _columns(x: Tensor, weight: Tensor, maps: Tensor, rest: Sequence[Any]) -> int:
@@ -120,23 +123,27 @@ def _convolution(args: tuple[Any, ...], y: Tensor) -> int:
         return 0
     if _channels_last(x, weight):
         return _blocked_weight(weight)
-    return (_to_input(x, weight, y, rest) if rest[3] else _to_output(x, weight, y)) - _bytes(y)
+    inside = _to_input(x, weight, y, rest[0], biased=args[2] is not None) if rest[3] else _to_output(x, weight, y)
+    return inside - _bytes(y)
 
 
 def _to_output(x: Tensor, weight: Tensor, y: Tensor) -> int:
     """Bytes, with the result: from x to y, or from the gradient of a transposed convolution's output to that of its input."""
-    return max(_read(x) + _blocked_weight(weight) + _blocked(y), _blocked(y) + _bytes(y))
+    plain = x.shape[1] < LANES
+    read = 0 if plain else _blocked(x)
+    return max(read + _blocked_weight(weight, plain=plain) + _blocked(y), _blocked(y) + _bytes(y))
 
 
-def _to_input(y: Tensor, weight: Tensor, x: Tensor, rest: Sequence[Any]) -> int:
-    """Bytes, with the result: the other way round."""
-    plain = _bytes(x) * (2 if any(step > 1 for step in rest[0]) else 1)  # with a stride, the result is copied once more
-    kept = _bytes(x) if rest[3] and x.shape[1] <= PLAIN_CHANNELS else _blocked(x)
-    return max(_blocked(y) + _blocked_weight(weight) + kept, kept + plain)
-
-
-def _read(x: Tensor) -> int:
-    return 0 if x.shape[1] <= PLAIN_CHANNELS else _blocked(x)
+def _to_input(y: Tensor, weight: Tensor, x: Tensor, stride: Sequence[int], *, biased: bool = False) -> int:
+    """Bytes, with the result: the other way round. With a stride, maps keep their channels, and a thread has a padded sample."""
+    out, inside = (_up(channels, LANES) for channels in weight.shape[:2])
+    taps = x.element_size() * math.prod(weight.shape[2:])
+    if any(step > 1 for step in stride):
+        sample = x.element_size() * out * math.prod(size + 2 for size in y.shape[2:])
+        scratch = STRIDED + torch.get_num_threads() * (STRIDED_THREAD + sample)
+        return max(_bytes(y) + taps * weight.shape[0] * inside + _bytes(x) + scratch, 3 * _bytes(x))
+    maps = 2 * _blocked(x) + BIASED if biased else _blocked(x)
+    return max(_blocked(y) + taps * out * inside + maps, _blocked(x) + _bytes(x))
 
 
 def _convolution_backward(args: tuple[Any, ...], outputs: Sequence[Any]) -> int:
@@ -147,16 +154,17 @@ def _convolution_backward(args: tuple[Any, ...], outputs: Sequence[Any]) -> int:
         return _columns(x, weight, gradient, rest) + _copies([gradient])
     if not backend.startswith(MKLDNN):
         return 0
-    weights = _blocked_weight(weight)
     if _channels_last(x, weight, gradient):
-        return weights
-    given = sum(_bytes(tensor) for tensor in _tensors(outputs))
-    if rest[3]:
-        to_input, maps = _to_output(gradient, weight, x), _read(gradient) + _blocked(x)
-    else:
-        to_input, maps = _to_input(gradient, weight, x, rest), _blocked(gradient) + _read(x)
+        return _blocked_weight(weight)
+    image, answer = (gradient, x) if rest[3] else (x, gradient)
+    to_input = _to_output(image, weight, answer) if rest[3] else _to_input(answer, weight, image, rest[0])
+    narrow = PLAIN_CHANNELS < image.shape[1] < LANES and x.element_size() != HALF
+    lanes = NARROW if narrow else LANES
+    weights = _blocked_weight(weight, lanes)
+    maps = _blocked(answer, lanes) + (0 if image.shape[1] <= PLAIN_CHANNELS else _blocked(image, lanes))
     sums = 2 * weights + HALF_SUMS if x.element_size() == HALF else 0  # the gradient of the weights in floats
     to_weight = (_bytes(x) if wanted[0] else 0) + maps + weights + sums
+    given = sum(_bytes(tensor) for tensor in _tensors(outputs))
     return max(to_input if wanted[0] else 0, to_weight if wanted[1] else 0) - given + _copies([gradient])
 
 
