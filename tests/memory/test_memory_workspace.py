@@ -88,6 +88,31 @@ def test_a_transposed_convolution_of_one_sample_is_foreseen() -> None:
     assert memory.predict(model, (x, x), **step).peak_bytes == pytest.approx(found, rel=0.05)
 
 
+CONVOLUTIONS = {
+    "few to few": lambda: nn.Conv2d(8, 8, 3, padding=1),
+    "few to many": lambda: nn.Conv2d(6, 20, 5),
+    "many to few": lambda: nn.Conv2d(20, 6, 5, stride=2),
+    "few, 1 x 1": lambda: nn.Conv2d(8, 24, 1),
+    "transposed to one": lambda: nn.ConvTranspose2d(32, 1, 3, padding=1),
+    "transposed without bias": lambda: nn.ConvTranspose2d(32, 3, 3, padding=1, bias=False),
+    "transposed with a stride": lambda: nn.ConvTranspose2d(16, 3, 4, stride=2, padding=1),
+    "transposed to few": lambda: nn.ConvTranspose2d(16, 4, 4, stride=2, padding=1),
+}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_of_few_channels_is_foreseen(name: str, precision: Any) -> None:
+    """Each has layouts of its own. The layer stands alone, so that nothing else hides an error."""
+    layer = CONVOLUTIONS[name]()
+    x = torch.randn(8, layer.in_channels, 28, 28)
+    step = {"loss": lambda y, _: y.square().sum(), "optimizer": torch.optim.SGD, "precision": precision}
+    foreseen, found = memory.predict(layer, x, precision=precision), memory.record(layer, x, precision=precision)
+    assert foreseen.peak_bytes == pytest.approx(found.peak_bytes, rel=0.03)
+    foreseen, found = memory.predict(layer, (x, x), **step), memory.record(layer, (x, x), **step)
+    assert foreseen.peak_bytes == pytest.approx(found.peak_bytes, rel=0.05)
+
+
 def test_a_weight_that_a_hook_computes_is_followed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the old weight_norm is deprecated

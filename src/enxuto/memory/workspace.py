@@ -18,7 +18,7 @@ LANES = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 """Channels that oneDNN keeps together in its blocked layouts: the floats of one vector register."""
 PLAIN_CHANNELS, NARROW = 3, 8
 """Up to so many input channels, the gradient of a weight takes the image as it is; up to `LANES`, in blocks of so many."""
-SUMS, HALF_SUMS = 512, 16384
+SUMS, HALF_SUMS = 512, 8660
 """Bytes of partial sums: of a layer norm's backward pass, and of a convolution's in half precision."""
 STRIDED, STRIDED_THREAD, BIASED = 12416, 8216, 128
 """Bytes of a convolution towards its input: with a stride, and of each thread then; with a bias."""
@@ -104,12 +104,16 @@ def _blocked_weight(weight: Tensor, lanes: int = LANES, *, plain: bool = False) 
     return weight.element_size() * _up(out, lanes) * inside * math.prod(weight.shape[2:])
 
 
+def _pointwise(weight: Tensor) -> bool:
+    return all(size == 1 for size in weight.shape[2:])
+
+
 def _columns(x: Tensor, weight: Tensor, maps: Tensor, rest: Sequence[Any]) -> int:
     """Bytes of the unfolded input of a convolution by matrix product."""
     stride, padding, _, transposed = rest[:4]
     if transposed:  # a sample at a time
         return x.element_size() * math.prod(weight.shape[1:]) * math.prod(x.shape[2:])
-    if all(size == 1 for size in weight.shape[2:]) and all(s == 1 for s in stride) and not any(padding):
+    if _pointwise(weight) and all(s == 1 for s in stride) and not any(padding):
         return 0
     return x.element_size() * x.shape[0] * math.prod(weight.shape[1:]) * math.prod(maps.shape[2:])
 
@@ -129,9 +133,10 @@ def _convolution(args: tuple[Any, ...], y: Tensor) -> int:
 
 def _to_output(x: Tensor, weight: Tensor, y: Tensor) -> int:
     """Bytes, with the result: from x to y, or from the gradient of a transposed convolution's output to that of its input."""
-    plain = x.shape[1] < LANES
+    plain = x.shape[1] < LANES and not _pointwise(weight)
     read = 0 if plain else _blocked(x)
-    return max(read + _blocked_weight(weight, plain=plain) + _blocked(y), _blocked(y) + _bytes(y))
+    sums = 2 * _blocked(y[:1]) if x.element_size() == HALF and _pointwise(weight) else 0  # a sample in floats
+    return max(read + _blocked_weight(weight, plain=plain) + _blocked(y) + sums, _blocked(y) + _bytes(y))
 
 
 def _to_input(y: Tensor, weight: Tensor, x: Tensor, stride: Sequence[int], *, biased: bool = False) -> int:
@@ -142,8 +147,27 @@ def _to_input(y: Tensor, weight: Tensor, x: Tensor, stride: Sequence[int], *, bi
         sample = x.element_size() * out * math.prod(size + 2 for size in y.shape[2:])
         scratch = STRIDED + torch.get_num_threads() * (STRIDED_THREAD + sample)
         return max(_bytes(y) + taps * weight.shape[0] * inside + _bytes(x) + scratch, 3 * _bytes(x))
-    maps = 2 * _blocked(x) + BIASED if biased else _blocked(x)
-    return max(_blocked(y) + taps * out * inside + maps, _blocked(x) + _bytes(x))
+    sums = 4 * _blocked(x) // x.element_size() + BIASED if biased else 0  # the result again, in floats
+    return max(_blocked(y) + taps * out * inside + _blocked(x) + sums, _blocked(x) + _bytes(x))
+
+
+def _to_weight(x: Tensor, weight: Tensor, y: Tensor) -> int:
+    """Bytes, with the result: from x and the gradient of y to that of the weight; in half precision, summed in floats."""
+    channels, taps, half, points = x.shape[1], weight.shape[2:], x.element_size() == HALF, _pointwise(weight)
+    if half and channels < LANES and not points:  # a matrix product of unfolded samples
+        columns = HALF * channels * math.prod(taps) * math.prod(y.shape[2:])
+        return 3 * _bytes(weight) + torch.get_num_threads() * columns
+    lanes = NARROW if PLAIN_CHANNELS < channels < LANES and not half and not points else LANES
+    weights, maps = _blocked_weight(weight, lanes), _blocked(y, lanes)
+    if channels > PLAIN_CHANNELS or points:
+        maps += _blocked(x, lanes)
+    if half and points:
+        return maps + 3 * weights
+    if half:
+        wide = _up(channels, LANES) * math.prod(x.shape[2:-1]) * (x.shape[-1] + taps[-1] - 1)
+        turned = HALF * wide + _blocked(y[:1])
+        weights = 3 * weights + HALF_SUMS + torch.get_num_threads() * turned
+    return maps + weights
 
 
 def _convolution_backward(args: tuple[Any, ...], outputs: Sequence[Any]) -> int:
@@ -158,12 +182,7 @@ def _convolution_backward(args: tuple[Any, ...], outputs: Sequence[Any]) -> int:
         return _blocked_weight(weight)
     image, answer = (gradient, x) if rest[3] else (x, gradient)
     to_input = _to_output(image, weight, answer) if rest[3] else _to_input(answer, weight, image, rest[0])
-    narrow = PLAIN_CHANNELS < image.shape[1] < LANES and x.element_size() != HALF
-    lanes = NARROW if narrow else LANES
-    weights = _blocked_weight(weight, lanes)
-    maps = _blocked(answer, lanes) + (0 if image.shape[1] <= PLAIN_CHANNELS else _blocked(image, lanes))
-    sums = 2 * weights + HALF_SUMS if x.element_size() == HALF else 0  # the gradient of the weights in floats
-    to_weight = (_bytes(x) if wanted[0] else 0) + maps + weights + sums
+    to_weight = (_bytes(x) if wanted[0] else 0) + _to_weight(image, weight, answer)
     given = sum(_bytes(tensor) for tensor in _tensors(outputs))
     return max(to_input if wanted[0] else 0, to_weight if wanted[1] else 0) - given + _copies([gradient])
 
