@@ -166,8 +166,8 @@ def _to_weight(x: Tensor, weight: Tensor, y: Tensor) -> int:
     if half:
         wide = _up(channels, LANES) * math.prod(x.shape[2:-1]) * (x.shape[-1] + taps[-1] - 1)
         turned = HALF * wide + _blocked(y[:1])
-        weights = 3 * weights + HALF_SUMS + torch.get_num_threads() * turned
-    return maps + weights
+        return maps + 3 * weights + HALF_SUMS + torch.get_num_threads() * turned
+    return weights + max(maps, _bytes(weight))
 
 
 def _convolution_backward(args: tuple[Any, ...], outputs: Sequence[Any]) -> int:
