@@ -147,6 +147,29 @@ def test_an_impossible_number_of_symbols_is_refused(symbols):
         encode_integers(np.zeros(3, np.uint8), symbols)
 
 
+@pytest.mark.parametrize(("count", "symbols"), [(3, 0), (3, -5), (3, 65_537), (-1, 16)])
+def test_what_cannot_have_been_written_is_not_read(count, symbols):
+    with pytest.raises(RangeError, match="cannot be"):
+        decode_integers(b"\0\0", count, symbols)
+
+
+def test_any_bytes_like_object_is_read():
+    coded = encode_integers(np.arange(16, dtype=np.uint8).repeat(50), 16, fast=True)
+    found = [decode_integers(kind(coded), 800, 16) for kind in (bytes, bytearray, memoryview)]
+    assert all(np.array_equal(one, found[0]) for one in found)
+
+
+@pytest.mark.parametrize("symbols", [256, 1000, 65_536])
+def test_many_rare_symbols_are_not_coded_under_a_coarse_model(symbols):
+    """What makes small layers fast to read must not cost much where there are many symbols."""
+    chance = np.random.default_rng(0)
+    codes = np.r_[np.zeros(6000), np.ones(6000), 2 + chance.integers(0, min(symbols, 1200) - 2, 1000)]
+    codes = chance.permutation(codes).astype(np.uint8 if symbols <= 256 else np.uint16)
+    coded = encode_integers(codes, symbols, fast=True)
+    assert len(coded) <= simple.entropy(simple.count(codes, symbols)) * 1.1 + 1000
+    assert np.array_equal(decode_integers(coded, codes.size, symbols), codes)
+
+
 def test_codes_that_are_no_symbols_are_refused():
     with pytest.raises(RangeError, match="give symbols=8"):
         encode_integers(np.array([7], np.uint8), 4)

@@ -33,6 +33,7 @@ SQUASH = (
     *(65535,),
 )
 _NEW = np.array([0, 1 << 32, 0, 0], np.int64)  # state of a writer: low, range, unused, place
+_LETTER = 16  # bytes of a letter, at most: eight decisions of sixteen bits
 _LOOKAHEAD = 4  # bytes the reader is ahead of the writer
 
 
@@ -78,9 +79,8 @@ def encode_text(text: bytes, primer: bytes) -> bytes:
     from enxuto.coding.adaptive_kernels import SLACK, spell
 
     model = _primed(primer)
-    data, state = np.zeros(2 * len(text) + 2 * SLACK, np.uint8), _NEW.copy()
-    fits = spell(np.frombuffer(primer + text, np.uint8).copy(), len(primer), data, state, model, False)
-    assert fits, "a letter takes twelve bits a decision at most, and on average less than sixteen"
+    data, state = np.zeros(_LETTER * len(text) + 2 * SLACK, np.uint8), _NEW.copy()
+    spell(np.frombuffer(primer + text, np.uint8).copy(), len(primer), data, state, model, False)
     return _finished(data, state)
 
 
@@ -113,7 +113,7 @@ def _seen(primer: bytes) -> Model:
 
     ages, slow = (6, 2) if primer else (12, 3)  # an index repeats what it said once; bytes of floats do not
     model = _model((len(ORDERS), 1 << SLOT_BITS, 1), len(ORDERS) + 1, ages=ages, slow=slow)
-    scratch = np.zeros(2 * len(primer) + 2 * SLACK, np.uint8)
+    scratch = np.zeros(_LETTER * len(primer) + 2 * SLACK, np.uint8)
     spell(np.frombuffer(primer, np.uint8).copy(), 0, scratch, _NEW.copy(), model, False)
     return model
 

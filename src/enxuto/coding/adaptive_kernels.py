@@ -16,7 +16,7 @@ from enxuto.coding.kernels import hot
 CONTEXTS = 4  # of a code
 LEVELS = 26  # values a context can have: two for each power of two of an activity below 4096, and spare ones
 LOW, RANGE, CODE, AT = range(4)  # places in `state`
-SLACK = 64  # bytes that one code never fills: nine decisions of at most twelve bits each take fourteen
+SLACK = 64  # bytes that one code never fills: nine decisions of at most sixteen bits each take eighteen
 _BITS = 16  # of a probability, an activity, a weight
 ORDERS = (0, 1, 2, 3, 4, 6)  # letters before this one that the contexts of a text look at
 SLOT_BITS = 15  # of the places of chances in a text, for each order; shared by chance when there are more

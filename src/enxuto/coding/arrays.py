@@ -5,6 +5,7 @@ Works on the bit patterns, so NaN payloads, infinities and -0.0 come back exactl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ def decode_array(data: Data, dtype: np.dtype[Any] | str, shape: tuple[int, ...])
     Raises: ArtifactError when the data is damaged.
     """
     dtype = np.dtype(dtype)
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if dtype.itemsize == 1:
         codes = decode_integers(data, count, 2 if dtype == np.bool_ else 256)
         return codes.view(dtype).reshape(shape)

@@ -58,8 +58,10 @@ def decode_integers(data: Data, count: int, symbols: int) -> Codes:
     """The codes that `encode_integers` wrote, flat: uint8 up to 256 symbols, uint16 above.
 
     `count` decides how much memory is used; a caller that has it from a file checks it first.
-    Raises: ArtifactError when the data is damaged.
+    Raises: ArtifactError when the data is damaged; RangeError when there cannot be so many symbols or codes.
     """
+    if not 1 <= symbols <= MAX_SYMBOLS or count < 0:
+        raise RangeError(f"{count} codes of {symbols} symbols cannot be; give a count from 0 and symbols in 1..{MAX_SYMBOLS}.")
     method = data[0] if count and len(data) else None
     if method == CLASSES:
         return classes.decode(memoryview(data)[1:], count, symbols)

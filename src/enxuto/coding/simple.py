@@ -91,7 +91,7 @@ def decode(data: Data, count: int, symbols: int, *, runs: bool = False) -> Codes
 
 def read_only(data: Data) -> NDArray[np.uint8]:
     """The bytes as an array that cannot be written, whatever they are: one type, for which the loops are compiled once."""
-    return np.frombuffer(data if isinstance(data, bytes) else data.toreadonly(), np.uint8)
+    return np.frombuffer(data if isinstance(data, bytes) else memoryview(data).toreadonly(), np.uint8)
 
 
 @cache

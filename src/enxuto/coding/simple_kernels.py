@@ -20,7 +20,7 @@ NOISE = 0.995  # of the raw bytes: what does not get below has no pattern worth 
 LONGEST = 255  # a run of so many ends without another code behind it; longer ones are several
 FINEST, _COARSEST = PRECISIONS[-1], PRECISIONS[0]
 _MANY = 1 << 16  # codes for which a finer table pays
-_HANDY, _HANDY_CODES = 10, 1 << 14  # the precision whose ranges are laid out in no time, and the codes for which that counts
+_HANDY, _HANDY_CODES, _HANDY_SYMBOLS = 10, 1 << 14, 16  # a precision that is laid out in no time: for how few codes and symbols
 _STATES = 4 * LANES  # bytes
 _OVERHEAD = 3 * LANES  # bytes of the states: half of them never carries information, a quarter not on average
 _FEW, _RARE = 0.25, 0.02  # other codes, below which runs are read faster; and may even be smaller
@@ -149,12 +149,15 @@ def write_runs(codes: Any, mode: int, symbols: int, out: Any) -> int:
 
 @hot
 def write_fast(codes: Any, symbols: int, out: Any) -> int:
-    """Writes the smallest simple stream, or runs where they are read faster and hardly larger; the bytes that it takes."""
+    """Writes nearly the smallest simple stream, or runs where they are read faster and hardly larger; the bytes that it takes."""
+    if codes.size == 0:
+        return 0
     counts = np.zeros(symbols, np.int64)
     histogram(codes, counts)
     frequencies, table = np.empty(symbols, np.int64), np.zeros(table_room(symbols), np.uint8)
     bits, mode = _width(symbols), counts.argmax()
-    chosen = choose(counts, bits, _HANDY if codes.size < _HANDY_CODES else FINEST, frequencies, table)
+    handy = codes.size < _HANDY_CODES and (counts > 0).sum() <= _HANDY_SYMBOLS
+    chosen = choose(counts, bits, _HANDY if handy else FINEST, frequencies, table)
     others = codes.size - counts[mode]
     may_pay = (_HARDLY - 1) * chosen[1] > 2 * _STATES  # what a second stream and its table cost at least
     if 0 < others < (_FEW if may_pay else _RARE) * codes.size:
