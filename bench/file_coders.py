@@ -9,6 +9,7 @@ with the setting that gave it the smallest streams. nncodec and zipnn run in env
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import itertools
@@ -55,6 +56,12 @@ SETTINGS: Mapping[str, Sequence[ex.Step]] = {
     "95% 4 bit": [ex.Prune(0.95), ex.Quantize(bits=4)],
 }
 """Bits of a weight, or values that the weights share; and the zeros, all weights together, without training again."""
+GRIDS: Mapping[str, Callable[..., ex.Step]] = {
+    "Quantize": ex.Quantize,
+    "Quantize(per='tensor', fit='absmax')": functools.partial(ex.Quantize, per="tensor", fit="absmax"),
+    "Quantize(per='network', fit='absmax')": functools.partial(ex.Quantize, per="network", fit="absmax"),
+    "Share": ex.Share,
+}
 TENSORS = ((64, 16), (128, 8), (256, 4), (512, 1), (2048, 1))
 """Sides and copies of made matrices: from which size on the calls of Python no longer count."""
 PARTS = ("integers", "whole", "floats", "sparse", "quality")
@@ -207,12 +214,12 @@ def equal_quality(folder: Path, nncodec: Path | None) -> None:
         model, task = network(name)
         before = _mean(task, model)
         found = []
-        for zeros, bits, grid in itertools.product((0.0, 0.3, 0.5, 0.7), (4, 5), (ex.Quantize, ex.Share)):
-            steps = [ex.Prune(zeros)] * (zeros > 0) + [grid(bits=bits, biases=8)]
+        for zeros, bits, grid in itertools.product((0.0, 0.3, 0.5, 0.7), (4, 5, 6, 7), GRIDS):
+            steps = [ex.Prune(zeros)] * (zeros > 0) + [GRIDS[grid](bits=bits, biases=8)]
             small, _ = ex.run(task, steps)
             path = folder / "small.nxt"
             ex.save(small, path, original=model)
-            row = {"coder": "enxuto", "setting": f"{zeros:.0%} zeros, {grid.__name__} {bits} bits"}
+            row = {"coder": "enxuto", "setting": f"{zeros:.0%} zeros, {grid} {bits} bits"}
             found.append({**row, "bytes": path.stat().st_size, "drop": before - _mean(task, small)})
         if nncodec is not None:
             found += _nncodec_quantizes(folder, nncodec, model, task, before)

@@ -16,12 +16,12 @@ from enxuto.task import Change
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
-def code_weights_(model: nn.Module, chosen: Sequence[Weight], grid: Grid) -> list[Change]:
-    """Codes every chosen weight, and the layers tied to it with the very same codes.
+def code_weights_(model: nn.Module, chosen: Sequence[Weight], grid: Grid, *, together: bool = False) -> list[Change]:
+    """Codes every chosen weight, and the layers tied to it with the very same codes; `together` with one scale for all.
 
     Raises: ShapeError before anything is changed, when one of them does not fit the grid.
     """
-    encoded = [grid.encode(weight.read(), weight.path) for weight in chosen]
+    encoded = _encoded([(weight.read(), weight.path) for weight in chosen], grid, together)
     changes = []
     for weight, tensor in zip(chosen, encoded, strict=True):
         values = weight.read()
@@ -31,12 +31,19 @@ def code_weights_(model: nn.Module, chosen: Sequence[Weight], grid: Grid) -> lis
     return changes
 
 
-def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool) -> None:
+def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool, together: bool = False) -> None:
     """Lets the float leaves of the chosen weights be seen on the grid, fitted to them as they are; later, unless `now`."""
     chosen = weights(model, layers)
-    for weight, leaf in zip(chosen, leaves_(model, chosen), strict=True):
-        if leaf.grid is None:
-            leaf.see_(grid.encode(leaf.kept().detach(), weight.path), now=now)
+    fresh = [(weight, leaf) for weight, leaf in zip(chosen, leaves_(model, chosen), strict=True) if leaf.grid is None]
+    values = [(leaf.kept().detach(), weight.path) for weight, leaf in fresh]
+    for (_, leaf), tensor in zip(fresh, _encoded(values, grid, together), strict=True):
+        leaf.see_(tensor, now=now)
+
+
+def _encoded(values: Sequence[tuple[Tensor, str]], grid: Grid, together: bool) -> Sequence[CodedTensor]:
+    if together and isinstance(grid, Affine):
+        return grid.encode_together(values)
+    return [grid.encode(value, path) for value, path in values]
 
 
 def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:

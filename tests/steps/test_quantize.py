@@ -4,6 +4,7 @@ from torch import nn
 
 from enxuto.errors import RangeError, ShapeError
 from enxuto.layers import ActivationGrid, AffineTensor
+from enxuto.layers.grids import Affine
 from enxuto.sizes import module_bytes
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
@@ -14,7 +15,11 @@ from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seed
 
 
 @pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])
-@pytest.mark.parametrize("step", [Quantize(8), Quantize(8, per="tensor"), Quantize(8, "fc*", per="group", group=4)], ids=str)
+@pytest.mark.parametrize(
+    "step",
+    [Quantize(8), Quantize(8, per="tensor"), Quantize(8, per="network"), Quantize(8, "fc*", per="group", group=4)],
+    ids=str,
+)
 def test_eight_bits_hardly_change_the_outputs_and_make_the_model_small(kind, step):
     task, x = task_of(kind), inputs(kind)
     model, record = step(task.model, task)
@@ -34,7 +39,7 @@ def test_fewer_bits_are_fewer_values_and_fewer_bytes(bits):
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("per", ["tensor", "channel", "group"])
+@pytest.mark.parametrize("per", ["tensor", "channel", "group", "network"])
 @pytest.mark.parametrize("coder", [Quantize, Share])
 def test_a_pruned_weight_stays_zero_after_coding(coder, bits, per):
     task = task_of(Mlp)
@@ -71,7 +76,15 @@ def test_the_model_that_is_given_is_left_as_it_was_also_when_the_step_refuses(ki
 
 
 @pytest.mark.parametrize(
-    "step", [Quantize(4), Quantize(8, per="tensor"), Quantize(1), Quantize(3, "fc", per="group", group=4)], ids=str
+    "step",
+    [
+        Quantize(4),
+        Quantize(8, per="tensor"),
+        Quantize(1),
+        Quantize(5, per="network", fit="absmax"),
+        Quantize(3, "fc", per="group", group=4),
+    ],
+    ids=str,
 )
 def test_quantizing_twice_is_quantizing_once(step):
     task = task_of(ResidualCnn)
@@ -79,6 +92,17 @@ def test_quantizing_twice_is_quantizing_once(step):
     twice, _ = step(once, task)
     for a, b in zip(weights(once), weights(twice), strict=True):
         assert torch.equal(a.read(), b.read())
+
+
+@pytest.mark.parametrize("fit", ["absmax", "mse"])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_a_network_on_one_scale_is_that_of_all_its_weights_as_one(bits, fit):
+    task = task_of(ResidualCnn)
+    model, _ = Quantize(bits, per="network", fit=fit)(task.model, task)
+    together = torch.cat([weight.read().flatten() for weight in weights(task.model)])
+    alone = Affine(bits, "tensor", fit=fit).encode(together)
+    found = torch.cat([weight.read().flatten() for weight in weights(model)])
+    assert torch.equal(found, alone())
 
 
 def test_activations_are_calibrated_on_what_the_layers_read():

@@ -7,7 +7,7 @@ Codes are packed: 1, 2, 4 or 8 bits each in memory. The entropy coder, which mak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -76,6 +76,12 @@ class Affine:
         """The weight on this grid."""
         rows = self.rows(_finite(weight, path), path)
         return AffineTensor.of(self, weight, self.scales(rows))
+
+    def encode_together(self, weights: Sequence[tuple[Tensor, str]]) -> list[AffineTensor]:
+        """All weights, of which each has one scale, with the same one."""
+        rows = [self.rows(_finite(weight, path), path) for weight, path in weights]
+        scale = self.scales(torch.cat(rows, dim=1)) if rows else torch.empty(0)
+        return [AffineTensor.of(self, weight, scale) for weight, _ in weights]
 
 
 @dataclass(frozen=True)
