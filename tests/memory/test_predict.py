@@ -13,8 +13,20 @@ from torch import Tensor, nn
 import enxuto as ex
 from enxuto import zoo
 from enxuto.errors import RangeError, TaskError
-from enxuto.memory.profile import ACTIVATIONS, BACKWARD, CATEGORIES, FORWARD, GRADIENTS, INPUTS, OPTIMIZER, UPDATE, WEIGHTS
-from enxuto.memory.recording import allocations
+from enxuto.memory.profile import (
+    ACTIVATIONS,
+    BACKWARD,
+    CATEGORIES,
+    FORWARD,
+    GRADIENTS,
+    INPUTS,
+    OPTIMIZER,
+    UPDATE,
+    WEIGHTS,
+    Profile,
+)
+from enxuto.memory.recording import _OnGpu, allocations
+from enxuto.memory.tracker import Tracker
 from enxuto.memory.training import resized
 from enxuto.sizes import tensor_bytes
 
@@ -201,6 +213,20 @@ def test_on_a_gpu_tensors_take_what_is_foreseen(name, kind):
     assert predicted.peak_bytes == pytest.approx(
         ex.memory.record(zoo.build(name), given, **asked).peak_bytes, rel=TOLERANCE[kind]
     )
+
+
+def test_what_a_gpu_needs_inside_an_operator_is_its_mark_beyond_what_stays(monkeypatch):
+    """CUDA's own marks, played: 5,000 bytes at most and 2,000 after every operator."""
+    for name, answer in {"reset_peak_memory_stats": None, "max_memory_allocated": 5000, "memory_allocated": 2000}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    model, x = nn.Sequential(nn.Linear(8, 30), nn.ReLU(), nn.Linear(30, 2)), torch.randn(4, 8)
+    levels = []
+    for follow in (Tracker, _OnGpu):
+        with torch.no_grad(), follow(model) as tracker:
+            model(x)
+        levels.append(Profile(tracker.blocks(), tuple(tracker.moments), predicted=False).total_bytes)
+    assert len(levels[0]) > 3
+    assert (levels[1] - levels[0] == 3000).all()
 
 
 def test_a_linear_of_three_dimensions_adds_its_bias_in_place_as_it_does_unwatched():
