@@ -208,7 +208,7 @@ def sparse_layers(folder: Path, nncodec: Path | None) -> None:
 
 
 def equal_quality(folder: Path, nncodec: Path | None) -> None:
-    """Both quantize by themselves, without training: the smallest file of each that loses at most half a point."""
+    """Both quantize by themselves, without training: the smallest file of each grid that loses at most half a point."""
     rows = []
     for name in ("lenet-300-100", "resnet-20"):
         model, task = network(name)
@@ -219,14 +219,15 @@ def equal_quality(folder: Path, nncodec: Path | None) -> None:
             small, _ = ex.run(task, steps)
             path = folder / "small.nxt"
             ex.save(small, path, original=model)
-            row = {"coder": "enxuto", "setting": f"{zeros:.0%} zeros, {grid} {bits} bits"}
+            row = {"coder": f"enxuto {grid}", "setting": f"{zeros:.0%} zeros, {bits} bits"}
             found.append({**row, "bytes": path.stat().st_size, "drop": before - _mean(task, small)})
         if nncodec is not None:
             found += _nncodec_quantizes(folder, nncodec, model, task, before)
         for coder in dict.fromkeys(row["coder"] for row in found):
-            fitting = [row for row in found if row["coder"] == coder and row["drop"] <= MAX_DROP]
+            tried = [row for row in found if row["coder"] == coder]
+            fitting = [row for row in tried if row["drop"] <= MAX_DROP]
             if fitting:
-                rows.append({"network": name, **min(fitting, key=lambda row: row["bytes"]), "_tried": found})
+                rows.append({"network": name, **min(fitting, key=lambda row: row["bytes"]), "_tried": tried})
     claim = "Quantized without training: the smallest file that loses at most half a point on the validation split"
     common.tell("file_coders_quality", claim, rows)
 

@@ -1,6 +1,6 @@
 """The adaptive coder: integers to bytes under a model that is learnt on the way, so that no table is stored.
 
-Slower than the static coder of `coder`, and smaller where neighbouring weights were pruned together or where a tensor
+Slower than the static coder of `simple`, and smaller where neighbouring weights were pruned together or where a tensor
 is so small that a table weighs; and for texts. The loops are in `adaptive_kernels`, imported at the first call.
 """
 

@@ -131,7 +131,7 @@ def _write_chosen(codes: Any, bits: int, chosen: Any, frequencies: Any, table: A
 
 @hot
 def write_runs(codes: Any, mode: int, symbols: int, out: Any) -> int:
-    """Writes the runs of `mode` and the other codes; the bytes that they take, at most `runs_room`."""
+    """Writes the runs of `mode` and the other codes; the bytes that they take."""
     others = 0
     for i in range(codes.size):
         others += codes[i] != mode
@@ -228,14 +228,6 @@ def read_runs(data: Any, at: int, symbols: int, out: Any) -> bool:
     rest = np.empty(others, out.dtype)
     out[:] = mode
     return read_simple(data, at + size, data.size, symbols, rest) and join_runs(lengths, rest, out)
-
-
-@hot
-def read_codes(data: Any, symbols: int, out: Any) -> bool:
-    """Fills `out` from a simple stream or runs; False where it is neither, or not one of so many codes."""
-    if data.size and data[0] == RUNS:
-        return read_runs(data, 1, symbols, out)
-    return read_simple(data, 0, data.size, symbols, out)
 
 
 @hot
