@@ -82,8 +82,10 @@ def test_ctrl_c_ends_the_child(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
-        import os, pathlib, time
+        import os, pathlib, signal, time
         from enxuto.evaluation.fresh import in_fresh_process
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 
         def waits():
             path = pathlib.Path({str(tmp_path / "pid")!r})
