@@ -30,7 +30,8 @@ def line(step: Step) -> str:
     >>> line(Prune(sparsity=0.9, scope="global"))
     'Prune(sparsity=0.9)'
     """
-    shown = ", ".join(f"{name}={value!r}" for name, value in _given(step).items())
+    defaults = {field.name: field.default for field in dataclasses.fields(step)}  # type: ignore[arg-type]
+    shown = ", ".join(f"{name}={value!r}" for name, value in _arguments(step).items() if value != defaults[name])
     return f"{type(step).__name__}({shown})"
 
 
@@ -90,12 +91,12 @@ def checked(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def to_data(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """The recipe as plain data: one dict a step, with its name under "step" and what differs from the defaults."""
-    return [{"step": type(step).__name__, **_given(step)} for step in steps]
+    """The recipe as plain data: one dict a step, its name under "step" and every argument, so that it means the same for ever."""
+    return [{"step": type(step).__name__, **_arguments(step)} for step in steps]
 
 
 def from_data(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
-    """The inverse of `to_data`.
+    """The inverse of `to_data`; an argument that is not there has its default.
 
     Raises: RecipeError for an unknown step or argument; RangeError for a value out of range.
     """
@@ -142,6 +143,5 @@ def from_yaml(text: str) -> tuple[Step, ...]:
         raise RecipeError(f"the recipe is not valid YAML: {error}; write a list of '- step: Name' blocks.") from error
 
 
-def _given(step: Step) -> dict[str, Any]:
-    fields = dataclasses.fields(step)  # type: ignore[arg-type]
-    return {f.name: getattr(step, f.name) for f in fields if getattr(step, f.name) != f.default}
+def _arguments(step: Step) -> dict[str, Any]:
+    return {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}  # type: ignore[arg-type]
