@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 from enxuto.steps.table import STEPS
+from enxuto.task import Record
 from toys import Mlp, inputs, output, photograph, task_of, unchanged
 
 RECIPE = (
@@ -60,6 +62,50 @@ def test_a_recipe_keeps_its_meaning_when_a_default_changes(kind, monkeypatch):
     monkeypatch.setitem(STEPS, kind.__name__, Later)
     (again,) = from_yaml(written)
     assert {field.name: getattr(again, field.name) for field in fields} == {f.name: getattr(step, f.name) for f in fields}
+
+
+@dataclasses.dataclass(frozen=True)
+class Halve:
+    """A step as a user writes one."""
+
+    times: int = 1
+    by: Callable[[float], float] | None = None
+
+    def __call__(self, model, task):
+        return model, Record(str(self))
+
+
+class Bare:
+    def __call__(self, model, task):
+        return model, Record("bare")
+
+
+def test_own_steps_survive_by_their_import_path_where_that_is_allowed():
+    text = to_yaml([Halve(times=3), Prune()])
+    assert f"step: {Halve.__module__}:Halve" in text
+    assert from_yaml(text, own=True) == (Halve(times=3), Prune())
+    with pytest.raises(RecipeError, match=r"step 1 of the recipe is '.*:Halve', which is not known; .*own=True"):
+        from_yaml(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["no.such.module:Halve", f"{__name__}:Nobody", f"{__name__}:Bare", "json:dumps", ":", "Shrink", ".:a"]
+)
+def test_a_path_that_leads_to_no_step_is_refused(name):
+    with pytest.raises(RecipeError, match=r"step 1 of the recipe is .*, which is not known"):
+        from_data([{"step": name}], own=True)
+
+
+def test_what_a_step_must_be_is_said():
+    with pytest.raises(
+        RecipeError, match=r"an own step: an instance of a frozen dataclass that is called as step\(model, task\)"
+    ):
+        run(task_of(Mlp), [Bare()])
+    with pytest.raises(
+        RecipeError, match=r"step 2 of the recipe, Halve, holds builtin_function_or_method in its field 'by'; a field"
+    ):
+        run(task_of(Mlp), [Halve(), Halve(by=abs)])
+    assert len(run(task_of(Mlp), [Halve(times=2)])[1]) == 1
 
 
 def test_a_step_in_one_line_leaves_out_the_defaults():

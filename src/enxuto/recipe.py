@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,18 +86,30 @@ def checked(steps: Sequence[Step]) -> tuple[Step, ...]:
     for place, step in enumerate(found, 1):
         if isinstance(step, type) or not dataclasses.is_dataclass(step) or not isinstance(step, Step):
             name = f"the class {step.__name__}" if isinstance(step, type) else repr(step)[:60]
-            raise RecipeError(f"step {place} of the recipe is {name}, which is no step; write for example Quantize(bits=8).")
+            raise RecipeError(
+                f"step {place} of the recipe is {name}, which is no step; write for example Quantize(bits=8), or an own step: an "
+                "instance of a frozen dataclass that is called as step(model, task) and returns (model, Record)."
+            )
+        for name in (field.name for field in dataclasses.fields(step)):
+            value = getattr(step, name)
+            if not _is_plain(value):
+                raise RecipeError(
+                    f"step {place} of the recipe, {type(step).__name__}, holds {type(value).__name__} in its field {name!r}; a "
+                    "field is None, a bool, a number, a text, or a list, tuple or dict of these: make what else it needs in "
+                    "__call__, from the task."
+                )
         check_patterns(getattr(step, "layers", "*"))
     return found
 
 
 def to_data(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """The recipe as plain data: one dict a step, its name under "step" and every argument, so that it means the same for ever."""
-    return [{"step": type(step).__name__, **_arguments(step)} for step in steps]
+    return [{"step": _name(type(step)), **_arguments(step)} for step in steps]
 
 
-def from_data(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
-    """The inverse of `to_data`; an argument that is not there has its default.
+def from_data(data: Sequence[Mapping[str, Any]], *, own: bool = False) -> tuple[Step, ...]:
+    """The inverse of `to_data`; an argument that is not there has its default. Only with `own` may it name steps of yours,
+    "module:Class", whose module is then imported.
 
     Raises: RecipeError for an unknown step or argument; RangeError for a value out of range.
     """
@@ -104,10 +117,17 @@ def from_data(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
         raise RecipeError(f"a recipe is a list of steps, not {type(data).__name__}; write '- step: Prune' lines.")
     steps = []
     for place, item in enumerate(data, 1):
-        if not isinstance(item, Mapping) or not isinstance(item.get("step"), str) or item["step"] not in STEPS:
-            name = item.get("step") if isinstance(item, Mapping) else item
-            raise RecipeError(f"step {place} of the recipe is {name!r}, which is not known; use one of {', '.join(STEPS)}.")
-        kind = STEPS[item["step"]]
+        name = item.get("step") if isinstance(item, Mapping) else item
+        kind = _kind(name, own=own) if isinstance(item, Mapping) else None
+        if kind is None:
+            hint = f"use one of {', '.join(STEPS)}"
+            if isinstance(name, str) and ":" in name:
+                hint = (
+                    "a frozen dataclass there would be"
+                    if own
+                    else "from_yaml(text, own=True) imports steps of your own by that path"
+                )
+            raise RecipeError(f"step {place} of the recipe is {name!r}, which is not known; {hint}.")
         arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in item.items() if key != "step"}
         known = [field.name for field in dataclasses.fields(kind)]
         unknown = [key for key in arguments if key not in known]
@@ -132,15 +152,43 @@ def to_yaml(steps: Sequence[Step]) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
-def from_yaml(text: str) -> tuple[Step, ...]:
-    """The inverse of `to_yaml`; JSON is understood as well.
+def from_yaml(text: str, *, own: bool = False) -> tuple[Step, ...]:
+    """The inverse of `to_yaml`; JSON is understood as well, and `own` as in `from_data`.
 
     Raises: RecipeError when the text is no YAML or no recipe.
     """
     try:
-        return from_data(yaml.safe_load(text))
+        return from_data(yaml.safe_load(text), own=own)
     except yaml.YAMLError as error:
         raise RecipeError(f"the recipe is not valid YAML: {error}; write a list of '- step: Name' blocks.") from error
+
+
+def _name(kind: type[Any]) -> str:
+    """What a recipe calls a step: its name, or for one that the table lacks the path to import it by."""
+    return kind.__name__ if STEPS.get(kind.__name__) is kind else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _kind(name: object, *, own: bool) -> type[Any] | None:
+    """The class of that name, if a recipe may name it."""
+    if not isinstance(name, str) or ":" not in name or not own:
+        return STEPS.get(name) if isinstance(name, str) else None
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError, TypeError):  # for '.': relative to nothing
+        return None
+    return found if isinstance(found, type) and dataclasses.is_dataclass(found) else None
+
+
+def _is_plain(value: object) -> bool:
+    """True for what a file can say: a recipe is written down, and known again after a kill."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _arguments(step: Step) -> dict[str, Any]:
