@@ -20,6 +20,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("progress",),
     ("files",),
     ("select",),
+    ("batches",),
     ("functional",),
     ("coding",),
     # first floor: modules

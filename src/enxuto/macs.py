@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from enxuto.batches import batch_size
 from enxuto.task import Batch, call, evaluating
 
 COUNTED = (
@@ -27,8 +28,7 @@ def count_macs(model: nn.Module, batch: Batch) -> dict[str, int]:
     """Multiply-accumulates for one sample, by path in the order of the network; a layer called twice counts twice.
 
     Convolutions, Linear, Bilinear, LSTM, GRU, RNN and their cells, and MultiheadAttention with its two matrix products
-    are counted; an Embedding costs none. Layers that do not run count 0. A sample is one index of the first dimension
-    of the batch's first tensor.
+    are counted; an Embedding costs none. Layers that do not run count 0. What a sample is, `enxuto.batches` says.
     """
     counts: dict[str, int] = {}
     hooks = []
@@ -46,7 +46,7 @@ def count_macs(model: nn.Module, batch: Batch) -> dict[str, int]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
-    samples = _samples(batch)
+    samples = max(1, batch_size(batch))
     return {path: round(count / samples) for path, count in counts.items()}
 
 
@@ -93,9 +93,3 @@ def _attention_macs(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -
     to, source = query.numel() // width // samples, key.numel() // key.shape[-1] // samples
     projections = to * 2 * width * width + source * width * (module.kdim + module.vdim)
     return samples * (projections + 2 * to * source * width)
-
-
-def _samples(batch: Batch) -> int:
-    values = [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, Mapping) else batch)
-    first = next((each for each in values if isinstance(each, Tensor) and each.ndim), None)
-    return 1 if first is None else max(1, len(first))

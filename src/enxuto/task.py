@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import arguments, leaves
 from enxuto.checks import named, whole, within
 from enxuto.errors import RangeError, TargetError, TaskError
 from enxuto.sizes import parse_bytes, parse_fraction
@@ -27,11 +28,8 @@ Evaluate = Callable[[nn.Module], "float | Tensor"]
 
 def call(model: nn.Module, batch: Batch) -> Any:
     """What the model returns for a batch, however the batch holds its arguments."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, Tensor):
-        return model(batch)
-    return model(*batch)
+    positional, named = arguments(batch)
+    return model(*positional, **named)
 
 
 def attempt(model: nn.Module, batch: Batch, place: str) -> Any:
@@ -191,9 +189,8 @@ def check_runs(model: nn.Module, batch: Batch) -> None:
     """Raises TaskError when the model fails on the batch, the batch is empty, or outputs are not finite."""
     with evaluating(model):
         output = first_tensor(attempt(model, batch, "its own sample inputs"))
-    arguments = [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, Mapping) else batch)
-    for given in arguments:
-        if isinstance(given, Tensor) and not given.numel():
+    for given in leaves(batch):
+        if not given.numel():
             raise TaskError(f"the sample inputs hold a tensor {tuple(given.shape)} without values; give at least one sample.")
     if output.is_floating_point() and not bool(torch.isfinite(output).all()):
         raise TaskError("the model gives NaN or infinite outputs on its own sample inputs; check weights and inputs.")

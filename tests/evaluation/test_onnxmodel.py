@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from enxuto.batches import leaves
 from enxuto.errors import ExportError
-from enxuto.evaluation.onnxmodel import OnnxModel, assemble, batch_size, leaves, rows, structure
+from enxuto.evaluation.onnxmodel import OnnxModel, assemble, structure
 from enxuto.evaluation.operators import integer_operators
 
 TREES = st.recursive(
@@ -52,14 +53,6 @@ def test_an_output_class_comes_back_with_its_fields_as_attributes():
     assert torch.equal(value.logits, torch.zeros(2))
     with pytest.raises(AttributeError):
         _ = value.other
-
-
-def test_rows_cuts_what_is_as_long_as_the_batch_and_nothing_else():
-    batch = {"x": torch.arange(6).view(3, 2), "scale": torch.tensor(2.0), "table": torch.ones(5)}
-    assert batch_size(batch) == 3
-    cut = rows(batch, 3, 1, 2)
-    assert [tuple(cut[name].shape) for name in batch] == [(1, 2), (), (5,)]
-    assert torch.equal(cut["x"], batch["x"][1:2])
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from enxuto import zoo
 from enxuto.errors import LimitError, RangeError
 from enxuto.memory.blocks import Choice
 from enxuto.memory.planning import cheapest, lean_optimizers
-from enxuto.memory.training import parts, samples
 from enxuto.memory.trials import largest_batch
 
 BATCH = torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))
@@ -135,15 +134,6 @@ def test_settings_are_what_trainers_take():
     given = option.settings("transformers")
     assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] >= 32
     assert ex.Recover(**option.settings("recover")).memory == option.limit_bytes == 4_000_000
-
-
-def test_parts_of_a_batch_are_the_batch():
-    batch = {"x": torch.arange(14).reshape(7, 2)}, None
-    cut = parts(batch, 3)
-    assert [samples(part) for part in cut] == [2, 2, 3]
-    assert torch.equal(torch.cat([part[0]["x"] for part in cut]), batch[0]["x"])
-    assert parts(batch, 1)[0] is batch
-    assert len(parts(batch, 99)) == 7
 
 
 def test_a_network_that_refuses_one_sample_is_planned_from_two_on():

@@ -27,7 +27,6 @@ from enxuto.memory.profile import (
 )
 from enxuto.memory.recording import _OnGpu, allocations
 from enxuto.memory.tracker import Tracker
-from enxuto.memory.training import resized
 from enxuto.sizes import tensor_bytes
 
 KINDS = {"inference": None, "sgd": torch.optim.SGD, "adam": torch.optim.Adam}
@@ -174,13 +173,6 @@ def test_what_makes_no_sense_is_refused():
             ask(model, x, device="tpu")
     with pytest.raises(ex.Error, match="batch_size=0"):
         ex.memory.predict(model, (x, y), loss=F.cross_entropy, batch_size=0)
-
-
-def test_only_rows_of_samples_are_resized():
-    batch = {"tokens": torch.arange(6).reshape(3, 2), "table": torch.arange(5)}
-    larger = resized(batch, 7)
-    assert larger["tokens"].shape == (7, 2)
-    assert larger["table"].shape == (5,)
 
 
 class AdamW8bit(torch.optim.SGD):

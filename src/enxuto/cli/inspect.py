@@ -48,9 +48,9 @@ def inspect(
 
 
 def _inspect_task(run: Session, path: Path, seed: int | None) -> None:
+    from enxuto.batches import batch_size
     from enxuto.cli.costs import OTHER, layer_costs
     from enxuto.cli.taskfile import load_task
-    from enxuto.evaluation.onnxmodel import batch_size
     from enxuto.reports import LayerCost, layers_table
 
     with run.progress():

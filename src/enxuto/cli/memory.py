@@ -163,11 +163,11 @@ def _runs(task: Task, *, batch_size: int | None, optimizer: str, precision: Prec
     """An inference of the first calibration batch, and a training step of the first training batch if there is one."""
     import torch
 
+    from enxuto.batches import samples
     from enxuto.errors import Error, TaskError
     from enxuto.memory import predict
     from enxuto.memory import record as measure
     from enxuto.memory.footprint import INFERENCE, TRAINING
-    from enxuto.memory.training import samples
     from enxuto.progress import say
 
     make: MakeOptimizer = getattr(torch.optim, OPTIMIZERS[optimizer])

@@ -13,13 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from enxuto.artifact.save import ledger, load
+from enxuto.batches import rows
 from enxuto.errors import ArtifactError, ExportError
 from enxuto.evaluation.compare import count_parameters
 from enxuto.evaluation.fresh import UnpicklableError, in_fresh_process
 from enxuto.evaluation.latency import latencies
 from enxuto.evaluation.measurement import Interval
 from enxuto.evaluation.memory import peak_memory
-from enxuto.evaluation.onnxmodel import OnnxModel, batch_size, rows
+from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.quality import agreement, paired_change, quality
 from enxuto.exporters import export
 from enxuto.macs import count_macs
@@ -115,7 +116,7 @@ def measure(task: Task, subjects: Sequence[Subject]) -> Measures:
     """
     name = "test" if task.test else "evaluate" if task.evaluate else "agreement"
     judge = task.test or task.evaluate or agreement(task.model, task.calibration)
-    sample: Batch = rows(task.sample, batch_size(task.sample), 0, 1)
+    sample: Batch = rows(task.sample, 0, 1)
     notes: list[str] = []
     found = []
     for number, one in enumerate(subjects):

@@ -15,12 +15,13 @@ from statistics import median
 
 from torch import Tensor, nn
 
+from enxuto.batches import rows
 from enxuto.evaluation.environment import environment
 from enxuto.evaluation.fresh import UnpicklableError, in_fresh_process
 from enxuto.evaluation.latency import latencies
 from enxuto.evaluation.measurement import Evaluation, Exported, Measurement
 from enxuto.evaluation.memory import peak_memory
-from enxuto.evaluation.onnxmodel import OnnxModel, batch_size, rows
+from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.operators import integer_operators
 from enxuto.evaluation.quality import agreement, paired_change, quality
 from enxuto.macs import count_macs
@@ -140,7 +141,7 @@ def _measurements(
 
 def _one(task: Task) -> Batch:
     """One row of the sample inputs."""
-    row: Batch = rows(task.sample, batch_size(task.sample), 0, 1)
+    row: Batch = rows(task.sample, 0, 1)
     return row
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import arguments, batch_size, leaves, resized, rows
 from enxuto.errors import ExportError
 from enxuto.evaluation.session import RUNTIME_ERRORS, Array, open_session
 
@@ -32,35 +33,7 @@ class Named(dict[str, Any]):
             raise AttributeError(name) from None
 
 
-def leaves(value: Any) -> Iterator[Tensor]:
-    """The tensors inside a tensor, sequence or mapping, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from leaves(item)
-
-
-def rows(value: Any, size: int, start: int, stop: int) -> Any:
-    """The same structure with rows start...stop of every tensor whose first axis has `size` entries."""
-    if isinstance(value, Tensor):
-        return value[start:stop] if value.dim() and len(value) == size else value
-    if isinstance(value, Mapping):
-        return {name: rows(item, size, start, stop) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(rows(item, size, start, stop) for item in value)
-    return value
-
-
-def batch_size(value: Any) -> int:
-    """Entries along the first axis of the first tensor that has one; 0 when none has."""
-    return next((len(tensor) for tensor in leaves(value) if tensor.dim()), 0)
-
-
-def feeds(names: Sequence[str], arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Array]:
+def feeds(names: Sequence[str], positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Array]:
     """The arrays a session wants, by input name: named arguments by their name, the others in order.
 
     Raises: ExportError when the tensors do not fill the inputs.
@@ -69,7 +42,7 @@ def feeds(names: Sequence[str], arguments: Sequence[Any], named: Mapping[str, An
     for name in names:
         if isinstance(named.get(name), Tensor):
             found[name] = _array(named[name])
-    rest = [*leaves(arguments), *leaves({name: value for name, value in named.items() if name not in found})]
+    rest = [*leaves(positional), *leaves({name: value for name, value in named.items() if name not in found})]
     free = [name for name in names if name not in found]
     if len(free) != len(rest):
         raise ExportError(
@@ -111,9 +84,8 @@ def first_row_arrays(path: str | os.PathLike[str], batch: Any) -> dict[str, Arra
     Raises: ExportError when the runtime does not take the file or the tensors do not fill its inputs.
     """
     model = OnnxModel(path, threads=1)
-    size = batch_size(batch)
-    row = _padded(rows(batch, size, 0, 1), model.fixed_batch - 1 if model.fixed_batch else 0)
-    return feeds(model.names, (), row) if isinstance(row, Mapping) else feeds(model.names, (row,), {})
+    row = rows(batch, 0, 1)
+    return feeds(model.names, *arguments(resized(row, model.fixed_batch) if model.fixed_batch else row))
 
 
 class OnnxModel(nn.Module):
@@ -150,8 +122,8 @@ class OnnxModel(nn.Module):
         self.__dict__.update(state)
         self._open()
 
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        given = (arguments, named)
+    def forward(self, *positional: Any, **named: Any) -> Any:
+        given = (positional, named)
         size = batch_size(given)
         device = next((tensor.device for tensor in leaves(given)), torch.device("cpu"))
         fits = size == self.fixed_batch or not self.fixed_batch
@@ -161,14 +133,12 @@ class OnnxModel(nn.Module):
     def _in_parts(self, given: tuple[Any, Any], size: int) -> list[Array]:
         parts: list[list[Array]] = []
         for start in range(0, size, self.fixed_batch):
-            arguments, named = rows(given, size, start, start + self.fixed_batch)
-            missing = self.fixed_batch - min(self.fixed_batch, size - start)
-            part = self._run(_padded(arguments, missing), _padded(named, missing))
-            parts.append([output[: self.fixed_batch - missing] for output in part])
+            part = self._run(*resized(rows(given, start, start + self.fixed_batch), self.fixed_batch))
+            parts.append([output[: size - start] for output in part])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
-    def _run(self, arguments: Any, named: Any) -> list[Array]:
-        arrays = feeds(self.names, arguments, named)
+    def _run(self, positional: Any, named: Any) -> list[Array]:
+        arrays = feeds(self.names, positional, named)
         try:
             outputs: list[Array] = self.session.run(None, arrays)
         except RUNTIME_ERRORS as error:
@@ -178,19 +148,6 @@ class OnnxModel(nn.Module):
                 "give inputs of the type and shape of the calibration batches."
             ) from error
         return outputs
-
-
-def _padded(value: Any, missing: int) -> Any:
-    """Every tensor with `missing` copies of its first row behind it."""
-    if missing <= 0:
-        return value
-    if isinstance(value, Tensor):
-        return torch.cat([value, value[:1].expand(missing, *value.shape[1:])]) if value.dim() else value
-    if isinstance(value, Mapping):
-        return {name: _padded(item, missing) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_padded(item, missing) for item in value)
-    return value
 
 
 def _array(tensor: Tensor) -> Array:

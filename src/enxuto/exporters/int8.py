@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from torch import Tensor
 
+from enxuto.batches import arguments
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import feeds
 from enxuto.evaluation.session import RUNTIME_ERRORS
@@ -210,9 +211,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
     def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         for batch in self.batches:
-            if isinstance(batch, Mapping):
-                return feeds(self.names, (), batch)
-            return feeds(self.names, (batch,) if isinstance(batch, Tensor) else batch, {})
+            return feeds(self.names, *arguments(batch))
         return None
 
 

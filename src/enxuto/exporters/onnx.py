@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR, getLogger
@@ -22,10 +22,11 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
-from torch import Tensor, nn
+from torch import nn
 
+from enxuto.batches import arguments, batch_size, leaves, resized, rows
 from enxuto.errors import ExportError
-from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, batch_size, leaves, rows, structure
+from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, structure
 from enxuto.files import whole_file
 from enxuto.task import Batch, call, evaluating
 
@@ -67,16 +68,17 @@ def to_onnx(model: nn.Module, sample: Batch, path: str | os.PathLike[str], *, dy
 
 
 def _write(model: nn.Module, sample: Batch, outputs: Any, path: os.PathLike[str], *, dynamic: bool) -> None:
-    arguments, named = _call_arguments(_twice(sample) if dynamic and batch_size(sample) == 1 else sample)
+    given = resized(sample, 2) if dynamic and batch_size(sample) == 1 else sample  # torch.export takes an axis of one for fixed
+    positional, named = arguments(given)
     shapes = torch.export.ShapesCollection()
     axis = torch.export.Dim("batch")
-    for tensor in leaves((arguments, named)):
-        if dynamic and tensor.dim() and len(tensor) == batch_size((arguments, named)):
+    for tensor in leaves(given):
+        if dynamic and tensor.dim() and len(tensor) == batch_size(given):
             shapes[tensor] = {0: axis}
     try:
         with _quiet(), evaluating(model):
-            free = shapes.dynamic_shapes(model, arguments, named)
-            program = torch.export.export(model, arguments, named, dynamic_shapes=free)
+            free = shapes.dynamic_shapes(model, positional, named)
+            program = torch.export.export(model, positional, named, dynamic_shapes=free)
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         first = " ".join(str(error).split())[:300]
@@ -90,23 +92,6 @@ def _write(model: nn.Module, sample: Batch, outputs: Any, path: os.PathLike[str]
     if proto.ByteSize() > LARGEST_FILE_BYTES:
         raise ExportError(f"{type(model).__name__} is over 2 GB as .onnx, more than one file can hold; compress it first.")
     onnx.save_model(proto, path)
-
-
-def _call_arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), {}
-
-
-def _twice(value: Any) -> Any:
-    """A batch of one as a batch of two: torch.export takes an axis of one for a constant."""
-    if isinstance(value, Tensor):
-        return torch.cat([value, value]) if value.dim() and len(value) == 1 else value
-    if isinstance(value, Mapping):
-        return {name: _twice(item) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_twice(item) for item in value)
-    return value
 
 
 @contextmanager
@@ -182,8 +167,7 @@ def _plain_pooling(graph: onnx.GraphProto) -> None:
 def _sizes(model: nn.Module, sample: Batch) -> Iterator[Batch]:
     """The sample, then its first row alone where the model takes that: a batch axis is free only if two sizes work."""
     yield sample
-    size = batch_size(sample)
-    other = _twice(sample) if size == 1 else rows(sample, size, 0, 1)
+    other = resized(sample, 2) if batch_size(sample) == 1 else rows(sample, 0, 1)
     try:
         with evaluating(model):
             call(model, other)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import leaves, mapped
 from enxuto.cut import Group, cut_, tensor_at
 from enxuto.groups.trace import slow_attention
 from enxuto.task import Batch, call, evaluating
@@ -97,8 +98,7 @@ class _Stage:
     def _outputs(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         with evaluating(model), slow_attention(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # a forward that draws random numbers draws the same each time
-            leaves = torch.utils._pytree.tree_leaves(call(model, batch))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            return list(leaves(call(model, batch)))
 
 
 def _some(group: Group, seed: int) -> list[int]:
@@ -116,11 +116,5 @@ def _equal(expected: Tensor, found: Tensor) -> bool:
 
 
 def _double(batch: Batch) -> Batch:
-    def wide(value: object) -> object:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    if isinstance(batch, Tensor):
-        return batch.double() if batch.is_floating_point() else batch
-    if isinstance(batch, Mapping):
-        return {name: wide(value) for name, value in batch.items()}
-    return tuple(wide(value) for value in batch)
+    doubled: Batch = mapped(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    return doubled

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +15,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from enxuto.batches import arguments, batch_size, rows
 from enxuto.groups.call import Call, fixed, substituted
 from enxuto.groups.layers import LAYERS
 from enxuto.groups.ledger import Ledger, Value, Weight
@@ -68,7 +68,7 @@ def export(model: nn.Module, batch: Batch) -> ExportedProgram:
     """
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     double = copy.deepcopy(model, shared).eval()  # another structure around the same tensors
-    args, kwargs = _arguments(batch)
+    args, kwargs = arguments(batch)
     try:
         with warnings.catch_warnings(), slow_attention(), torch.no_grad():
             warnings.simplefilter("ignore")  # export speaks of what it does to its own copy
@@ -91,32 +91,15 @@ def slow_attention() -> Iterator[None]:
 
 def small_batch(model: nn.Module, batch: Batch) -> Batch:
     """The first samples of a batch, or all of it where the model does not take fewer."""
-    few = first_samples(batch, TRACED_SAMPLES)
-    if few is batch:
+    if batch_size(batch) <= TRACED_SAMPLES:
         return batch
+    few: Batch = rows(batch, 0, TRACED_SAMPLES)
     try:
         with evaluating(model):
             call(model, few)
     except Exception:  # whatever a stranger's forward raises, the whole batch is known to work
         return batch
     return few
-
-
-def first_samples(batch: Batch, count: int) -> Batch:
-    """The first samples of each tensor of a batch; the batch itself where its tensors do not agree on how many there are."""
-    args, kwargs = _arguments(batch)
-    sizes = {len(each) if each.ndim else 0 for each in [*args, *kwargs.values()] if isinstance(each, Tensor)}
-    if len(sizes) != 1 or min(sizes) <= count:
-        return batch
-    args = tuple(each[:count] if isinstance(each, Tensor) else each for each in args)
-    kwargs = {name: each[:count] if isinstance(each, Tensor) else each for name, each in kwargs.items()}
-    return kwargs or (args[0] if isinstance(batch, Tensor) else args)
-
-
-def _arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), {}
 
 
 def _tensor_names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:

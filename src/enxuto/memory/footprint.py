@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from enxuto.batches import samples
 from enxuto.memory.outline import Outline, outline
 from enxuto.memory.prediction import foreseen
-from enxuto.memory.training import Pass, samples
+from enxuto.memory.training import Pass
 from enxuto.surgery import to_float
 from enxuto.task import Task
 

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from enxuto.batches import leaves, samples
 from enxuto.checks import named, whole
 from enxuto.errors import LimitError, RangeError
 from enxuto.memory.blocks import Choice, choices
-from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, samples, tensors
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision
 from enxuto.memory.trials import FEW, MOST, Training, measured_pace
 from enxuto.progress import counted
 from enxuto.sizes import format_bytes, parse_bytes, tensor_bytes
@@ -121,7 +122,7 @@ def settle(
     limit_bytes, wanted = _asked(batch, limit, None)
     _enough_for_weights(model, limit_bytes)
     training = Training(model, batch, loss, optimizer, precision, None, wanted)
-    options = _options(training, limit_bytes, held_bytes=sum(map(tensor_bytes, tensors(batch))))
+    options = _options(training, limit_bytes, held_bytes=sum(map(tensor_bytes, leaves(batch))))
     if not options:
         raise _nothing_fits(training, limit_bytes)
     return min(options, key=_rank)

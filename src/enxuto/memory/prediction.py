@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
+from enxuto.batches import leaves, mapped, resized
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.recording import measured
 from enxuto.memory.tracker import Tracker, plain_tensors
-from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own, resized, tensors
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own
 from enxuto.memory.workspace import complete_, workspace
 from enxuto.sizes import tensor_bytes
 from enxuto.task import Batch
@@ -74,7 +74,7 @@ def _foreseen(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     double = fake_model(model, mode, step, device)
     with mode, torch.compiler.set_stance("force_eager"):  # what is compiled cannot be followed
-        given = tree_map_only(Tensor, lambda tensor: step.cast(_on(of_its_own(mode.from_tensor(tensor)), device)), batch)
+        given = mapped(batch, lambda tensor: step.cast(_on(of_its_own(mode.from_tensor(tensor)), device)))
         given = given if batch_size is None else resized(given, batch_size)
         double.train(step.loss is not None)
         made = step.make_optimizer(double)
@@ -84,7 +84,7 @@ def _foreseen(
             with numbers:
                 _make_states_(double, made, idle)
         with numbers, tracker:
-            for tensor in tensors(given):
+            for tensor in leaves(given):
                 tracker.follow(tensor, INPUTS)
             compiled = made is not None and type(made).__module__.startswith(COMPILES)
             step.run(double, given, made, update=not compiled)

@@ -17,9 +17,10 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from enxuto.batches import rows
 from enxuto.checks import named
 from enxuto.errors import ExportError, RangeError, TaskError
-from enxuto.groups.trace import Untraceable, export, first_samples, module_path
+from enxuto.groups.trace import Untraceable, export, module_path
 from enxuto.layers.coded import sources
 from enxuto.memory.flow import Buffer, Flow, Operation
 from enxuto.surgery import to_float
@@ -62,7 +63,7 @@ def exported(model: nn.Module, batch: Batch) -> ExportedProgram:
 
     Raises: TaskError when the model is none or fails on the batch; ExportError when torch.export cannot follow it.
     """
-    model, sample = plain(model), first_samples(batch, 1)
+    model, sample = plain(model), rows(batch, 0, 1)
     try:
         return export(model, sample)
     except Untraceable as error:

@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
+from enxuto.batches import leaves, mapped, resized
 from enxuto.errors import TaskError
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.tracker import Tracker
-from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own, resized, tensors
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own
 from enxuto.surgery import duplicate
 from enxuto.task import Batch
 
@@ -51,7 +51,7 @@ def measured(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, d
     """What `record` gives, of a step that is described already."""
     check_device(device)
     double = duplicate(model).train(step.loss is not None)
-    given = tree_map_only(Tensor, lambda tensor: step.cast(of_its_own(tensor).to(device)), batch)
+    given = mapped(batch, lambda tensor: step.cast(of_its_own(tensor).to(device)))
     given = given if batch_size is None else resized(given, batch_size)
     for tensor in [*double.parameters(), *double.buffers()]:
         tensor.data = step.cast(tensor.data.to(device))
@@ -75,7 +75,7 @@ def _measured(model: nn.Module, batch: Any, step: Pass, optimizer: torch.optim.O
     tracker = follow(model, *([] if optimizer is None else [optimizer]), on_moment=note)
     source: AbstractContextManager[list[tuple[int, int]]] = nullcontext([]) if on_gpu else allocations()
     with source as reported, tracker:
-        for tensor in tensors(batch):
+        for tensor in leaves(batch):
             tracker.follow(tensor, INPUTS)
         before = tuple(tracker.lives)
         began, start = tracker.now_bytes, time.time_ns()

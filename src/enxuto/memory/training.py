@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from enxuto.batches import leaves
 from enxuto.checks import named, whole
-from enxuto.errors import RangeError, ShapeError, TaskError
+from enxuto.errors import RangeError, TaskError
 from enxuto.task import Batch, call
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
@@ -104,7 +103,7 @@ class Pass:
     def _autocast(self, batch: Batch) -> AbstractContextManager[Any]:
         if not self.precision.endswith("mixed"):
             return nullcontext()
-        device = next((tensor.device.type for tensor in tensors(batch)), "cpu")
+        device = next((tensor.device.type for tensor in leaves(batch)), "cpu")
         return torch.autocast(device, HALF[self.precision])
 
 
@@ -121,56 +120,7 @@ def check_device(device: str | None) -> None:
         ) from error
 
 
-def tensors(tree: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
-    found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, tree)
-    return found
-
-
 def of_its_own(tensor: Tensor) -> Tensor:
     """The tensor in a storage of its own: a batch is often a slice of a whole data set, which is not the memory of a step."""
     strided = tensor.layout == torch.strided
     return tensor.clone() if strided and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size() else tensor
-
-
-def samples(batch: Any) -> int:
-    """How many samples a batch holds: the first dimension of its first tensor.
-
-    Raises: TaskError when it holds no tensor of at least one dimension.
-    """
-    for tensor in tensors(batch):
-        if tensor.ndim:
-            return len(tensor)
-    raise TaskError("the batch holds no tensor with a batch dimension; give inputs as tensors [batch, ...].")
-
-
-def resized(batch: Any, size: int) -> Any:
-    """The batch with `size` samples, repeating or leaving out some: what has as many rows as the batch has samples is resized.
-
-    Raises: ShapeError when size is no whole number of at least one.
-    """
-    if not whole(size, 1):
-        raise ShapeError(f"{named('batch_size', size)} is no number of samples; use 1 or more.")
-    given = samples(batch)
-    if size == given:
-        return batch
-
-    def resize(tensor: Tensor) -> Tensor:
-        if not tensor.ndim or len(tensor) != given:
-            return tensor
-        rows = torch.arange(size, device=tensor.device) % given
-        return tensor.index_select(0, rows)
-
-    return tree_map_only(Tensor, resize, batch)
-
-
-def parts(batch: Any, count: int) -> list[Any]:
-    """The batch in `count` parts of samples, as equal as can be; what has no rows of samples goes along whole."""
-    given = samples(batch)
-    edges = [given * part // count for part in range(count + 1)]
-
-    def cut(first: int, last: int) -> Any:
-        return tree_map_only(Tensor, lambda it: it[first:last] if it.ndim and len(it) == given else it, batch)
-
-    return [batch] if count == 1 else [cut(*edge) for edge in itertools.pairwise(edges) if edge[0] < edge[1]]

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from enxuto.batches import resized
 from enxuto.memory.checkpoint import checkpointed
 from enxuto.memory.prediction import predict
 from enxuto.memory.profile import UPDATE, Profile
-from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, resized
+from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision
 from enxuto.surgery import duplicate
 
 logger = logging.getLogger(__name__)

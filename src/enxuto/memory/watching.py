@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
+from enxuto.batches import leaves
 from enxuto.errors import TaskError
 from enxuto.memory.profile import BACKWARD, INPUTS, Block, Moment, Profile
 from enxuto.memory.recording import resident_bytes
 from enxuto.memory.tracker import Tracker
-from enxuto.memory.training import tensors
 from enxuto.memory.workspace import workspace
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Watch:
     def _called(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The model is about to run. Without an optimizer that is a step; an evaluation is no step and is not kept."""
         learns = torch.is_grad_enabled()
-        for tensor in tensors((args, kwargs)):
+        for tensor in leaves((args, kwargs)):
             self.tracker.add(tensor)
         if self._fresh or not learns:
             self.tracker.name_outside(INPUTS)  # targets too, and whatever else was made before the model runs

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import mapped
 from enxuto.errors import NothingChangedError
 from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
 from enxuto.layers.grids import AffineTensor
@@ -180,16 +181,11 @@ def _users(output: object, given: dict[int, tuple[str, Tensor]]) -> dict[str, in
 
 
 def _with_gradients(batch: Batch) -> Batch:
-    def ready(value: object) -> object:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value.detach().clone().requires_grad_(True)
-        return value
+    def ready(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
 
-    if isinstance(batch, Tensor):
-        return batch.detach().clone().requires_grad_(batch.is_floating_point())
-    if isinstance(batch, Mapping):
-        return {name: ready(value) for name, value in batch.items()}
-    return tuple(ready(value) for value in batch)
+    made: Batch = mapped(batch, ready)
+    return made
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import parts, samples
 from enxuto.checks import named, whole, within
 from enxuto.errors import RangeError, TaskError
 from enxuto.functional.distill import same_outputs, soft_labels
 from enxuto.memory.checkpoint import checkpointed
-from enxuto.memory.training import parts, samples
 from enxuto.progress import counted
 from enxuto.sizes import parse_bytes
 from enxuto.surgery import duplicate

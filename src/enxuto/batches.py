@@ -1,0 +1,127 @@
+"""What a batch is: tensors in nested tuples, lists and dicts, and which of their rows are samples.
+
+The samples of a batch are the first axis of its first tensor that has one. Every other tensor of that length has a row for
+each sample too; what has not (a table, a mask, a number) goes along whole. A packed sequence holds as many as were packed.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+
+from enxuto.checks import named, whole
+from enxuto.errors import ShapeError, TaskError
+
+Part = Tensor | PackedSequence
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """The tensors inside tuples, lists and dicts, in order."""
+    for part in _parts(tree):
+        yield from (part,) if isinstance(part, Tensor) else (item for item in part if isinstance(item, Tensor))
+
+
+def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure with every tensor changed.
+
+    >>> mapped({"x": (torch.ones(2), "mean")}, lambda tensor: tensor + 1)
+    {'x': (tensor([2., 2.]), 'mean')}
+    """
+    return _mapped(tree, lambda it: change(it) if isinstance(it, Tensor) else PackedSequence(change(it.data), *it[1:]))
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the named arguments of the call that a batch stands for."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    alone = isinstance(batch, PackedSequence) or not isinstance(batch, Sequence)
+    return ((batch,) if alone else tuple(batch)), {}
+
+
+def batch_size(batch: Any) -> int:
+    """How many samples a batch holds; 0 when none of its tensors has an axis.
+
+    >>> batch_size(([torch.zeros(32, 10), torch.zeros(32, 3)], {"scale": torch.tensor(2.0)}))
+    32
+    """
+    return next((_length(part) for part in _parts(batch) if _length(part)), 0)
+
+
+def samples(batch: Any) -> int:
+    """The same. Raises: TaskError when there is none."""
+    if not (found := batch_size(batch)):
+        raise TaskError("the batch holds no tensor with a batch dimension; give inputs as tensors [batch, ...].")
+    return found
+
+
+def rows(batch: Any, start: int, stop: int) -> Any:
+    """The samples start...stop of a batch, in the same structure; its tensors are views."""
+    return _chosen(batch, range(batch_size(batch))[start:stop])
+
+
+def resized(batch: Any, size: int) -> Any:
+    """The batch with `size` samples, repeating or leaving out some.
+
+    Raises: ShapeError when size is no whole number of at least one; TaskError when the batch has no samples.
+    """
+    if not whole(size, 1):
+        raise ShapeError(f"{named('batch_size', size)} is no number of samples; use 1 or more.")
+    given = samples(batch)
+    return batch if size == given else _chosen(batch, [row % given for row in range(size)])
+
+
+def parts(batch: Any, count: int) -> list[Any]:
+    """The batch in `count` parts of samples, as equal as can be; fewer where it has fewer samples."""
+    given = samples(batch)
+    edges = [given * part // count for part in range(count + 1)]
+    return [batch] if count == 1 else [rows(batch, *edge) for edge in itertools.pairwise(edges) if edge[0] < edge[1]]
+
+
+def _length(part: Part) -> int:
+    if isinstance(part, PackedSequence):
+        return int(part.batch_sizes[0])
+    return len(part) if part.ndim else 0
+
+
+def _chosen(batch: Any, chosen: range | list[int]) -> Any:
+    size = batch_size(batch)
+
+    def of(part: Part) -> Part:
+        if not size or _length(part) != size:
+            return part
+        if isinstance(part, PackedSequence):
+            sequences = unpack_sequence(part)
+            return pack_sequence([sequences[row] for row in chosen], enforce_sorted=False)
+        if isinstance(chosen, range):
+            return part[chosen.start : chosen.stop]
+        return part.index_select(0, torch.tensor(chosen, device=part.device))
+
+    return _mapped(batch, of)
+
+
+def _parts(tree: Any) -> Iterator[Part]:
+    if isinstance(tree, Part):
+        yield tree
+    elif isinstance(tree, (tuple, list, Mapping)):
+        for item in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _parts(item)
+
+
+def _mapped(tree: Any, change: Callable[[Part], Part]) -> Any:
+    if isinstance(tree, Part):
+        return change(tree)
+    if isinstance(tree, Mapping):
+        made: Any = copy.copy(tree) if isinstance(tree, MutableMapping) else dict(tree)  # a dict whose entries are attributes
+        for name, item in tree.items():
+            made[name] = _mapped(item, change)
+        return made
+    if isinstance(tree, (tuple, list)):
+        items = [_mapped(item, change) for item in tree]
+        return items if isinstance(tree, list) else type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    return tree
