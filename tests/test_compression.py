@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 import enxuto as ex
+import enxuto.measure
 from toys import Mlp
 
 NAMES = ("file_bytes", "quality", "parameters", "macs", "latency_ms", "latency_samples_ms", "peak_memory_bytes")
@@ -103,6 +104,27 @@ def test_a_result_saves_exports_reports_and_evaluates(result: ex.Result, tmp_pat
         ex.export(result, tmp_path / "model.tflite")
     evaluation = ex.evaluate(result.task, result.artifact)
     assert evaluation.compressed.quality == result.evaluation.compressed.quality
+
+
+@pytest.mark.parametrize("error", [ValueError("operands"), MemoryError(), KeyError("weight")])
+def test_whatever_ends_an_export_leaves_the_rest_of_the_result(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = enxuto.measure.export
+
+    def breaks(model: torch.nn.Module, path: Path, **more: object) -> object:
+        if more["precision"] == "int8":
+            path.write_bytes(b"half a file")
+            raise error
+        return real(model, path, **more)
+
+    monkeypatch.setattr(enxuto.measure, "export", breaks)
+    found = ex.compress(task(), steps=[ex.Share(bits=4)], out=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("small.nxt", "small.onnx", "small.fp32.onnx", "original.onnx", "result.json")
+    }
+    assert [item.precision for item in found.evaluation.exports] == ["fp32"]
+    assert f"small.int8.onnx could not be exported: {type(error).__name__}" in found.evaluation.notes[0]
 
 
 def test_without_labels_quality_is_agreement(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def measure(
     """What the artifact and its exports cost and give, and the exported files by precision.
 
     Writes original.onnx, small.fp32.onnx, small.int8.onnx and the better of the two as small.onnx into the folder. What
-    cannot be exported becomes a note.
+    cannot be exported or judged, whatever the reason, becomes a note and leaves no file: the rest of the result stands.
     """
     notes: list[str] = []
     written: dict[str, Path] = {}
@@ -58,9 +58,10 @@ def measure(
         model = task.model if name == "original" else load(artifact, into=task.model)
         try:
             made = export(model, path, calibration=task.calibration, precision=precision)
-        except ExportError as error:
+        except Exception as error:  # exporters run code of others on networks nobody here knows
             path.unlink(missing_ok=True)
-            notes.append(f"{path.name} could not be exported: {error}")
+            why = error if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
+            notes.append(f"{path.name} could not be exported: {why}")
             logger.warning("%s", notes[-1])
         else:
             written[name] = path
@@ -75,6 +76,8 @@ def measure(
     )
     reload = functools.partial(load, artifact.resolve(), into=task.model)
     evaluation = evaluate_pair(task, files, reload, max_drop=max_drop)
+    for name in written.keys() - {item.precision for item in evaluation.exports}:
+        written.pop(name).unlink(missing_ok=True)
     chosen = written.get(evaluation.compressed.precision)
     if chosen is not None:
         with whole_file(folder / "small.onnx") as temporary:

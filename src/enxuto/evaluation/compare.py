@@ -6,18 +6,20 @@ in one interleaved run. What should be said aloud (not faster, quality lost, not
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 from torch import Tensor, nn
 
 from enxuto.batches import rows
+from enxuto.errors import Error
 from enxuto.evaluation.environment import environment
-from enxuto.evaluation.fresh import UnpicklableError, in_fresh_process
+from enxuto.evaluation.fresh import FreshProcessError, UnpicklableError, in_fresh_process
 from enxuto.evaluation.latency import latencies
 from enxuto.evaluation.measurement import Evaluation, Exported, Measurement
 from enxuto.evaluation.memory import peak_memory
@@ -29,7 +31,10 @@ from enxuto.sizes import file_bytes
 from enxuto.surgery import to_float
 from enxuto.task import Batch, Evaluate, Task
 
+logger = logging.getLogger(__name__)
 _ORIGINAL = "original"  # key of the original's own .onnx among the timed files
+_ARTIFACT = "artifact"  # key of the .nxt file among the judged files
+TOLERANCE = 0.01  # of the artifact's quality; an export that loses more is worse than the artifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,7 @@ class _Found:
     macs: int
     values: dict[str, Tensor]  # per artifact ("artifact") and export ("fp32", "int8"): quality for the report
     choice: dict[str, Tensor]  # the same on the data that the choice between exports is made on
+    failed: dict[str, str]  # exports that could not be judged, and why
 
 
 def evaluate_pair(
@@ -68,9 +74,10 @@ def evaluate_pair(
 
     `load` builds the artifact anew; it runs in a fresh process with the task's functions, or here, with a note, when
     they cannot be sent there. Quality is `task.test`, else `task.evaluate`, else agreement with the original on the
-    calibration batches. The compressed network's latency is that of its fastest export that loses at most `max_drop`,
-    as judged by `task.evaluate` where there is one, so that the test has no say in the choice.
-    Raises: TaskError when the task's functions fail; ExportError when a file does not run.
+    calibration batches. The compressed network's latency is that of its fastest export that loses at most `max_drop`, or,
+    without one, is no worse than the artifact, as judged by `task.evaluate` where there is one, so that the test has no
+    say in the choice. An export that fails is left out, with a note.
+    Raises: TaskError when the task's functions fail on the artifact.
     """
     name = "test" if task.test else "evaluate" if task.evaluate else "agreement"
     judge = task.test or task.evaluate or agreement(task.model, task.calibration)
@@ -83,14 +90,19 @@ def evaluate_pair(
     except UnpicklableError as error:
         notes.append(f"the artifact was reloaded and evaluated in this process, not in a fresh one: {error}")
         found = _judge(load, paths, judge, chooser, sample)
+    except FreshProcessError as error:  # an export may end a process: the artifact is judged without it
+        found = in_fresh_process(_judge, load, {}, judge, chooser, sample)
+        found = replace(found, failed=dict.fromkeys(paths, str(error)))
+    notes += [f"small.{kind}.onnx was left out, because it could not be judged: {why}" for kind, why in found.failed.items()]
+    files = replace(files, exports={kind: path for kind, path in files.exports.items() if kind not in found.failed})
     before = quality(judge, task.model)
     before_choice = quality(chooser, task.model) if chooser else before
-    change, interval, samples = paired_change(before, found.values["artifact"])
+    change, interval, samples = paired_change(before, found.values[_ARTIFACT])
 
-    clocks, peaks = _run(files, sample, rounds, threads)
+    clocks, peaks, stopped = _run(files, sample, rounds, threads)
+    notes += stopped
     exports = tuple(_exported(kind, path, before, found, clocks, peaks) for kind, path in files.exports.items())
-    losses = {kind: paired_change(before_choice, found.choice[kind])[0] for kind in files.exports}
-    chosen, said = _choose(exports, losses, max_drop)
+    chosen, said = _choose(exports, _losses(before_choice, found), max_drop, float(found.choice[_ARTIFACT].mean()))
     original, compressed = _measurements(task, files, before, found, chosen, clocks, peaks)
     return Evaluation(
         original=original,
@@ -128,7 +140,7 @@ def _measurements(
     )
     compressed = Measurement(
         file_bytes=files.compressed_bytes,
-        quality=float(found.values["artifact"].mean()),
+        quality=float(found.values[_ARTIFACT].mean()),
         parameters=found.parameters,
         macs=found.macs,
         latency_ms=chosen.latency_ms if chosen else None,
@@ -156,22 +168,38 @@ def _judge(
     """Quality of the artifact and of every export; runs in the fresh process."""
     model = load()
     plain = to_float(model)
-    values = {"artifact": quality(judge, model)}
-    choice: dict[str, Tensor] = {}
+    values = {_ARTIFACT: quality(judge, model)}
+    choice = {_ARTIFACT: quality(chooser, model) if chooser else values[_ARTIFACT]}
+    failed: dict[str, str] = {}
     for kind, path in paths.items():
-        values[kind] = quality(judge, OnnxModel(path))
-        choice[kind] = quality(chooser, OnnxModel(path)) if chooser else values[kind]
-    return _Found(count_parameters(plain), sum(count_macs(plain, sample).values()), values, choice)
+        try:
+            exported = quality(judge, OnnxModel(path))
+            choice[kind] = quality(chooser, OnnxModel(path)) if chooser else exported
+            paired_change(values[_ARTIFACT], exported)  # as many values, in the same order
+            values[kind] = exported
+        except Exception as error:  # the artifact was judged by the same functions: what fails here is the export's
+            failed[kind] = f"{type(error).__name__}: {error}"
+    return _Found(count_parameters(plain), sum(count_macs(plain, sample).values()), values, choice, failed)
 
 
-def _run(files: Files, sample: Batch, rounds: int, threads: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Latency samples and peak memory of the original and every export; empty when there is nothing to compare."""
+def _run(
+    files: Files, sample: Batch, rounds: int, threads: int
+) -> tuple[dict[str, list[float]], dict[str, int], tuple[str, ...]]:
+    """Latency samples and peak memory of the original and every export; empty, with a note, when one does not run."""
     if files.original_onnx is None or not files.exports:
-        return {}, {}
+        return {}, {}, ()
     paths = {_ORIGINAL: files.original_onnx, **files.exports}
-    return latencies(paths, sample, rounds=rounds, threads=threads), {
-        kind: peak_memory(path, sample) for kind, path in paths.items()
-    }
+    try:
+        clocks = latencies(paths, sample, rounds=rounds, threads=threads)
+        return clocks, {kind: peak_memory(path, sample) for kind, path in paths.items()}, ()
+    except Error as error:
+        logger.warning("latency and memory were not measured: %s", error)
+        return {}, {}, (f"latency and memory could not be measured: {error}",)
+
+
+def _losses(before: Tensor, found: _Found) -> dict[str, float]:
+    """The change of quality against the original, of the artifact and of every export, on the data of the choice."""
+    return {kind: paired_change(before, values)[0] for kind, values in found.choice.items() if kind not in found.failed}
 
 
 def _exported(
@@ -194,24 +222,34 @@ def _exported(
     )
 
 
-def _choose(exports: tuple[Exported, ...], changes: dict[str, float], max_drop: float) -> tuple[Exported | None, list[str]]:
-    """The fastest export that loses at most `max_drop`, else the one that loses least, and what must be said."""
+def _choose(
+    exports: tuple[Exported, ...], changes: dict[str, float], max_drop: float, quality: float
+) -> tuple[Exported | None, list[str]]:
+    """The fastest export that is good enough, else the float32 one, and what must be said.
+
+    Good enough: it loses at most `max_drop` against the original; where none was given, or even the artifact loses more,
+    it loses no more than TOLERANCE of the artifact's `quality` against the artifact. `changes`: by precision and of the
+    artifact, against the original.
+    """
     timed = [export for export in exports if export.latency_ms is not None]
     if not timed:
         return None, ["the network was not exported to a runtime, so there is no latency and no peak memory."]
-    good = [export for export in timed if changes[export.precision] >= -max_drop]
-    if not good:
-        words = f"no export keeps quality within max_drop={max_drop:g}; latency and memory are of the one that loses least."
-        return max(timed, key=lambda export: changes[export.precision]), [words]
+    limit, rule = -max_drop, f"beyond max_drop={max_drop:g}"
+    if math.isinf(max_drop) or changes[_ARTIFACT] < -max_drop:
+        limit = changes[_ARTIFACT] - TOLERANCE * abs(quality)
+        rule = f"more than the {changes[_ARTIFACT]:+.4f} of the compressed network itself"
+    good = [export for export in timed if changes[export.precision] >= limit]
     notes = [
-        f"the {export.precision} export changes quality by {changes[export.precision]:+.4f}, "
-        f"beyond max_drop={max_drop:g}; it was not chosen for latency and memory."
+        f"the {export.precision} export changes quality by {changes[export.precision]:+.4f}, {rule}; it was not chosen."
         for export in timed
         if export not in good
     ]
     clock = {export.precision: export.latency_ms or math.inf for export in timed}
     if clock.get("int8", 0.0) > clock.get("fp32", math.inf):
         notes.append(f"int8 is slower than fp32 on this machine ({clock['int8']:.3g} ms against {clock['fp32']:.3g} ms).")
+    if not good:
+        words = f"no export keeps quality ({rule}); latency and memory are of the float32 one, which changes nothing by itself."
+        return next((export for export in timed if export.precision == "fp32"), None), [words, *notes]
     return min(good, key=lambda export: clock[export.precision]), notes
 
 
