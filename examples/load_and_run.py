@@ -11,7 +11,8 @@ from enxuto import data, zoo
 def main(out: Path = Path("out-load-and-run")) -> None:
     digits = data.load("digits")
     model = zoo.train(zoo.build("lenet-5", image_size=8), data.batches(digits.train_x, digits.train_y, 64), epochs=3)
-    task = enxuto.Task(model, calibration=data.inputs(digits.train_x[:512]))  # no labels: quality is agreement
+    # No labels: quality is agreement with the original, and its outputs are scores of classes.
+    task = enxuto.Task(model, calibration=data.inputs(digits.train_x[:512]), outputs="classes")
     result = enxuto.compress(task, steps=[enxuto.Quantize(bits=8)], out=out)
 
     # In torch: a fresh network of the same class, and the file. Nothing in the file is ever run or unpickled.

@@ -25,6 +25,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("coding",),
     # first floor: modules
     ("layers",),
+    ("outputs",),
     ("task",),
     ("surgery",),
     ("cut",),

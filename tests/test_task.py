@@ -205,3 +205,29 @@ def test_a_batch_that_fails_later_on_is_named_by_its_number():
         list(finite_answers(model, [X, X, X * float("nan")]))
     with pytest.raises(TaskError, match="training batch 4 is int; a batch is a tensor"):
         attempt(model, 5, "training batch 4")
+
+
+class Detector(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.box, self.scores = torch.nn.Linear(12, 4), torch.nn.Linear(12, 3)
+
+    def forward(self, x):
+        return {"box": self.box(x), "heads": [self.scores(x), x.sum(1)]}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        ("labels", "outputs='labels' is not known; use one of 'classes', 'values', 'ignore'"),
+        (3, "outputs=3 is not known"),
+        ({"box": "boxes"}, "is not known"),
+        ({"boxes": "values"}, r"names 'boxes', and the model returns 'box' \(2, 4\), 'heads.0' \(2, 3\), 'heads.1' \(2,\)"),
+        ({"heads.1": "classes"}, r"output 'heads.1' holds a score for each class, and it is torch.float32 of shape \(2,\)"),
+        ("ignore", "no output is left"),
+    ],
+)
+def test_outputs_are_said_by_the_names_that_are_there(outputs, words):
+    with pytest.raises(TaskError, match=words):
+        Task(Detector(), calibration=[X], outputs=outputs)
+    assert Task(Detector(), calibration=[X], outputs={"heads.0": "classes", "b*": "ignore"})

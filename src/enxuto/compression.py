@@ -98,7 +98,7 @@ def _search(task: Task, target: Target, seconds: float, work: Path, before: Sequ
                 f"whose weights take {format_bytes(sum(entry.bytes for entry in before))}, already need "
                 f"{format_bytes(floor)}; ask for more than that."
             )
-    evaluate = task.evaluate or agreement(task.model, task.calibration)
+    evaluate = task.evaluate or agreement(task.model, task.calibration, outputs=task.outputs)
     search = Search(task, target, seconds, work, evaluate, limit)
     importlib.import_module("torch._dynamo")  # torch loads it late; Ctrl-C inside that import would cost the exports
     search.run()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from enxuto.batches import arguments, leaves
 from enxuto.checks import named, whole, within
 from enxuto.errors import RangeError, TargetError, TaskError
+from enxuto.outputs import Outputs, check_kinds, output_tensors, said_of
 from enxuto.sizes import parse_bytes, parse_fraction
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -52,17 +53,18 @@ def attempt(model: nn.Module, batch: Batch, place: str) -> Any:
         ) from error
 
 
-def finite_answers(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Tensor]:
-    """The first output tensor of the model for each calibration batch.
+def finite_answers(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Any]:
+    """What the model returns for each calibration batch.
 
-    Raises: TaskError, with the number of the batch, when the model fails on one or gives values that are not finite.
+    Raises: TaskError, with the number of the batch, when the model fails on one or its first tensor is not finite.
     """
     for number, batch in enumerate(batches, 1):
         place = f"calibration batch {number}"
-        output = first_tensor(attempt(model, batch, place))
-        if output.is_floating_point() and not bool(torch.isfinite(output).all()):
+        outputs = attempt(model, batch, place)
+        first = first_tensor(outputs)
+        if first.is_floating_point() and not bool(torch.isfinite(first).all()):
             raise TaskError(f"the model gives NaN or infinite outputs on {place}; check weights and inputs, or leave it out.")
-        yield output
+        yield outputs
 
 
 @contextmanager
@@ -100,7 +102,8 @@ class Task:
 
     The least is a model and `calibration`: sample inputs, no labels. `evaluate` gives quality on validation data
     (higher is better; one value per sample makes differences paired). `train` (batches of inputs and targets) and
-    `loss(outputs, targets)` let steps recover what they lost. `test` is called once, at the very end.
+    `loss(outputs, targets)` let steps recover what they lost. `test` is called once, at the very end. `outputs` says what
+    outputs are, where no labels do: "classes" (a score for each), "values" or "ignore", one word for all or a dict by name.
     Raises: TaskError when the model has NaN or infinite weights, fails on its own sample inputs, or nothing was given.
     """
 
@@ -111,6 +114,7 @@ class Task:
     loss: Callable[[Any, Any], Tensor] | None = field(default=None, kw_only=True)
     test: Evaluate | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
+    outputs: Outputs | None = field(default=None, kw_only=True)
     name: str = field(default="", kw_only=True)  # the title of the report; the class of the model unless given
 
     def __post_init__(self) -> None:
@@ -137,7 +141,8 @@ class Task:
         batches = self.calibration
         if not isinstance(batches, Sequence) and not hasattr(batches, "__len__"):
             object.__setattr__(self, "calibration", list(batches))  # a generator would be empty the second time
-        check_runs(self.model, self.sample)
+        check_kinds(self.outputs)
+        said_of(output_tensors(check_runs(self.model, self.sample)), self.outputs)
 
     @property
     def sample(self) -> Batch:
@@ -185,15 +190,20 @@ def check_plain(model: nn.Module) -> None:
             )
 
 
-def check_runs(model: nn.Module, batch: Batch) -> None:
-    """Raises TaskError when the model fails on the batch, the batch is empty, or outputs are not finite."""
+def check_runs(model: nn.Module, batch: Batch) -> Any:
+    """What the model returns for the batch.
+
+    Raises: TaskError when the model fails on it, the batch is empty, or outputs are not finite.
+    """
     with evaluating(model):
-        output = first_tensor(attempt(model, batch, "its own sample inputs"))
+        outputs = attempt(model, batch, "its own sample inputs")
+    output = first_tensor(outputs)
     for given in leaves(batch):
         if not given.numel():
             raise TaskError(f"the sample inputs hold a tensor {tuple(given.shape)} without values; give at least one sample.")
     if output.is_floating_point() and not bool(torch.isfinite(output).all()):
         raise TaskError("the model gives NaN or infinite outputs on its own sample inputs; check weights and inputs.")
+    return outputs
 
 
 @dataclass(frozen=True, kw_only=True)

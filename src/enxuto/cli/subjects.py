@@ -115,7 +115,7 @@ def measure(task: Task, subjects: Sequence[Subject]) -> Measures:
     Raises: ArtifactError or ExportError when a file cannot be opened; TaskError when the task's functions fail.
     """
     name = "test" if task.test else "evaluate" if task.evaluate else "agreement"
-    judge = task.test or task.evaluate or agreement(task.model, task.calibration)
+    judge = task.test or task.evaluate or agreement(task.model, task.calibration, outputs=task.outputs)
     sample: Batch = rows(task.sample, 0, 1)
     notes: list[str] = []
     found = []

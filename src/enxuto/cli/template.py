@@ -43,8 +43,10 @@ def task() -> enxuto.Task:
         # Batches of inputs alone, without labels, as the model is called: a tensor, a tuple of arguments or a dict.
         calibration=data.inputs(digits.train_x[:512], 128),
         # Quality on validation data, higher is better: a function of the model that gives one number or, better, one
-        # value per sample. Without it, quality is agreement with the outputs of the original network.
+        # value per sample. Without it, quality is agreement with the outputs of the original network, and `outputs` says
+        # what those are: "classes" (a score for each), "values" (all else), or a dict of both by the output's name.
         evaluate=data.accuracy(digits.validation_x, digits.validation_y),
+        outputs="classes",
         # Batches of (inputs, targets) and loss(outputs, targets): to win back what compression loses.
         train=batches,
         loss=functional.cross_entropy,

@@ -80,7 +80,7 @@ def evaluate_pair(
     Raises: TaskError when the task's functions fail on the artifact.
     """
     name = "test" if task.test else "evaluate" if task.evaluate else "agreement"
-    judge = task.test or task.evaluate or agreement(task.model, task.calibration)
+    judge = task.test or task.evaluate or agreement(task.model, task.calibration, outputs=task.outputs)
     chooser = task.evaluate if task.test and task.evaluate and len(files.exports) > 1 else None
     sample = _one(task)
     notes: list[str] = []
