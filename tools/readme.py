@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from enxuto.reports import read_document
-from enxuto.reports.summary import headline, summary_rows
+from enxuto.reports.ship import file_rows, heads, sentences
+from enxuto.reports.summary import Cell
 
 HEADLINES = (
     "file_size_lenet-300-100",
@@ -27,12 +28,9 @@ def main() -> None:
     parts = []
     if Path("out/result.json").exists():
         document = read_document("out")
-        parts += [f"**`make demo`** ({document.name}): {headline(document)}", ""]
-        parts += ["| | original | compressed | change |", "|---|---|---|---|"]
-        parts += [
-            f"| {row.measure} | {row.original.text} | {row.compressed.text} | {row.change.text} |"
-            for row in summary_rows(document)
-        ]
+        parts += [f"**`make demo`** ({document.name}):", "", *(f"- {sentence}" for sentence in sentences(document)), ""]
+        parts += ["| | " + " | ".join(heads(document)) + " |", "|---" * (1 + len(heads(document))) + "|"]
+        parts += [f"| {row.measure} | " + " | ".join(map(_cell, row.cells)) + " |" for row in file_rows(document)]
         parts.append("")
     for name in HEADLINES:
         path = Path("bench/results") / f"{name}.json"
@@ -41,6 +39,10 @@ def main() -> None:
     before, _, rest = Path("README.md").read_text().partition(START)
     after = rest.partition(END)[2]
     Path("README.md").write_text(f"{before}{START}\n" + "\n".join(parts) + f"{END}{after}")
+
+
+def _cell(cell: Cell) -> str:
+    return f"{cell.text} ({cell.detail})" if cell.detail else cell.text
 
 
 def _memory() -> list[str]:

@@ -64,6 +64,7 @@ class Result:
             **evaluation,
             "compression": self.evaluation.compression,
             "speedup": self.evaluation.speedup,
+            "ship": [asdict(file) for file in self.evaluation.ship],
             "records": [asdict(record) for record in self.record],
             "ledger": [asdict(entry) for entry in self.ledger],
             "before_ledger": [asdict(entry) for entry in self.before],

@@ -135,6 +135,9 @@ def test_export_writes_a_file_that_inspect_reads(compressed: dict[str, Any], tas
     assert answer("inspect", path)["constants"]["int8"]["values"] >= 8 * 36 * 32
 
 
+MEASURED = ("file_bytes", "quality", "latency_ms", "peak_memory_bytes", "precision")
+
+
 def test_compare_shows_two_results_and_their_difference(compressed: dict[str, Any], task_file: Path) -> None:
     out = task_file.with_name("out")
     found = answer("compare", out / "small.nxt", out / "original.onnx")
@@ -142,7 +145,11 @@ def test_compare_shows_two_results_and_their_difference(compressed: dict[str, An
     assert found["b"]["file_bytes"] == (out / "original.onnx").stat().st_size
     assert found["compression"] == found["a"]["file_bytes"] / found["b"]["file_bytes"]
     same = answer("compare", out, out)
-    assert same["a"] == same["b"] == json.loads((out / "result.json").read_text())["compressed"]
+    artifact, exported = json.loads((out / "result.json").read_text())["ship"]
+    for whole, part in ((same, artifact), (same["exports"], exported)):  # each file with its own figures
+        assert whole["a"] == whole["b"]
+        assert {name: whole["a"][name] for name in MEASURED} == {name: part[name] for name in MEASURED}
+    assert artifact["latency_ms"] is None
     assert same["quality_change"] == 0
     assert "the same" in run("compare", out, out).stdout
 

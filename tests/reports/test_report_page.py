@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from enxuto.errors import OutputError
-from enxuto.reports import Document, charts, read_document, summary, write_html
+from enxuto.reports import Document, charts, read_document, ship, write_html
 from enxuto.reports.page import recipe_yaml, render
 
 EXAMPLE = Path(__file__).with_name("example.json")
@@ -199,7 +199,7 @@ def test_a_layer_with_one_kind_of_bytes_and_a_module_with_one_child_are_one_tile
 
 def test_the_chosen_export_is_drawn_once() -> None:
     names = [trace.name for trace in charts.latency(example())[0].figure.data]
-    assert sorted(names) == ["onnxruntime fp32<br>(chosen)", "onnxruntime int8", "original fp32"]
+    assert sorted(names) == ["original fp32", "small.fp32.onnx<br>(= small.onnx)", "small.int8.onnx"]
     assert len(charts.latency(example(exports=[]))[0].figure.data) == 2
     assert charts.latency(least()) == []
 
@@ -212,7 +212,7 @@ def test_trials_without_a_quality_are_listed_but_not_drawn() -> None:
 
 def test_a_file_that_did_not_shrink_is_said_aloud() -> None:
     document = Document.from_json({"original": {"file_bytes": 100}, "compressed": {"file_bytes": 120}})
-    assert "which is not smaller" in summary.headline(document)
+    assert "which is not smaller" in ship.sentences(document)[0]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Debian's chromium")

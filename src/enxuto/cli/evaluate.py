@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from enxuto.reports import Document
+    from enxuto.reports.document import Measured, Shipped
 
 FILE_HELP = "A .nxt file, an .onnx file, or a folder that `enxuto compress` wrote."
 
@@ -80,9 +81,9 @@ def compare(
         if task_file is not None:
             with run.progress():
                 found = measure(load_task(task_file, seed), subjects)
-            document, data = found.document(), found.data("a", "b")
+            document, exports, data = found.document(), None, found.data("a", "b")
         else:
-            document = _from_files(first, second)
+            document, exports = _from_files(first, second)
             data = {
                 "a": asdict(document.original),
                 "b": asdict(document.compressed),
@@ -90,9 +91,12 @@ def compare(
                 "quality_change_interval": None,
                 "compression": document.compression,
                 "notes": document.notes,
+                "exports": None if exports is None else {"a": asdict(exports.original), "b": asdict(exports.compressed)},
             }
         run.answer({"files": {"a": str(first), "b": str(second)}} | data)
-        run.show(_table(document, "A beside B", [str(first), str(second), "from A to B"]))
+        run.show(_table(document, "A beside B", [*(one.name for one in subjects), "from A to B"]))
+        if exports is not None:
+            run.show(_table(exports, "their small.onnx", [str(first / "small.onnx"), str(second / "small.onnx"), "from A to B"]))
         if document.ledger and document.before_ledger:
             from enxuto.reports import ledger_table
 
@@ -100,18 +104,23 @@ def compare(
         _show_notes(run, document)
 
 
-def _from_files(first: Path, second: Path) -> Document:
-    """What is known of both without measuring: the result.json of a folder, the bytes of a file, by layer for .nxt."""
+def _from_files(first: Path, second: Path) -> tuple[Document, Document | None]:
+    """What is known of both without measuring: the result.json of a folder, the bytes of a file, by layer for .nxt.
+
+    Of folders, small.nxt beside small.nxt, and small.onnx beside small.onnx where both have one.
+    """
     from enxuto.artifact.save import ledger
     from enxuto.reports import Document, read_document
     from enxuto.reports.document import Entry, Measured
     from enxuto.sizes import file_bytes
 
-    measured, ledgers, names = [], [], set()
+    measured, exported, ledgers, names = [], [], [], set()
     for path in (first, second):
         if path.is_dir():
             document = read_document(path)
-            measured.append(document.compressed)
+            artifact, *others = (_measured(file) for file in document.files)
+            measured.append(replace(artifact, parameters=document.compressed.parameters, macs=document.compressed.macs))
+            exported += others[:1]
             ledgers.append(document.ledger)
             names.add(document.quality_name)
         else:
@@ -121,13 +130,32 @@ def _from_files(first: Path, second: Path) -> Document:
     notes = ["nothing was measured now; with --task task.py both are, in one run, and the change of quality is paired."]
     if len(names) > 1:
         notes.append(f"the qualities are of different kinds ({' and '.join(sorted(names))}): their difference means nothing.")
-    return Document(
-        original=measured[0],
-        compressed=measured[1],
-        quality_name=names.pop() if len(names) == 1 else "quality",
-        before_ledger=ledgers[0],
-        ledger=ledgers[1],
-        notes=tuple(notes),
+    name = names.pop() if len(names) == 1 else "quality"
+    exports = Document(original=exported[0], compressed=exported[1], quality_name=name) if len(exported) == 2 else None
+    return (
+        Document(
+            original=measured[0],
+            compressed=measured[1],
+            quality_name=name,
+            before_ledger=ledgers[0],
+            ledger=ledgers[1],
+            notes=tuple(notes),
+        ),
+        exports,
+    )
+
+
+def _measured(file: Shipped) -> Measured:
+    """A file of a result as one side of a pair."""
+    from enxuto.reports.document import Measured
+
+    return Measured(
+        file_bytes=file.file_bytes,
+        quality=file.quality,
+        latency_ms=file.latency_ms,
+        latency_samples_ms=file.latency_samples_ms,
+        peak_memory_bytes=file.peak_memory_bytes,
+        precision=file.precision,
     )
 
 
@@ -137,12 +165,12 @@ def _table(document: Document, title: str, heads: list[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from enxuto.reports.summary import summary_rows
+    from enxuto.reports.summary import pair_rows
 
     table = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, title_justify="left")
     for index, head in enumerate(["", *heads]):
         table.add_column(Text(head), justify="right" if index else "left", overflow="fold")
-    for row in summary_rows(document):
+    for row in pair_rows(document):
         cells = [row.original, row.compressed, row.change][: len(heads)]
         table.add_row(row.measure, *(Text("\n".join(part for part in (cell.text, cell.detail) if part)) for cell in cells))
     return table

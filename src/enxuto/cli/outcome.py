@@ -11,13 +11,12 @@ from rich.text import Text
 from enxuto.cli.terminal import GOAL_MISSED, Session
 from enxuto.files import writable_folder
 from enxuto.reports import Document, summary_table, write_html
-from enxuto.reports.summary import certainty, headline
+from enxuto.reports.ship import sentences, use
+from enxuto.reports.summary import certainty
 from enxuto.sizes import file_bytes, format_bytes
 from enxuto.task import Step, Target, Task
 
-FILES = {
-    "small.nxt": "the compressed network: enxuto.load('small.nxt', into=Net())",
-    "small.onnx": "the same for ONNX Runtime, the fastest export that keeps to the drop",
+BESIDE = {
     "report.html": "what was done to each layer and why; opens offline",
     "result.json": "every number, for scripts",
 }
@@ -48,16 +47,17 @@ def compress_into(
         document = Document.from_json(plain)
         write_html(document, folder / "report.html")
         run.kept = f"the result is in '{folder}'"
-    files = {name: folder / name for name in FILES if (folder / name).is_file()}
+    about = {file.name: use(document, file) for file in document.files} | BESIDE
+    files = {name: folder / name for name in about if (folder / name).is_file()}
     run.answer(plain | {"files": {name: str(path) for name, path in files.items()}})
-    run.show(summary_table(document), headline(document))
+    run.show(summary_table(document), *sentences(document))
     _show_verdict(run, document)
     if not run.quiet:
         run.show(Text(certainty(document), style="dim"))
         run.show(*(Text(f"note: {note}", style="yellow") for note in document.notes[-MOST_NOTES:]))
         if len(document.notes) > MOST_NOTES:
             run.show(f"and {len(document.notes) - MOST_NOTES} more notes, in report.html")
-        run.show("", *(_file_line(path, FILES[name]) for name, path in files.items()))
+        run.show("", *(_file_line(path, about[name]) for name, path in files.items()))
     if not result.met:
         raise typer.Exit(GOAL_MISSED)
 

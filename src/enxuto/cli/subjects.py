@@ -35,7 +35,9 @@ from enxuto.task import Batch, Evaluate, Task
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: the task's own network (`file` is None), a .nxt or .onnx file; `onnx` is what is timed."""
+    """What is measured: the task's own network (`file` is None), a .nxt or .onnx file. `onnx` is what is timed, the file
+    itself; where it is None, the very network in the file is exported in float32.
+    """
 
     name: str
     file: Path | None = None
@@ -90,16 +92,16 @@ class Measures:
 
 
 def subject(path: Path) -> Subject:
-    """The subject that a path means: a .nxt or .onnx file, or the folder of a result.
+    """The subject that a path means: a .nxt or .onnx file; of the folder of a result, its small.nxt.
 
     Raises: ArtifactError when it is none of these, does not exist or is damaged.
     """
     if path.is_dir():
-        nxt, onnx = path / "small.nxt", path / "small.onnx"
+        nxt = path / "small.nxt"
         if not (path / "result.json").is_file() or not nxt.is_file():
             raise ArtifactError(f"folder '{path}' holds no result.json with a small.nxt; name one that `enxuto compress` wrote.")
         ledger(nxt)
-        return Subject(str(path), nxt, onnx if onnx.is_file() else None)
+        return Subject(str(nxt), nxt)
     if path.suffix not in (".nxt", ".onnx"):
         raise ArtifactError(f"'{path}' is no result by its name; give a .nxt file, an .onnx file or a folder with result.json.")
     if not path.is_file():
@@ -139,6 +141,7 @@ def measure(task: Task, subjects: Sequence[Subject]) -> Measures:
             latency_ms=median(clocks[str(number)]) if str(number) in clocks else None,
             latency_samples_ms=tuple(clocks.get(str(number), ())),
             peak_memory_bytes=peaks.get(str(number)),
+            precision="" if subjects[number].is_onnx else "run as fp32",
         )
         for number, judged in enumerate(found)
     )

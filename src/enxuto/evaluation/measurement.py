@@ -27,9 +27,10 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a network costs and gives. Latency and memory are those of the export that `precision` names.
+    """What a network costs and gives. Bytes and quality are those of its own file (small.nxt, original.safetensors).
 
-    They are None, without samples and with precision "none", when the network could not be exported.
+    Latency and memory are those of the export that `precision` names, another file: `Evaluation.ship` holds what belongs
+    together. They are None, without samples and with precision "none", when the network could not be exported.
     """
 
     file_bytes: int
@@ -40,6 +41,21 @@ class Measurement:
     latency_samples_ms: tuple[float, ...]
     peak_memory_bytes: int | None
     precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """One file that a person may ship, with all that was measured of this very file and of no other."""
+
+    name: str  # "small.nxt", "small.onnx"
+    file_bytes: int
+    quality: float
+    quality_change: float
+    quality_change_interval: Interval
+    precision: str = ""  # of an export
+    latency_ms: float | None = None  # None for a file that no runtime opens
+    latency_samples_ms: tuple[float, ...] = ()
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +83,30 @@ class Evaluation:
         if self.original.latency_ms is None or self.compressed.latency_ms is None:
             return None
         return self.original.latency_ms / self.compressed.latency_ms
+
+    @property
+    def ship(self) -> tuple[Shipped, ...]:
+        """The artifact, small.nxt, and small.onnx, which is a copy of the export that was chosen; each with its own figures."""
+        artifact = Shipped(
+            name="small.nxt",
+            file_bytes=self.compressed.file_bytes,
+            quality=self.compressed.quality,
+            quality_change=self.quality_change,
+            quality_change_interval=self.quality_change_interval,
+        )
+        chosen = (
+            Shipped(
+                name="small.onnx",
+                file_bytes=export.file_bytes,
+                quality=export.quality,
+                quality_change=export.quality_change,
+                quality_change_interval=export.quality_change_interval,
+                precision=export.precision,
+                latency_ms=export.latency_ms,
+                latency_samples_ms=export.latency_samples_ms,
+                peak_memory_bytes=export.peak_memory_bytes,
+            )
+            for export in self.exports
+            if export.precision == self.compressed.precision
+        )
+        return (artifact, *chosen)

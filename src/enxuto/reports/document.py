@@ -60,6 +60,21 @@ class ExportedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """One file that a person may ship, with what was measured of this very file; None where it was not."""
+
+    name: str
+    file_bytes: int
+    quality: float | None = None
+    quality_change: float | None = None
+    quality_change_interval: tuple[float, float] | None = None
+    precision: str = ""
+    latency_ms: float | None = None
+    latency_samples_ms: tuple[float, ...] = ()
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerChange:
     """What was done to one layer, or that it was left alone, and why."""
 
@@ -162,6 +177,7 @@ class Document:
     quality_change: float | None = None
     quality_change_interval: tuple[float, float] | None = None
     samples: int = 0
+    ship: tuple[Shipped, ...] = ()
     exports: tuple[ExportedFile, ...] = ()
     records: tuple[StepRecord, ...] = ()
     ledger: tuple[Entry, ...] = ()
@@ -196,6 +212,18 @@ class Document:
         return self.original.file_bytes / self.compressed.file_bytes
 
     @property
+    def files(self) -> tuple[Shipped, ...]:
+        """The files there are to ship; the artifact alone where the document names none."""
+        artifact = Shipped(
+            name="small.nxt",
+            file_bytes=self.compressed.file_bytes,
+            quality=self.compressed.quality,
+            quality_change=self.change,
+            quality_change_interval=self.quality_change_interval,
+        )
+        return self.ship or (artifact,)
+
+    @property
     def change(self) -> float | None:
         """Quality of the compressed network minus that of the original, paired where it was measured so."""
         if self.quality_change is not None:
@@ -208,6 +236,7 @@ class Document:
     def is_fraction(self) -> bool:
         """True when every quality lies in [0, 1], so that it reads as a percentage and its changes as points."""
         found = [self.original.quality, self.compressed.quality]
+        found += [file.quality for file in self.ship]
         found += [export.quality for export in self.exports]
         found += [trial.quality for trial in self.history]
         return all(0 <= quality <= 1 for quality in found if quality is not None)

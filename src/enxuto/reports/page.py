@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from enxuto import files
-from enxuto.reports import summary, words
+from enxuto.reports import ship, summary, words
 from enxuto.reports.document import Document, MemoryUse
 from enxuto.sizes import format_bytes
 
@@ -116,10 +116,17 @@ def _glued(text: str) -> str:
     return re.sub(r"(?<=\d) (?=\S)", "\u00a0", text)
 
 
+def _capital(text: str) -> str:
+    """The text with its first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(summary=summary, words=words)
-    environment.filters.update(size=lambda count: words.MISSING if count is None else format_bytes(count), glued=_glued)
+    environment.globals.update(ship=ship, summary=summary, words=words)
+    environment.filters.update(
+        size=lambda count: words.MISSING if count is None else format_bytes(count), glued=_glued, capital=_capital
+    )
     return environment

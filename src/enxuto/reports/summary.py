@@ -65,47 +65,12 @@ def quality_word(document: Document) -> str:
     return QUALITY.get(document.quality_name, document.quality_name)
 
 
-def headline(document: Document) -> str:
-    """The result in one plain sentence."""
-    before, after = document.original, document.compressed
-    sentence = f"{format_bytes(before.file_bytes)} became {format_bytes(after.file_bytes)}"
-    if document.compression > 1.005:
-        sentence += f", {words.significant(document.compression)} times smaller"
-    else:
-        sentence += ", which is not smaller"
-    if after.quality is not None:
-        shown = [words.quality(item.quality, document.is_fraction) for item in (before, after)]
-        sentence += f"; {quality_word(document)} {shown[0]} → {shown[1]}"
-        inside = [words.change(document.change, document.is_fraction)] if document.change is not None else []
-        if document.quality_change_interval:
-            inside += [f"95 % interval {words.interval(document.quality_change_interval, document.is_fraction)}"]
-        sentence += f" ({', '.join(inside)})" if inside else ""
-    if before.latency_ms and after.latency_ms:
-        ratio = before.latency_ms / after.latency_ms
-        if not clearly_timed(document):
-            sentence += "; about as fast (the spreads of the clock overlap)"
-        elif ratio > 1.005:
-            sentence += f"; {words.significant(ratio)} times faster"
-        else:
-            sentence += f"; {words.significant(1 / ratio)} times slower" if ratio < 0.995 else "; as fast as before"
-    return f"{sentence}."
-
-
-def clearly_timed(document: Document) -> bool:
-    """True unless the middle halves of the two networks' latency samples overlap: then no ratio means anything."""
-    samples = (document.original.latency_samples_ms, document.compressed.latency_samples_ms)
-    if min(map(len, samples)) < 4:
-        return True
-    (low, _, high), (other_low, _, other_high) = (quantiles(each, n=4) for each in samples)
-    return high < other_low or other_high < low
-
-
 def certainty(document: Document) -> str:
     """What the interval rests on and whether it shows a difference at all; empty without an interval."""
     bounds = document.quality_change_interval
     if bounds is None:
-        return "Without one value per sample there is no interval: the change may be chance."
-    basis = f"Over {document.samples:,} samples, each seen by both networks, the difference"
+        return "Without one value per sample there is no interval: the change of quality may be chance."
+    basis = f"{document.files[0].name}: over {document.samples:,} samples, each seen by both networks, the difference"
     if bounds[0] <= 0 <= bounds[1]:
         return f"{basis} may be chance: the 95 % interval contains zero."
     return f"{basis} is more than chance: the 95 % interval does not contain zero."
@@ -134,13 +99,14 @@ def goal(document: Document) -> str:
 def slowest_ms(document: Document) -> float:
     """The longest time that is shown: what is compared stands in one unit, that of the largest."""
     found = [(one.latency_ms, one.latency_samples_ms) for one in (document.original, document.compressed)]
+    found += [(one.latency_ms, one.latency_samples_ms) for one in document.ship]
     found += [(one.latency_ms, one.latency_samples_ms) for one in document.exports]
     spreads = [quantiles(samples, n=4, method="inclusive")[2] for _, samples in found if len(samples) >= 4]
     return max([time or 0.0 for time, _ in found] + spreads)
 
 
-def summary_rows(document: Document) -> list[Row]:
-    """Every measure that was taken of one network or both."""
+def pair_rows(document: Document) -> list[Row]:
+    """Every measure that was taken of two networks, each a file of its own, or of one of them."""
     before, after, fraction = document.original, document.compressed, document.is_fraction
     slowest = slowest_ms(document)
     rows = [row("file", before.file_bytes, after.file_bytes, format_bytes, ("smaller", "larger"))]
@@ -162,7 +128,7 @@ def summary_rows(document: Document) -> list[Row]:
             before.latency_ms,
             after.latency_ms,
             functools.partial(words.milliseconds, beside=slowest),
-            ("faster", "slower") if clearly_timed(document) else None,
+            ("faster", "slower") if clearly_apart(before.latency_samples_ms, after.latency_samples_ms) else None,
             details=(_timing(before, slowest), _timing(after, slowest)),
         ),
         row("peak memory", before.peak_memory_bytes, after.peak_memory_bytes, format_bytes, ("less", "more")),
@@ -255,16 +221,22 @@ def ledger_gap(document: Document) -> str:
 
 
 def exported_name(document: Document, index: int) -> str:
-    """The name of an export, marked when it is the one whose latency stands in the summary."""
-    export = document.exports[index]
-    name = words.printable(f"{export.runtime} {export.precision}")
-    return f"{name} (chosen)" if is_chosen(document, index) else name
+    """The file of an export, marked when small.onnx is a copy of it."""
+    name = words.printable(f"small.{document.exports[index].precision}.onnx")
+    return f"{name} (= small.onnx)" if is_chosen(document, index) else name
 
 
 def is_chosen(document: Document, index: int) -> bool:
-    """True when the compressed network's latency is that of this export."""
-    export, after = document.exports[index], document.compressed
-    return export.precision == after.precision and export.latency_ms == after.latency_ms
+    """True when small.onnx is a copy of this export."""
+    return document.exports[index].precision == document.compressed.precision
+
+
+def clearly_apart(first: Sequence[float], second: Sequence[float]) -> bool:
+    """True unless the middle halves of two networks' latency samples overlap: then no ratio means anything."""
+    if min(len(first), len(second)) < 4:
+        return True
+    (low, _, high), (other_low, _, other_high) = (quantiles(each, n=4) for each in (first, second))
+    return high < other_low or other_high < low
 
 
 def row(

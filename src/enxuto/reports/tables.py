@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from enxuto.reports import summary, words
+from enxuto.reports import ship, summary, words
 from enxuto.reports.document import Document, LayerChange, MemoryUse
 from enxuto.sizes import format_bytes
 
@@ -27,12 +27,10 @@ class LayerCost:
 
 
 def summary_table(document: Document) -> Table:
-    """The original beside the compressed network: every measure that was taken, and what became of it."""
-    table = _table(words.printable(document.name) or "result", ["", "original", "compressed", "change"], left=1)
-    for row in summary.summary_rows(document):
-        cells = [row.original, row.compressed, row.change]
-        shown = [f"{cell.text}\n{cell.detail}" if cell.detail else cell.text for cell in cells]
-        table.add_row(*_texts(row.measure, *shown))
+    """The original beside each file there is to ship: every measure that was taken, and what became of it."""
+    table = _table(words.printable(document.name) or "result", ["", *ship.heads(document)], left=1)
+    for row in ship.file_rows(document):
+        table.add_row(*_texts(row.measure, *(f"{cell.text}\n{cell.detail}" if cell.detail else cell.text for cell in row.cells)))
     return table
 
 
