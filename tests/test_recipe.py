@@ -8,7 +8,7 @@ import torch
 
 from enxuto.errors import LayerError, NothingChangedError, RangeError, RecipeError
 from enxuto.progress import listening
-from enxuto.recipe import from_data, from_yaml, line, run, to_data, to_yaml
+from enxuto.recipe import from_data, from_yaml, line, run, to_data, to_yaml, was_skipped
 from enxuto.steps.channels import PruneChannels
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.fold import Fold
@@ -164,9 +164,45 @@ def test_a_step_that_refuses_leaves_everything_as_it_was():
     task = task_of(Mlp)
     before, chance = photograph(task.model), torch.get_rng_state()
     with pytest.raises(NothingChangedError):
-        run(task, [Prune(sparsity=0.5), Fold()])
+        run(task, [Prune(sparsity=0.5), Fold(layers="fc*")])
     assert unchanged(task.model, before)
     assert torch.equal(torch.get_rng_state(), chance)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_step_that_finds_nothing_anywhere_is_skipped_and_named_where_others_work(place):
+    task = task_of(Mlp)
+    others = [Prune(sparsity=0.5), Quantize(bits=4)]
+    model, records = run(task, [*others[:place], Fold(), *others[place:]])
+    (change,) = records[place].skipped
+    assert (records[place].step, records[place].changes) == ("Fold()", ())
+    assert change.what == "nothing to do"
+    assert "no batch norm" in change.why
+    assert torch.equal(output(model, inputs(Mlp)), output(run(task, others)[0], inputs(Mlp)))
+    assert [was_skipped(record) for record in records] == [at == place for at in range(3)]
+
+
+@pytest.mark.parametrize("steps", [[Fold()], [Fold(), Fold()], [PruneChannels(), Fold()]])
+def test_a_recipe_in_which_no_step_finds_anything_is_refused(steps):
+    with pytest.raises(NothingChangedError):
+        run(task_of(Mlp), steps)
+
+
+def test_where_every_step_must_act_none_is_skipped():
+    with pytest.raises(NothingChangedError, match="no batch norm"):
+        run(task_of(Mlp), [Fold(), Quantize()], strict=True)
+
+
+def test_a_skipped_step_is_not_tried_again_after_a_kill(tmp_path):
+    from enxuto.artifact.checkpoints import FolderCheckpoints
+
+    task, kept = task_of(Mlp), FolderCheckpoints(tmp_path)
+    first, _ = run(task, [Fold(), Quantize(bits=4)], checkpoints=kept)
+    again, records = run(task, [Fold(), Quantize(bits=4), Fold()], checkpoints=kept)
+    assert [was_skipped(record) for record in records] == [True, False, True]
+    assert torch.equal(output(first, inputs(Mlp)), output(again, inputs(Mlp)))
+    with pytest.raises(NothingChangedError):
+        run(task, [Fold()], checkpoints=kept)
 
 
 @pytest.mark.parametrize(

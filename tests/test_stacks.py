@@ -36,11 +36,17 @@ STEPS_HERE: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 # What is rightly refused, with the words of the refusal. Whatever is not here must work, and whatever is here must not.
 NO_NORM = "the model has no batch norm"
 REFUSED: dict[tuple[type[nn.Module], str, str], str] = {
-    **{(net, "Fold", name): NO_NORM for net in (Mlp, Block) for name in STEPS_HERE},
-    **{(net, name, "Fold"): NO_NORM for net in (Mlp, Block) for name in STEPS_HERE},
-    **{(net, "Factorize", "Factorize"): "one half of a factorized layer" for net in NETS},
-    (ResidualCnn, "Fold", "Fold"): NO_NORM,
-    (ResidualCnn, "Share", "Fold"): "fold first, then share",
+    **{(net, "Fold", "Fold"): NO_NORM for net in (Mlp, Block)},
+}
+
+# Steps that find nothing to do beside one that does: the place of the step in the pair, and the words of its record.
+SKIPPED: dict[tuple[type[nn.Module], str, str], tuple[int, str]] = {
+    **{(net, "Fold", name): (0, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name != "Fold"},
+    **{(net, name, "Fold"): (1, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name != "Fold"},
+    **{(net, "Factorize", "Factorize"): (1, "one half of a factorized layer") for net in NETS},
+    (ResidualCnn, "Fold", "Fold"): (1, NO_NORM),
+    (ResidualCnn, "Share", "Fold"): (1, "fold first, then share"),
+    **{(net, "Share", "Share"): (1, "shared values") for net in NETS},
 }
 
 PAIRS = list(itertools.product(STEPS_HERE, repeat=2))
@@ -95,7 +101,10 @@ def test_two_steps_save_and_load_with_equal_outputs(net, first, second, tmp_path
     model, records = run(task, steps_of(first, second))
     assert unchanged(task.model, before)
     assert [record.step.partition("(")[0] for record in records] == [first, second]
-    assert all(record.changes for record in records)
+    place, words = SKIPPED.get((net, first, second), (-1, ""))
+    for at, record in enumerate(records):
+        assert bool(record.changes) == (at != place)
+        assert at != place or any(words in f"{change.what} {change.why}" for change in record.skipped)
     save(model, tmp_path / "a.nxt", original=task.model)
     loaded = load(tmp_path / "a.nxt", into=seeded(net, seed=1))
     x = inputs(net)

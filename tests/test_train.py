@@ -4,7 +4,8 @@ from torch import nn
 
 from enxuto.artifact.save import load, save
 from enxuto.errors import RangeError, RecipeError, ShapeError
-from enxuto.layers import Coded, LowRankLinear, Rehearsal
+from enxuto.layers import Affine, Coded, LowRankLinear, Rehearsal, Table
+from enxuto.recipe import run
 from enxuto.steps.channels import PruneChannels
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.fold import Fold
@@ -180,6 +181,53 @@ def test_inputs_and_biases_are_not_forgotten(step):
     alone, _ = step(task.model, task)
     shipped = convert(prepare(task, [step]))
     assert [type(m) for m in shipped.modules()] == [type(m) for m in alone.modules()]
+
+
+OPTIMIZERS = {
+    "SGD with momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
+    "Adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("kind", [Mlp, ResidualCnn, Block])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("then", [[], [Share(3)], [Quantize(4, biases=8)]])
+def test_what_is_compressed_stays_so_in_a_loop_of_ones_own(kind, optimizer, then, tmp_path):
+    task = task_of(kind)
+    compressed, _ = run(task, [Prune(0.9), *then])
+    save(compressed, tmp_path / "before.nxt", original=task.model)
+    loaded = load(tmp_path / "before.nxt", into=seeded(kind, seed=1))
+    x, y = inputs(kind), torch.arange(len(inputs(kind))) % 5
+    model = prepare(Task(loaded, calibration=[x]))
+    made = OPTIMIZERS[optimizer](model.parameters())
+    for _ in range(8):
+        made.zero_grad()
+        nn.functional.cross_entropy(model(x).flatten(1)[:, :5], y).backward()
+        made.step()
+    shipped = convert(model)
+    assert [type(module) for module in shipped.modules()] == [type(module) for module in compressed.modules()]
+    for before, after in zip(weights(compressed), weights(shipped), strict=True):
+        assert bool((after.read()[before.read() == 0] == 0).all())
+        assert type(after.tensor) is type(before.tensor)
+        assert Share(3) not in then or len(after.read().unique()) <= 8
+    assert not torch.equal(output(shipped, x), output(compressed, x))
+
+
+def test_the_last_step_that_names_a_weight_decides_also_in_training():
+    task = task_of(Mlp)
+    quantize, share = Quantize(8), Share(3)
+    for steps, grid in (([quantize, Quantize(4)], Affine(4)), ([quantize, share], Table(3)), ([share, quantize], Table(3))):
+        for gradual in (False, True):
+            model = prepare(task, steps, gradual=gradual)
+            if gradual:
+                Schedule(model, steps, batches=1).step()
+            alone, _ = run(task, steps)
+            for trained, one in zip(weights(convert(model)), weights(alone), strict=True):
+                assert trained.tensor.grid == one.tensor.grid == grid
+        coded, _ = steps[0](task.model, task)
+        shipped = convert(prepare(Task(coded, calibration=task.calibration), steps[1:]))
+        assert all(weight.tensor.grid == grid for weight in weights(shipped))
 
 
 @pytest.mark.parametrize(

@@ -2,48 +2,84 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from enxuto.layers.coded import code_, coded_names, dense, weight_names
-from enxuto.layers.grids import Affine, CodedTensor, Grid
+from enxuto.layers.grids import Affine, CodedTensor, Grid, Table, TableTensor
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.select import Patterns, matches
 from enxuto.surgery import Weight, leaves_, twins, weights
 from enxuto.task import Change
 
+WHY_KEPT = "no more than the grid has codes"
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
-def code_weights_(model: nn.Module, chosen: Sequence[Weight], grid: Grid, *, together: bool = False) -> list[Change]:
+def code_weights_(
+    model: nn.Module, chosen: Sequence[Weight], grid: Grid, *, together: bool = False
+) -> tuple[list[Change], list[Change]]:
     """Codes every chosen weight, and the layers tied to it with the very same codes; `together` with one scale for all.
 
+    What was done, and what was left: a weight that shares no more values than the grid has codes keeps them, as a scale for
+    each channel would make other values of one.
     Raises: ShapeError before anything is changed, when one of them does not fit the grid.
     """
-    encoded = _encoded([(weight.read(), weight.path) for weight in chosen], grid, together)
+    kept = [weight for weight in chosen if _stays(weight.tensor, grid)]
+    fresh = [weight for weight in chosen if weight not in kept]
     changes = []
-    for weight, tensor in zip(chosen, encoded, strict=True):
-        values = weight.read()
+    encoded = _encoded([(weight.read(), weight.path) for weight in fresh], grid, together)
+    for weight, tensor in zip(fresh, encoded, strict=True):
+        values, before = weight.read(), weight.tensor
         for twin in twins(model, weight):
             twin.code_(tensor)
-        changes.append(Change(weight.key, f"{grid.bits} bits, {tensor.symbols} values", _error(values, tensor())))
-    return changes
+        lost = f"; no longer {before.symbols} shared values" if isinstance(before, TableTensor) else ""
+        changes.append(Change(weight.key, _words(grid, tensor), _error(values, tensor()) + lost))
+    return changes, [Change(weight.key, f"keeps its {_values(weight)} shared values", WHY_KEPT) for weight in kept]
+
+
+def _stays(held: object, grid: Grid) -> bool:
+    """True for a weight, or its rehearsal, on a table of no more values than the grid has codes."""
+    named = held.named if isinstance(held, Rehearsal) else held.grid if isinstance(held, CodedTensor) else None
+    return isinstance(named, Table) and named.bits <= grid.bits
+
+
+def _values(weight: Weight) -> int:
+    return weight.tensor.symbols if isinstance(weight.tensor, CodedTensor) else int(weight.read().unique().numel())
+
+
+def _words(asked: Grid, tensor: CodedTensor) -> str:
+    """How a weight was coded, and where its grid is another than was asked for, why."""
+    words = f"{tensor.grid.bits} bits, {tensor.symbols} values"
+    if isinstance(asked, Affine) and isinstance(tensor.grid, Affine) and tensor.grid != asked:
+        inputs = math.prod(tensor.shape[1:])
+        instead = f"in groups of {tensor.grid.group}" if tensor.grid.per == "group" else "per channel"
+        words += f", {instead}: {asked.group} does not divide {inputs} inputs"
+    return words
 
 
 def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool, together: bool = False) -> None:
     """Lets the float leaves of the chosen weights be seen on the grid, fitted to them as they are; later, unless `now`."""
     chosen = weights(model, layers)
-    fresh = [(weight, leaf) for weight, leaf in zip(chosen, leaves_(model, chosen), strict=True) if leaf.grid is None]
+    pairs = zip(chosen, leaves_(model, chosen), strict=True)
+    fresh = [(weight, leaf) for weight, leaf in pairs if _waits(leaf, grid)]
     values = [(leaf.kept().detach(), weight.path) for weight, leaf in fresh]
     for (_, leaf), tensor in zip(fresh, _encoded(values, grid, together), strict=True):
-        leaf.see_(tensor, now=now)
+        leaf.see_(tensor, now=now or leaf.grid is not None)
+
+
+def _waits(leaf: Rehearsal, grid: Grid) -> bool:
+    """True for a leaf that this grid has to be fitted to: not seen on it yet, and on no other that it keeps."""
+    suited = grid.suited(leaf.leaf) if isinstance(grid, Affine) else grid
+    return leaf.grid is None if leaf.named == suited else not _stays(leaf, grid)
 
 
 def _encoded(values: Sequence[tuple[Tensor, str]], grid: Grid, together: bool) -> Sequence[CodedTensor]:
     if together and isinstance(grid, Affine):
         return grid.encode_together(values)
-    return [grid.encode(value, path) for value, path in values]
+    return [(grid.suited(value) if isinstance(grid, Affine) else grid).encode(value, path) for value, path in values]
 
 
 def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:
@@ -51,11 +87,12 @@ def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:
     changes = []
     shared: dict[Tensor | nn.Module, CodedTensor] = {}
     for key, module, name, held in _biases(model, layers):
-        if isinstance(held, Tensor):
-            values = held.detach()
-            tensor = shared.setdefault(held, _bias_grid(values, bits).encode(values, key))
-            code_(module, name, tensor)
-            changes.append(Change(key, f"{tensor.grid.bits} bits", _error(values, tensor())))
+        values = dense(held)
+        if isinstance(held, CodedTensor) and held.grid == _bias_grid(values, bits):
+            continue
+        tensor = shared.setdefault(held, _bias_grid(values, bits).encode(values, key))
+        code_(module, name, tensor)
+        changes.append(Change(key, f"{tensor.grid.bits} bits", _error(values, tensor())))
     return changes
 
 
@@ -65,9 +102,9 @@ def rehearse_biases_on_(model: nn.Module, layers: Patterns, bits: int, *, now: b
     for key, module, name, held in _biases(model, layers):
         leaf = held if isinstance(held, Rehearsal) else shared.setdefault(held, Rehearsal(dense(held)))
         code_(module, name, leaf)
-        if leaf.grid is None:
-            values = leaf.leaf.detach()
-            leaf.see_(_bias_grid(values, bits).encode(values, key), now=now)
+        grid = _bias_grid(leaf.leaf.detach(), bits)
+        if leaf.grid != grid:
+            leaf.see_(grid.encode(leaf.leaf.detach(), key), now=now or leaf.grid is not None)
 
 
 def _biases(model: nn.Module, layers: Patterns) -> list[tuple[str, nn.Module, str, Tensor | nn.Module]]:
@@ -78,7 +115,7 @@ def _biases(model: nn.Module, layers: Patterns) -> list[tuple[str, nn.Module, st
             continue
         coded = {name: module.get_submodule(f"coded.{name}") for name in coded_names(module) if name not in weight_names(module)}
         for name, held in [*module._parameters.items(), *coded.items()]:
-            flat = held.ndim == 1 and held.numel() > 0 if isinstance(held, Tensor) else isinstance(held, Rehearsal)
+            flat = len(held.shape) == 1 and held.shape[0] > 0 if isinstance(held, (Tensor, CodedTensor)) else held is not None
             if held is not None and flat:
                 found.append((f"{path}.{name}" if path else name, module, name, held))
     return found

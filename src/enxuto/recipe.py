@@ -14,13 +14,14 @@ import torch
 import yaml
 from torch import nn
 
-from enxuto.errors import RangeError, RecipeError
+from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError
 from enxuto.progress import say
 from enxuto.select import check_patterns
 from enxuto.steps.table import STEPS
 from enxuto.surgery import duplicate
-from enxuto.task import Record, Step, Task
+from enxuto.task import Change, Record, Step, Task
 
+SKIPPED = "nothing to do"
 logger = logging.getLogger(__name__)
 
 
@@ -46,10 +47,14 @@ class Checkpoints(Protocol):
         """Keeps what these steps gave."""
 
 
-def run(task: Task, steps: Sequence[Step], *, checkpoints: Checkpoints | None = None) -> tuple[nn.Module, tuple[Record, ...]]:
+def run(
+    task: Task, steps: Sequence[Step], *, checkpoints: Checkpoints | None = None, strict: bool = False
+) -> tuple[nn.Module, tuple[Record, ...]]:
     """The task's model after all steps, and what each did. Nothing is edited in place.
 
+    A step that looked everywhere (layers="*") and found nothing to do is skipped, and its record says why; not with `strict`.
     With checkpoints, a recipe that begins with the same steps on the same model goes on from there, also after a kill.
+    Raises: NothingChangedError or LayerError when no step found anything to do, or one not where its `layers` told it to look.
     """
     steps = checked(steps)
     model: nn.Module = duplicate(task.model).eval()
@@ -59,20 +64,34 @@ def run(task: Task, steps: Sequence[Step], *, checkpoints: Checkpoints | None = 
         if found is not None:
             model, records = found
             break
+    idle: Error | None = None
     for done in range(len(records), len(steps)):
         step = steps[done]
         logger.info("%s", line(step))
         say(line(step), done, len(steps))
         with torch.random.fork_rng():
             torch.manual_seed(task.seed)
-            model, record = step(model, task)
+            try:
+                model, record = step(model, task)
+            except (NothingChangedError, LayerError) as error:
+                if strict or getattr(step, "layers", None) != "*":
+                    raise
+                idle = idle or error
+                record = Record("", skipped=(Change("", SKIPPED, str(error)),))
         model.eval()
         records = (*records, replace(record, step=line(step)))
-        if checkpoints is not None:
+        if checkpoints is not None and not all(map(was_skipped, records)):
             checkpoints.keep(task, steps[: done + 1], model, records)
+    if idle is not None and all(map(was_skipped, records)):
+        raise idle
     if steps:
         say(line(steps[-1]), len(steps), len(steps))
     return model, records
+
+
+def was_skipped(record: Record) -> bool:
+    """True for the record of a step that found nothing to do in the whole model."""
+    return not record.changes and any(not change.path and change.what == SKIPPED for change in record.skipped)
 
 
 def checked(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -33,12 +33,13 @@ class Calibrated(Protocol):
     def calibrate_(self, model: nn.Module, task: Task) -> None: ...
 
 
-def prepare(task: Task, steps: Sequence[Step], *, gradual: bool = False) -> nn.Module:
+def prepare(task: Task, steps: Sequence[Step] = (), *, gradual: bool = False) -> nn.Module:
     """A copy of the task's model to train in a loop of one's own, in which every lossy step is already at work.
 
     Prune, Quantize and Share project float leaves at every forward pass; PruneChannels, Factorize and Fold are done at
-    once, so that the smaller layers are what trains. With `gradual`, projections of weights wait for a `Schedule`. The ranges of
-    inputs, if Quantize is to round them, are those of before the training. Make the
+    once, so that the smaller layers are what trains. What is compressed already stays so: zeros stay zero under any optimizer,
+    codes follow float leaves, and their grids learn; without steps this is all it does. With `gradual`, projections of weights
+    wait for a `Schedule`. The ranges of inputs, if Quantize is to round them, are those of before the training. Make the
     optimizer after this call, from the parameters of the copy.
     Raises: RecipeError for a step that trains by itself, or that changes layers after others made them train; the errors of
     the steps themselves.
@@ -64,7 +65,7 @@ def prepare(task: Task, steps: Sequence[Step], *, gradual: bool = False) -> nn.M
             )
         else:
             model, _ = step(model, task)
-    return model.train()
+    return rehearse_(model).train()
 
 
 class Schedule:
@@ -119,8 +120,10 @@ def convert(model: nn.Module) -> nn.Module:
 def rehearse_(model: nn.Module) -> nn.Module:
     """Makes a compressed model trainable as it is: zeros stay zero, codes follow float leaves, grids learn."""
     for weight in all_weights(model):
+        if isinstance(weight.tensor, Rehearsal):
+            continue
         if isinstance(weight.tensor, CodedTensor) or bool((weight.read() == 0).any()):
-            leaf = Rehearsal.of(weight.tensor)  # type: ignore[arg-type]
+            leaf = Rehearsal.of(weight.tensor)
             for twin in twins(model, weight):
                 twin.code_(leaf)
     for module in model.modules():  # coded biases and norms

@@ -8,6 +8,7 @@ from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.surgery import weights
 from enxuto.task import Task
+from enxuto.train import convert, prepare
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 
 
@@ -61,7 +62,7 @@ def test_a_pattern_keeps_two_of_four():
 def test_a_pattern_that_does_not_divide_is_refused_before_anything_changed():
     task = Task(nn.Sequential(nn.Linear(6, 4)), calibration=[torch.randn(2, 6)])
     before = photograph(task.model)
-    with pytest.raises(ShapeError, match="multiple of 4"):
+    with pytest.raises(ShapeError, match=r"multiple of 4 weights, and '0.weight' \(6\)"):
         Prune(pattern="2:4")(task.model, task)
     assert unchanged(task.model, before)
 
@@ -190,3 +191,20 @@ def test_a_pruned_model_runs_and_is_deterministic():
     task = task_of(ResidualCnn)
     first, second = (Prune(sparsity=0.6)(task.model, task)[0] for _ in range(2))
     assert torch.equal(output(first, inputs(ResidualCnn)), output(second, inputs(ResidualCnn)))
+
+
+@pytest.mark.parametrize("rehearsed", [False, True])
+def test_a_pattern_leaves_the_layers_it_does_not_divide_and_names_them(rehearsed):
+    task = task_of(ResidualCnn)
+    first = weights(task.model)[0]
+    assert first.read()[0].numel() % 4
+    step = Prune(pattern="2:4")
+    if rehearsed:
+        model = convert(prepare(task, [step]))
+    else:
+        model, record = step(task.model, task)
+        assert [(change.path, change.what) for change in record.skipped] == [(first.key, "left alone")]
+        assert "its rows have 27 weights" in record.skipped[0].why
+    assert torch.equal(weights(model)[0].read(), first.read())
+    for weight in weights(model)[1:]:
+        assert bool(((weight.read().reshape(-1, 4) != 0).sum(dim=1) <= 2).all())

@@ -2,12 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from enxuto.errors import RangeError, ShapeError
-from enxuto.layers import ActivationGrid, AffineTensor
+from enxuto import zoo
+from enxuto.errors import NothingChangedError, RangeError, ShapeError
+from enxuto.layers import ActivationGrid, AffineTensor, TableTensor
 from enxuto.layers.grids import Affine
 from enxuto.sizes import module_bytes
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
+from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 from enxuto.surgery import weights
 from enxuto.task import Task
@@ -70,9 +72,11 @@ def test_the_model_that_is_given_is_left_as_it_was_also_when_the_step_refuses(ki
     before = photograph(task.model)
     Quantize(8, activations=8, biases=8)(task.model, task)
     assert unchanged(task.model, before)
-    with pytest.raises(ShapeError, match="group=7 does not divide"):
-        Quantize(4, per="group", group=7)(task.model, task)
-    assert unchanged(task.model, before)
+    pruned, _ = Prune(0.5)(task.model, task)
+    zeros = photograph(pruned)
+    with pytest.raises(ShapeError, match="bits=1 has no code for zero"):
+        Quantize(1)(pruned, task)
+    assert unchanged(pruned, zeros)
 
 
 @pytest.mark.parametrize(
@@ -205,3 +209,51 @@ def test_rounded_inputs_are_seen_in_fused_encoder_layers_too():
     small, _ = Quantize(8, activations=8)(model, task)
     assert torch.allclose(output(small, x), small(x).detach(), atol=1e-5)
     assert not torch.allclose(output(small, x), output(Quantize(8)(model, task)[0], x), atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("per", ["channel", "group", "tensor", "network"])
+def test_a_weight_that_shares_few_values_keeps_them(bits, per):
+    task = task_of(ResidualCnn)
+    shared, _ = Share(4)(task.model, task)
+    model, record = Quantize(bits, per=per, activations=8)(shared, task)
+    assert [change.what for change in record.skipped] == ["keeps its 16 shared values"] * len(weights(shared))
+    assert record.changes
+    assert all(change.what == "input in 8 bits" for change in record.changes)
+    trained, _ = Recover(epochs=2)(model, task)
+    for before, after, later in zip(weights(shared), weights(model), weights(trained), strict=True):
+        assert torch.equal(before.read(), after.read())
+        assert isinstance(later.tensor, TableTensor)
+        assert len(later.read().unique()) <= 16
+    with pytest.raises(NothingChangedError, match=r"keeps its 16 shared values.*fewer bits"):
+        Quantize(bits, per=per)(shared, task)
+
+
+def test_fewer_bits_than_a_table_are_what_was_asked_for_and_said():
+    task = task_of(Mlp)
+    shared, _ = Share(4)(task.model, task)
+    model, record = Quantize(2)(shared, task)
+    assert all(isinstance(weight.tensor, AffineTensor) and weight.tensor.grid.bits == 2 for weight in weights(model))
+    assert all("no longer 16 shared values" in change.why for change in record.changes)
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_the_documented_group_works_on_every_network_of_the_zoo(name):
+    task = Task(zoo.build(name, in_channels=3, image_size=32), calibration=[torch.randn(1, 3, 32, 32)])
+    model, record = Quantize(bits=4, per="group", group=64)(task.model, task)
+    for weight, change in zip(weights(model), record.changes, strict=True):
+        inputs, grid = weight.read()[0].numel(), weight.tensor.grid
+        assert grid.bits == 4
+        if inputs % 64 == 0:
+            assert (grid.per, grid.group) == ("group", 64)
+        else:
+            assert grid.per == "channel" or (32 <= grid.group < 64 and inputs % grid.group == 0)
+            assert f"64 does not divide {inputs} inputs" in change.what
+
+
+def test_coded_biases_follow_the_last_step_that_asks_for_other_bits():
+    task = task_of(Mlp)
+    model, _ = Quantize(8, biases=8)(task.model, task)
+    fewer, record = Quantize(8, biases=4)(model, task)
+    assert fewer.fc1.coded["bias"].grid.bits == 4
+    assert any(change.path == "fc1.bias" and change.what == "4 bits" for change in record.changes)

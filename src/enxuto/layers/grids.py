@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -66,6 +66,19 @@ class Affine:
                 f"group={self.group} does not divide the {inputs} inputs of '{path}'; use one of {shown}, or per='channel'."
             )
         return weight.reshape(-1, self.group)
+
+    def suited(self, weight: Tensor) -> Affine:
+        """This grid, or where its group does not divide the inputs, one with the next smaller group that does, at least half as
+        large; else a scale per channel.
+
+        >>> Affine(4, "group", 64).suited(torch.zeros(10, 784)).group, Affine(4, "group", 64).suited(torch.zeros(8, 27)).per
+        (56, 'channel')
+        """
+        inputs = weight.numel() // max(1, weight.shape[0]) if weight.ndim else 1
+        if self.per != "group" or inputs % self.group == 0:
+            return self
+        near = next((size for size in range(self.group, (self.group - 1) // 2, -1) if inputs % size == 0), 0)
+        return replace(self, group=near) if near else replace(self, per="channel")
 
     def scales(self, rows: Tensor) -> Tensor:
         """The scale of each row; in bfloat16 for groups, so that scales stay small beside the codes."""
@@ -246,9 +259,7 @@ class AffineTensor(CodedTensor):
         if dim == 0:
             scale = self.scale.view(self.shape[0], -1).index_select(0, keep).flatten()
             return AffineTensor.of(self.grid, weight, scale)
-        inputs = weight.numel() // weight.shape[0]
-        grid = self.grid if inputs % self.grid.group == 0 else Affine(self.grid.bits, "channel", fit=self.grid.fit)
-        return grid.encode(weight, path)  # groups moved: their scales are fitted again
+        return self.grid.suited(weight).encode(weight, path)  # groups moved: their scales are fitted again
 
 
 class TableTensor(CodedTensor):

@@ -34,6 +34,7 @@ class Rehearsal(nn.Module):
         self.register_parameter("change", None)
         self.grow = grow
         self.grid: Grid | None = None
+        self.named: Grid | None = None  # the grid it was got ready for
 
     @classmethod
     def of(cls, tensor: Tensor | CodedTensor) -> Rehearsal:
@@ -54,9 +55,10 @@ class Rehearsal(nn.Module):
         if isinstance(coded, TableTensor):  # fewer values than codes: the last entry stands for the rest
             base = torch.cat([base, base[-1:].expand(2**coded.grid.bits - base.numel())])
         self.base = base
-        if self.change is None:
+        if self.change is None or self.change.shape != base.shape:
             self.change = nn.Parameter(torch.zeros_like(base))
         self.change.data.zero_()
+        self.named = coded.grid
         self.grid = coded.grid if now else None
 
     def kept(self) -> Tensor:

@@ -144,7 +144,7 @@ class Search:
         """
         try:
             with interrupting(self._check_time):
-                model, _ = run(self.task, recipe, checkpoints=FolderCheckpoints(self.folder))
+                model, _ = run(self.task, recipe, checkpoints=FolderCheckpoints(self.folder), strict=True)
         except NothingChangedError as error:
             logger.info("not tried: %s", error)
             return None

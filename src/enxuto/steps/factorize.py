@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +96,7 @@ def _thin(layer: nn.Module, rank: int, path: str) -> nn.Module:
         for name in ("down", "up"):
             weight = Weight(f"{path}.{name}", "weight", thin.get_submodule(name))
             grid = grids["weight"]
-            if isinstance(grid, Affine) and grid.per == "group" and weight.read()[0].numel() % grid.group:
-                grid = replace(grid, per="channel")  # the groups of the old layer do not divide the thin one
+            grid = grid.suited(weight.read()) if isinstance(grid, Affine) else grid  # its groups may not divide the thin layer
             weight.code_(grid.encode(weight.read(), weight.path))
         if input_grid is not None:
             thin.down.input_grid = input_grid

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from enxuto.errors import NothingChangedError, RangeError
+from enxuto.errors import NothingChangedError, RangeError, ShapeError
 from enxuto.functional.keep import check_sparsity, keep_largest, keep_pattern, parse_pattern
 from enxuto.functional.scores import lamp, magnitude
 from enxuto.select import Patterns
-from enxuto.surgery import duplicate, leaves_, left_in_float, weights
+from enxuto.surgery import Weight, duplicate, leaves_, left_in_float, weights
 from enxuto.task import Change, Record, Task
 
 SCORES = {"magnitude": magnitude, "lamp": lamp}
@@ -25,7 +25,8 @@ class Prune:
     """Zeros in place of the weights with the lowest scores; the zeros *are* the pattern, no mask remains.
 
     `sparsity` is the fraction of zeros over all selected weights together (scope="global") or in each (scope="layer"),
-    exact to one weight. `pattern` ("2:4") keeps n of every m weights in a row instead. Weights that are zero already count.
+    exact to one weight. `pattern` ("2:4") keeps n of every m weights in a row instead, in the layers whose rows m divides; the
+    record names the others. Weights that are zero already count.
     Raises: RangeError for a sparsity outside [0, 1), an unknown score or scope.
     Source: Han et al. 2015; LAMP scores from Lee et al. 2021.
     """
@@ -46,10 +47,13 @@ class Prune:
             parse_pattern(self.pattern)
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
-        """The pruned copy. Raises: NothingChangedError when every weight that would go is zero already."""
+        """The pruned copy.
+
+        Raises: NothingChangedError when every weight that would go is zero already; ShapeError when no row takes the pattern.
+        """
         start = time.monotonic()
         model = duplicate(model)
-        chosen = weights(model, self.layers)
+        chosen, left = self._chosen(model)
         changes, changed = [], False
         for weight, keep in zip(chosen, self.keep([weight.read() for weight in chosen], self.sparsity), strict=True):
             values = weight.read()
@@ -64,17 +68,41 @@ class Prune:
         total = sum(weight.read().numel() for weight in chosen)
         zeros = sum(int((weight.read() == 0).sum()) for weight in chosen)
         figures = {"sparsity": zeros / total, "weights": float(total)}
-        skipped = tuple(left_in_float(model, self.layers))
+        skipped = (*left, *left_in_float(model, self.layers))
         return model, Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
         """Zeros the lowest scores of the float leaves, up to this strength; what is out still learns and may come back."""
-        leaves = leaves_(model, weights(model, self.layers))
+        leaves = leaves_(model, self._chosen(model)[0])
         values = [leaf.leaf.detach() for leaf in leaves]
         if self.pattern is not None and strength < 1:
             return
         for leaf, keep in zip(leaves, self.keep(values, self.sparsity * strength), strict=True):
             leaf.keep, leaf.grow = keep, True
+
+    def _chosen(self, model: nn.Module) -> tuple[list[Weight], list[Change]]:
+        """The weights that are pruned, and those whose rows do not take the pattern.
+
+        Raises: ShapeError when none does.
+        """
+        chosen = weights(model, self.layers)
+        if self.pattern is None:
+            return chosen, []
+        size = parse_pattern(self.pattern)[1]
+        lengths = {weight.key: weight.read()[0].numel() for weight in chosen}
+        left = [
+            Change(
+                key, "left alone", f"pattern={self.pattern!r} takes rows of a multiple of {size}; its rows have {length} weights"
+            )
+            for key, length in lengths.items()
+            if length % size
+        ]
+        if len(left) == len(chosen):
+            named = ", ".join(f"'{key}' ({length})" for key, length in list(lengths.items())[:8])
+            raise ShapeError(
+                f"pattern={self.pattern!r} needs rows of a multiple of {size} weights, and {named} are none; use sparsity=0.5."
+            )
+        return [weight for weight in chosen if lengths[weight.key] % size == 0], left
 
     def keep(self, values: Sequence[Tensor], sparsity: float) -> list[Tensor]:
         """Which weights stay, one bool tensor for each."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from enxuto.calibrate import input_ranges
 from enxuto.encode import code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
-from enxuto.errors import RangeError
+from enxuto.errors import NothingChangedError, RangeError
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded
@@ -30,7 +30,9 @@ class Quantize:
     smaller, as its coder leaves out what is not used; best with `fit="absmax"`. `activations=8` also calibrates the inputs of
     Linear and convolution layers, which integer speed needs. `biases=8` codes biases and the parameters of norms too.
     `fit="mse"` clips where that lowers the error; "absmax" never clips.
-    Raises: RangeError for bits outside 1..8 or activations other than 8; ShapeError for a group that does not divide.
+    A layer whose inputs `group` does not divide gets the next smaller group that does, or a scale per channel; a weight that
+    `Share` put on no more values than 2^bits keeps them. The record names both.
+    Raises: RangeError for bits outside 1..8 or activations other than 8.
     Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference".
     """
 
@@ -60,15 +62,20 @@ class Quantize:
         return self.per == "network"
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
-        """The quantized copy."""
+        """The quantized copy. Raises: NothingChangedError when all weights share few enough values and nothing else is asked."""
         start = time.monotonic()
         model = duplicate(model)
         ranges = self._ranges(model, task)
-        changes = code_weights_(model, weights(model, self.layers), self.grid(), together=self._together)
+        changes, kept = code_weights_(model, weights(model, self.layers), self.grid(), together=self._together)
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
         changes += _grid_inputs(model, ranges)
-        skipped = tuple(left_in_float(model, self.layers))
+        if not changes:
+            named = ", ".join(f"'{change.path}' {change.what}" for change in kept[:5])
+            raise NothingChangedError(
+                f"{self} would change nothing: {named}; use fewer bits, or activations=8 for the inputs, or leave the step out."
+            )
+        skipped = (*kept, *left_in_float(model, self.layers))
         return model, Record(str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start)
 
     def calibrate_(self, model: nn.Module, task: Task) -> None:

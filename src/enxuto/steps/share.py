@@ -37,13 +37,13 @@ class Share:
         return Table(self.bits)
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
-        """The copy with shared weights."""
+        """The copy with shared weights; those that share as few values already keep them."""
         start = time.monotonic()
         model = duplicate(model)
-        changes = code_weights_(model, weights(model, self.layers), self.grid())
+        changes, kept = code_weights_(model, weights(model, self.layers), self.grid())
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
-        skipped = tuple(left_in_float(model, self.layers))
+        skipped = (*kept, *left_in_float(model, self.layers))
         return model, Record(str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start)
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
