@@ -21,6 +21,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("files",),
     ("select",),
     ("batches",),
+    ("copies",),
     ("functional",),
     ("coding",),
     # first floor: modules

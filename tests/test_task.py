@@ -112,6 +112,23 @@ def test_buffers_that_are_not_finite_are_named():
         Task(model, calibration=[inputs(ResidualCnn)])
 
 
+def test_a_mask_of_minus_infinity_is_no_fault_where_the_outputs_are_finite():
+    class Causal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(8, 8)
+            self.register_buffer("mask", torch.full((4, 4), -float("inf")).triu(1))
+
+        def forward(self, x):
+            return self.mix((x @ x.T + self.mask).softmax(-1) @ x)
+
+    model = Causal()
+    assert Task(model, calibration=[torch.randn(4, 8)]).model is model
+    model.mask[0] = -float("inf")
+    with pytest.raises(TaskError, match="NaN or infinite outputs on its own sample inputs"):
+        Task(model, calibration=[torch.randn(4, 8)])
+
+
 def test_batches_are_tensors_tuples_or_dicts():
     class Sum(nn.Module):
         def forward(self, a, b=0, *, c=0):

@@ -48,5 +48,12 @@ def select(model: nn.Module, layers: Patterns, suits: Callable[[nn.Module], bool
     found = [(path, module) for path, module in modules if (matches(path, layers)) and suits(module)]
     if not found:
         kinds = ", ".join(sorted({type(module).__name__ for _, module in modules}))
-        raise LayerError(f"layers={layers!r} selects no layer this step can treat; the model is made of {kinds}.")
+        owners = [path for path, module in modules if "parametrizations" in module._modules and matches(path, layers)]
+        said = f"layers={layers!r} selects no layer this step can treat; the model is made of {kinds}."
+        if owners:
+            said += (
+                f" The weight of '{owners[0]}' is computed from other parameters; "
+                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') makes it plain."
+            )
+        raise LayerError(said)
     return found

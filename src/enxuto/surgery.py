@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
+from enxuto.copies import copied
 from enxuto.layers.coded import Coded, code_, decode_, weight_names
+from enxuto.layers.computed import computed, has_computed, without_computed_
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.select import Patterns, matches, select
@@ -17,37 +19,29 @@ from enxuto.task import Change
 
 
 def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy: nothing done to it reaches the original. What a training left in attributes comes without its graph."""
-    memo = {id(tensor): tensor.detach().clone() for _, _, tensor in strays(model)}  # torch does not copy these itself
-    return copy.deepcopy(model, memo)
+    """A deep copy for a step to work on: nothing done to it reaches the original, and what only training needs is gone.
 
-
-def strays(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    """Tensors in plain attributes that hang on an autograd graph, with their places: a cached activation, a weight that a
-    hook computes before each call (the old weight_norm)."""
-    return [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-
-
-def without_graphs_(model: nn.Module) -> nn.Module:
-    """Cuts strays from the graph of the training that left them, so that the model can be copied and kept."""
-    for module, name, value in strays(model):
-        vars(module)[name] = value.detach()
-    return model
+    Masks, weight and spectral norms are taken over: their weights are plain parameters. A decoder that Hugging Face wrote does
+    not return its cache, which no runtime takes and no goal judges.
+    """
+    made = without_computed_(copied(model))
+    for module in made.modules():
+        if getattr(vars(module).get("config"), "use_cache", False) is True:
+            vars(module)["config"].use_cache = False
+    return made
 
 
 def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts `module` in the place of the one at `path`, under every name that one has."""
+    """Puts `module` in the place of the one at `path`, under every name that one has; hooks go on with it."""
     old = model.get_submodule(path)
     for parent in model.modules():
         for name, child in list(parent._modules.items()):
             if child is old:
                 parent._modules[name] = module
     module.train(old.training)
+    for name, hooks in vars(old).items():
+        if name.startswith(("_forward_", "_backward_")):
+            vars(module)[name] = hooks
 
 
 def to_float(model: nn.Module) -> nn.Module:
@@ -57,6 +51,11 @@ def to_float(model: nn.Module) -> nn.Module:
     for module in list(plain.modules()):
         decode_(module, shared)
     return plain
+
+
+def without_computed(model: nn.Module) -> nn.Module:
+    """The model itself, or a copy with plain parameters where masks, weight or spectral norms compute them."""
+    return duplicate(model) if has_computed(model) else model
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +127,11 @@ def twins(model: nn.Module, weight: Weight) -> list[Weight]:
 def left_in_float(model: nn.Module, layers: Patterns = "*") -> Iterator[Change]:
     """The parameters of two or more dimensions that no layer kind covers, and that a step therefore leaves alone."""
     for path, module in model.named_modules():
+        for name, reason in computed(module).items():
+            if matches(path or name, layers):
+                yield Change(f"{path}.{name}" if path else name, "left in float", reason)
+        if isinstance(module, ParametrizationList):
+            continue
         names = weight_names(module)
         for name, parameter in module._parameters.items():
             if parameter is None or parameter.ndim < 2 or name in names or not matches(path or name, layers):

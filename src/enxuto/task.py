@@ -14,8 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import arguments, leaves
+from enxuto.batches import arguments, leaves, mapped
 from enxuto.checks import named, whole, within
+from enxuto.copies import copied
 from enxuto.errors import RangeError, TargetError, TaskError
 from enxuto.outputs import Outputs, check_kinds, output_tensors, said_of
 from enxuto.sizes import parse_bytes, parse_fraction
@@ -143,6 +144,7 @@ class Task:
             object.__setattr__(self, "calibration", list(batches))  # a generator would be empty the second time
         check_kinds(self.outputs)
         said_of(output_tensors(check_runs(self.model, self.sample)), self.outputs)
+        check_copies(self.model, self.sample)
 
     @property
     def sample(self) -> Batch:
@@ -164,7 +166,7 @@ def count(batches: Iterable[Any]) -> int | None:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raises TaskError, with the path, when a parameter or buffer holds NaN or an infinity."""
+    """Raises TaskError, with the path, when a parameter holds NaN or an infinity, or a buffer NaN."""
     for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
             raise TaskError(f"'{path}' is not initialised yet; call the model once on a batch before making the task.")
@@ -172,8 +174,12 @@ def check_finite(model: nn.Module) -> None:
             raise TaskError(f"'{path}' is on the meta device and holds no values; load the trained weights first.")
         if tensor.layout != torch.strided:
             raise TaskError(f"'{path}' is a {tensor.layout} tensor; only dense ones can be kept: use .to_dense().")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point():
+            continue
+        values = tensor.detach()
+        fine = torch.isfinite(values) if isinstance(tensor, nn.Parameter) else ~torch.isnan(values)  # a mask of -inf is a buffer
+        if not bool(fine.all()):
+            bad = int((~fine).sum())
             raise TaskError(f"'{path}' holds {bad} NaN or infinite values of {tensor.numel()}; train or load the model again.")
 
 
@@ -188,6 +194,54 @@ def check_plain(model: nn.Module) -> None:
                 f"{place} is the result of torch.compile, which hides what its layers do; pass the network itself, "
                 "model._orig_mod, and compile what comes back."
             )
+        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):  # torch.export puts one there that refuses
+            raise TaskError(f"{place} is a program of torch.export, fixed in one mode; pass the nn.Module it was exported from.")
+
+
+def check_copies(model: nn.Module, batch: Batch) -> None:
+    """Raises TaskError when a copy of the model does not compute by itself, as every step needs it to.
+
+    After the original has seen other inputs, its copy must still answer the batch as the original did.
+    """
+    other = mapped(batch, _another)
+    try:
+        first = _answers(model, batch)
+        _answers(model, other)
+    except TaskError:  # a model may take none but such inputs as it was given
+        first = []
+    second = _answers(copied(model), batch)
+    if first and not _alike(first, second) and _alike(first, _answers(model, batch)):
+        hooked = [path or "the model" for path, module in model.named_modules() if _has_hooks(module)]
+        raise TaskError(
+            "a copy of the model gives other outputs than the model itself: something in it still reads or writes the original, "
+            f"such as a hook that names it as a global variable (hooks are at: {', '.join(hooked[:4]) or 'no layer'}); reach "
+            "the network through self, or through the hook's own arguments."
+        )
+
+
+def _another(tensor: Tensor) -> Tensor:
+    """Other inputs of the same kind: numbers of tokens stay within their range."""
+    turned = tensor.flip(tuple(range(tensor.ndim)))
+    return turned * 0.5 if tensor.is_floating_point() else turned
+
+
+def _answers(model: nn.Module, batch: Batch) -> list[Tensor]:
+    with evaluating(model), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [tensor.clone() for tensor in leaves(attempt(model, batch, "its own sample inputs")) if tensor.is_floating_point()]
+
+
+def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """True for outputs that differ by no more than rounding."""
+    pairs = zip(ours, theirs, strict=False)
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().mean()), equal_nan=True)
+        for a, b in pairs
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def check_runs(model: nn.Module, batch: Batch) -> Any:

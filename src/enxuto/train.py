@@ -11,11 +11,12 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from enxuto.copies import without_graphs_
 from enxuto.errors import LayerError, RangeError, RecipeError
 from enxuto.layers.coded import Coded, code_, decode_, dense, sources
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
-from enxuto.surgery import Weight, duplicate, twins, weights, without_graphs_
+from enxuto.surgery import Weight, duplicate, twins, weights
 from enxuto.task import Step, Task
 
 

@@ -166,7 +166,7 @@ def test_a_model_without_such_layers_is_refused():
 
 def test_a_layer_whose_weight_is_computed_is_left_alone_and_named():
     model = seeded(Mlp)
-    nn.utils.parametrizations.weight_norm(model.fc1)
+    nn.utils.parametrize.register_parametrization(model.fc1, "weight", nn.Identity())
     task = Task(model, calibration=[torch.randn(4, 12)])
     small, record = Factorize(rank=2)(model, task)
     assert isinstance(small.fc2, LowRankLinear)

@@ -115,7 +115,7 @@ REFUSED = {
     "a norm with a forward of its own": (lambda m, x: m.norm(m.conv(x)), {"norm": Louder(4)}, "forward of its own"),
     "a computed weight": (
         lambda m, x: m.norm(m.conv(x)),
-        {"conv": nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))},
+        {"conv": nn.utils.parametrize.register_parametrization(nn.Conv2d(4, 4, 3), "weight", nn.Identity())},
         "does not directly follow",
     ),
     "a norm that never ran": (lambda m, x: m.conv(x), {}, "does not directly follow"),

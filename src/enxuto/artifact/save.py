@@ -20,7 +20,7 @@ from enxuto.artifact.structure import apply, edits, told, untold
 from enxuto.errors import ArtifactError
 from enxuto.layers.coded import Coded
 from enxuto.layers.grids import AffineTensor, CodedTensor, TableTensor, pack
-from enxuto.surgery import to_float
+from enxuto.surgery import to_float, without_computed
 
 KINDS_OF_BYTES = {".codes": "payload", ".scale": "grid", ".zero_point": "grid", ".codebook": "codebook"}
 
@@ -51,6 +51,7 @@ def save(
     little memory. `about` is for people: an author, a licence, a date; it counts as header.
     Raises: ArtifactError for a model that cannot be kept; OutputError when the file cannot be written.
     """
+    model = without_computed(model)
     sections, same = _sections(model)
     meta = told(edits(model, original))
     if same:

@@ -6,20 +6,22 @@ technique has load code, and no class is ever imported by name.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
+from enxuto.copies import copied
 from enxuto.errors import ArtifactError, LayerError
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import code_, coded_names, plain_class
+from enxuto.layers.computed import without_computed_
 from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Table, TableTensor
 from enxuto.layers.kinds import SIZES, build, describe
-from enxuto.surgery import duplicate, replace_, strays
+from enxuto.surgery import duplicate, replace_
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -40,7 +42,7 @@ def edits(model: nn.Module, original: nn.Module | None) -> list[Edit]:
         edit: Edit = {}
         before = _at(reference, path)
         kind = plain_class(type(module))
-        if before is None or plain_class(type(before)) is not kind:
+        if before is None or not _same_kind(before, kind):
             edit |= _named(path, module, required=original is not None)
             if edit and reference is not None and path:
                 before = build(edit["kind"], edit["args"])
@@ -173,13 +175,7 @@ def _retensor_(module: nn.Module, path: str, names: Sequence[str], shapes: Shape
 
 def skeleton(model: nn.Module) -> nn.Module:
     """A copy of a model on the meta device: its structure without its memory."""
-    tensors = [*model.parameters(), *model.buffers()]
-    memo: dict[int, Any] = {}
-    for tensor in tensors:
-        empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    memo |= {id(value): torch.empty_like(value, device="meta") for _, _, value in strays(model)}
-    return copy.deepcopy(model, memo)
+    return without_computed_(copied(model, lambda tensor: torch.empty_like(tensor, device="meta")))
 
 
 def _at(reference: nn.Module | None, path: str) -> nn.Module | None:
@@ -187,6 +183,11 @@ def _at(reference: nn.Module | None, path: str) -> nn.Module | None:
         return reference.get_submodule(path) if reference is not None else None
     except AttributeError:
         return None
+
+
+def _same_kind(before: nn.Module, kind: type[nn.Module]) -> bool:
+    """True for one class; each GraphModule has a class of its own, made from its graph, which no step changes."""
+    return plain_class(type(before)) is kind or (isinstance(before, GraphModule) and issubclass(kind, GraphModule))
 
 
 def _inside_coded(model: nn.Module, path: str) -> bool:

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from enxuto.batches import leaves, mapped, resized
+from enxuto.copies import copied
 from enxuto.errors import TaskError
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.tracker import Tracker
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own
-from enxuto.surgery import duplicate
 from enxuto.task import Batch
 
 _QUIET = "99"
@@ -50,7 +50,7 @@ def record(
 def measured(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None) -> Profile:
     """What `record` gives, of a step that is described already."""
     check_device(device)
-    double = duplicate(model).train(step.loss is not None)
+    double = copied(model).train(step.loss is not None)
     given = mapped(batch, lambda tensor: step.cast(of_its_own(tensor).to(device)))
     given = given if batch_size is None else resized(given, batch_size)
     for tensor in [*double.parameters(), *double.buffers()]:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from enxuto.batches import resized
+from enxuto.copies import copied
 from enxuto.memory.checkpoint import checkpointed
 from enxuto.memory.prediction import predict
 from enxuto.memory.profile import UPDATE, Profile
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision
-from enxuto.surgery import duplicate
 
 logger = logging.getLogger(__name__)
 FEW, ROUNDS = 8, 4
@@ -106,7 +106,7 @@ class Training:
 
     def seconds(self, few: int) -> float:
         """The median time of a training step of a copy of the model, really run on a few samples."""
-        model, step = duplicate(self.model).train(), Pass(self.loss, self.optimizer, self.precision)
+        model, step = copied(self.model).train(), Pass(self.loss, self.optimizer, self.precision)
         batch, times = resized(self.batch, few), []
         with torch.random.fork_rng():
             optimizer = step.make_optimizer(model)
