@@ -35,6 +35,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("calibrate",),
     ("encode",),
     ("train",),
+    ("lessons",),
     ("memory",),
     # second floor: steps
     ("steps",),

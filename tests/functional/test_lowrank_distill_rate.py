@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enxuto.functional.distill import same_outputs, soft_labels
+from enxuto.functional.distill import same_values, soft_labels
+from enxuto.functional.likeness import Spread
 from enxuto.functional.lowrank import rank_for_energy, split_rank
 from enxuto.functional.rate import entropy_bits
 
@@ -53,8 +54,18 @@ def test_the_distance_to_oneself_is_zero_and_to_others_is_not():
     a, b = torch.randn(6, 5), torch.randn(6, 5)
     assert float(soft_labels(a, a, 4.0)) == pytest.approx(0, abs=1e-6)
     assert float(soft_labels(a, b, 4.0)) > 0.1
-    assert float(same_outputs(a, a)) == 0
-    assert float(same_outputs(a * 1e-6, b * 1e-6)) == pytest.approx(float(same_outputs(a, b)), rel=1e-3)
+    assert float(same_values(a, a, Spread.of([a]))) == 0
+    small, large = (float(same_values(b * size, a * size, Spread.of([a * size]))) for size in (1e-6, 1.0))
+    assert small == pytest.approx(large, rel=1e-3)
+
+
+@pytest.mark.parametrize("by", [1e-7, 1e-5])
+def test_differences_of_rounding_teach_nothing(by):
+    teacher = torch.randn(6, 5)
+    student = (teacher * (1 + by)).requires_grad_()
+    for loss in (soft_labels(student, teacher, 4.0), same_values(student, teacher, Spread.of([teacher]))):
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert not gradient.any()
 
 
 def test_soft_labels_equal_hintons_formula():

@@ -1,3 +1,5 @@
+from collections import UserDict
+
 import pytest
 import torch
 from torch import nn
@@ -6,6 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from enxuto.artifact.save import save
 from enxuto.errors import RangeError, TaskError
 from enxuto.layers import Coded, Rehearsal
+from enxuto.lessons import lessons, settled
 from enxuto.recipe import run
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.prune import Prune
@@ -184,7 +187,7 @@ X, Y = torch.ones(4, 12), torch.zeros(4, dtype=torch.long)
     ("given", "step", "words"),
     [
         ({"train": [], "loss": nn.functional.cross_entropy}, Recover(), "no batch to train on"),
-        ({"train": [X], "loss": nn.functional.cross_entropy}, Recover(), "must be a pair"),
+        ({"train": [X], "loss": nn.functional.cross_entropy}, Recover(), "train gave Tensor; each batch must be a pair"),
         ({"train": [(X, Y)], "loss": nn.CrossEntropyLoss(reduction="none")}, Recover(teacher=0), "mean over the batch"),
         ({"train": [(X * 1e4, Y)] * 20, "loss": nn.functional.cross_entropy}, Recover(learning_rate=1e30), "diverged"),
     ],
@@ -256,3 +259,178 @@ def test_weights_in_half_precision_are_refused_with_what_to_do():
     task = Task(seeded(Mlp).half(), calibration=[x])
     with pytest.raises(TaskError, match=r"float16, whose range is too small to train in; call model\.float\(\)"):
         Recover()(task.model, task)
+
+
+class Detector(nn.Module):
+    """A box and scores of classes; `shape` is what holds them."""
+
+    def __init__(self, shape=lambda box, scores: (box, scores)):
+        super().__init__()
+        self.body, self.norm = nn.Linear(12, 32), nn.BatchNorm1d(32)
+        self.box, self.scores = nn.Linear(32, 4), nn.Linear(32, 6)
+        self.shape = shape
+
+    def forward(self, x):
+        h = torch.relu(self.norm(self.body(x)))
+        return self.shape(1000 * self.box(h), self.scores(h))
+
+
+def signal(model, original, x):
+    """For each output, the decibels of the original's variance over the error."""
+    pairs = zip(output(original, x), output(model, x), strict=True)
+    return [10 * float(torch.log10(a.var(0).sum() / (a - b).square().mean(0).sum())) for a, b in pairs]
+
+
+def test_what_lost_nothing_is_left_as_it_is():
+    x = torch.randn(256, 12)
+    for kind in (Mlp, lambda: nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 6))):
+        task = Task(seeded(kind), calibration=list(x.split(64)), outputs={"*": "classes"} if kind is Mlp else None)
+        model, _ = Recover(epochs=20, learning_rate=1e-2)(task.model, task)
+        assert torch.allclose(output(model, x), output(task.model, x), atol=1e-4)
+
+
+def test_all_outputs_are_recovered_however_large_they_are():
+    x = torch.randn(512, 12)
+    model = seeded(Detector)
+    with torch.no_grad():
+        model.train()(x)
+    task = Task(model.eval(), calibration=list(x.split(64)))
+    small, _ = Prune(sparsity=0.6)(task.model, task)
+    after, _ = Recover(epochs=30, learning_rate=5e-3)(small, task)
+    for before, now in zip(signal(small, task.model, x), signal(after, task.model, x), strict=True):
+        assert now > before + 3
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "kinds"),
+    [
+        (None, None, {"0": "values", "1": "values"}),
+        ("classes", None, {"0": "scores", "1": "scores"}),
+        ({"1": "classes"}, None, {"0": "values", "1": "scores"}),
+        ({"0": "ignore"}, None, {"1": "values"}),
+        (None, lambda o, y: nn.functional.cross_entropy(o[1], y) + o[0].square().mean(), {"0": "values", "1": "scores"}),
+        (None, lambda o, y: nn.functional.cross_entropy(o[1], y), {"0": "values", "1": "scores"}),
+        ({"1": "values"}, lambda o, y: nn.functional.cross_entropy(o[1], y), {"0": "values", "1": "values"}),
+        (None, lambda o, y: nn.functional.mse_loss(o[1], nn.functional.one_hot(y, 6).float()), {"0": "values", "1": "values"}),
+        (None, lambda o, y: (torch.cdist(o[1], o[1]) * (y[:, None] == y)).mean(), {"0": "values", "1": "values"}),
+    ],
+    ids=["nothing", "classes", "by-name", "ignored", "both", "one", "said", "squares", "distances"],
+)
+def test_soft_labels_teach_scores_of_classes_and_nothing_else(outputs, loss, kinds):
+    x, y = torch.randn(64, 12), torch.randint(0, 6, (64,))
+    task = Task(seeded(Detector).eval(), calibration=[x], outputs=outputs)
+    learned = lessons(task, task.model)
+    if loss is not None:
+        learned = settled(learned, loss, task.model(x), y)
+    assert {lesson.name: lesson.kind for lesson in learned} == kinds
+
+
+@pytest.mark.parametrize(
+    ("shape", "loss"),
+    [
+        (lambda box, scores: {"box": box, "deep": [scores]}, lambda o, y: nn.functional.cross_entropy(o["deep"][0], y)),
+        (lambda box, scores: scores, nn.functional.cross_entropy),
+        (lambda box, scores: scores[:, :, None, None], lambda o, y: nn.functional.cross_entropy(o, y[:, None, None])),
+    ],
+    ids=["nested", "alone", "images"],
+)
+def test_the_loss_tells_scores_of_classes_wherever_they_are(shape, loss):
+    x, y = torch.randn(64, 12), torch.randint(0, 6, (64,))
+    task = Task(seeded(lambda: Detector(shape)).eval(), calibration=[x])
+    learned = settled(lessons(task, task.model), loss, task.model(x), y)
+    assert learned[-1].kind == "scores"
+    assert all(lesson.kind == "values" for lesson in learned[:-1])
+
+
+def test_probabilities_are_taught_as_such():
+    model = seeded(lambda: nn.Sequential(nn.Linear(12, 6), nn.Softmax(1)))
+    x = torch.randn(64, 12)
+    task = Task(model, calibration=[x])
+    assert [lesson.kind for lesson in lessons(task, model)] == ["probabilities"]
+    small, _ = Prune(sparsity=0.6)(model, task)
+    after, _ = Recover(epochs=50, learning_rate=1e-2)(small, task)
+    wanted = output(model, x)
+    before, now = ((wanted * (wanted / output(it, x)).log()).sum(1).mean() for it in (small, after))
+    assert now < 0.9 * before
+
+
+def test_a_last_batch_of_one_sample_does_not_end_the_training():
+    x, y = torch.randn(65, 12), torch.randint(0, 6, (65,))
+    loss = lambda outputs, targets: nn.functional.cross_entropy(outputs[1], targets)  # noqa: E731
+    pairs = list(zip(x.split(32), y.split(32), strict=True))
+    task = Task(seeded(Detector), calibration=[x], train=pairs, loss=loss)
+    model, record = Recover(epochs=2)(task.model, task)
+    assert record.figures["batches"] == 6
+    assert [change.what for change in record.skipped] == ["the running statistics of batch norms in 2 of 6 batches"]
+    assert int(model.norm.num_batches_tracked) == 4
+    assert model.norm.training == task.model.norm.training
+    assert not model.norm._forward_pre_hooks
+    assert Recover()(task.model, Task(task.model, calibration=[x], train=pairs[:2], loss=loss))[1].skipped == ()
+
+
+class Reader(nn.Module):
+    """Called as model libraries call theirs, with a loss of its own where it is given labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens, labels=None):
+        scores = self.head(self.embed(tokens)[:, 0])
+        loss = None if labels is None else nn.functional.cross_entropy(scores, labels)
+        return {"loss": loss, "scores": scores}
+
+
+def reader(loss=None, teacher=0.5, keys=("tokens", "labels")):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 20, (64, 5), generator=generator)
+    batch = UserDict({"tokens": tokens, "labels": tokens[:, 0] % 3, "more": tokens})
+    train = [UserDict({key: batch[key] for key in keys})] * 100
+    task = Task(seeded(Reader), calibration=[{"tokens": tokens}], train=train, loss=loss)
+    model, record = Recover(learning_rate=1e-2, teacher=teacher)(task.model, task)
+    right = (output(model, tokens)["scores"].argmax(1) == tokens[:, 0] % 3).double().mean()
+    return float(right), record
+
+
+@pytest.mark.parametrize("teacher", [0.0, 0.1])
+def test_dicts_with_labels_train_by_the_task_s_loss_or_the_model_s_own(teacher):
+    own, _ = reader(teacher=teacher)
+    given, _ = reader(lambda outputs, labels: nn.functional.cross_entropy(outputs["scores"], labels), teacher=teacher)
+    assert own == pytest.approx(given, abs=0.05)
+    assert own > 0.8
+
+
+def test_dicts_without_labels_leave_the_teacher_alone_to_teach():
+    _, record = reader(keys=("tokens",))
+    assert record.figures["loss_first"] == pytest.approx(0, abs=1e-6)
+
+
+def test_dicts_without_what_a_loss_needs_are_refused():
+    with pytest.raises(TaskError, match="a dict of 'tokens' for loss=; each batch must hold 'labels' too"):
+        reader(lambda outputs, labels: outputs["scores"].sum(), keys=("tokens",))
+
+    class Silent(Reader):
+        def forward(self, tokens, labels=None):
+            return super().forward(tokens)
+
+    tokens = torch.randint(0, 20, (4, 5))
+    task = Task(Silent(), calibration=[{"tokens": tokens}], train=[{"tokens": tokens, "labels": tokens[:, 0] % 3}])
+    with pytest.raises(TaskError, match="the model returns no 'loss' for them; give loss="):
+        Recover()(task.model, task)
+
+
+def test_outputs_that_differ_in_training_are_taught_in_their_order():
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.aside = nn.Linear(12, 5), nn.Linear(12, 5)
+
+        def forward(self, x):
+            return (self.main(x), self.aside(x)) if self.training else self.main(x)
+
+    x = torch.randn(64, 12)
+    task = Task(seeded(Deep), calibration=[x])
+    small, _ = Prune(sparsity=0.5)(task.model, task)
+    after, _ = Recover(epochs=50, learning_rate=1e-2)(small, task)
+    assert not torch.equal(after.main.weight, small.main.weight)
+    assert torch.equal(after.aside.weight, small.aside.weight)

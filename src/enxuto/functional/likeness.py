@@ -14,7 +14,7 @@ from torch import Tensor
 
 SURE = 1e-3  # rows of half precision still sum to one so closely
 VARIES = 1e-6  # variance of a channel, as a fraction of the mean of all, below which it counts as constant
-ROUNDING = 1e-5  # spreads: two outputs that differ by less are the same numbers, computed in another order
+ROUNDING = 1e-4  # spreads: two outputs that differ by less are the same numbers, computed in another order
 
 
 def class_axis(ndim: int) -> int:
@@ -50,7 +50,7 @@ class Spread:
     """How far outputs spread over samples: the variance of each channel, or one of all where no axis holds channels."""
 
     axis: int | None
-    variance: Tensor  # float64 [channels] or [1], above 0
+    variance: Tensor | float  # float64 [channels] or [1], above 0
 
     @staticmethod
     def of(batches: Sequence[Tensor]) -> Spread:
@@ -71,7 +71,8 @@ class Spread:
     def errors(self, before: Tensor, after: Tensor) -> Tensor:
         """Squared differences in units of the variance, channels last; 0 where both are the same number or infinity."""
         one, other = (_channels_last(outputs, self.axis) for outputs in (before, after))
-        return torch.where(one == other, 0, other - one).square() / self.variance.to(one)
+        variance = self.variance.to(one) if isinstance(self.variance, Tensor) else self.variance
+        return torch.where(one == other, 0, other - one).square() / variance
 
     def likeness(self, before: Tensor, after: Tensor, rows: int) -> Tensor:
         """One minus the mean squared error of each row in units of the variance, at least 0.

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from enxuto.batches import parts, samples
 from enxuto.checks import named, whole, within
 from enxuto.errors import RangeError, TaskError
-from enxuto.functional.distill import same_outputs, soft_labels
+from enxuto.functional.likeness import Spread
+from enxuto.lessons import Lesson, lessons, settled, taught
 from enxuto.memory.checkpoint import checkpointed
+from enxuto.outputs import LOSS
 from enxuto.progress import counted
 from enxuto.sizes import parse_bytes
 from enxuto.surgery import duplicate
@@ -26,6 +30,7 @@ from enxuto.train import rehearse_, settle_
 logger = logging.getLogger(__name__)
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+LABELS = "labels"  # the key of the targets in a batch that is a dict, as model libraries give them
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,12 @@ class Recover:
     """Fine-tuning with distillation from the original: zeros stay zero, coded weights learn their codes and grids.
 
     `teacher` is the weight of the teacher in the loss (1 = labels are not used); without labels the calibration batches and
-    the teacher alone are used. The learning rate warms up and falls along a cosine. `devices` and `precision` are
-    lightning-fabric's. `memory` ("2 GB") bounds the tensors of a step: layers are checkpointed or batches trained in parts, as
-    `ex.memory.plan` finds best, an update still seeing the whole batch.
-    Raises: RangeError for numbers out of range; TaskError when the training batches are not (inputs, targets); LimitError, before
-    anything is trained, when the memory is not enough.
+    the teacher alone are used. All outputs are taught: scores of classes (where `task.outputs` says so, or the loss is blind to
+    a number added to all scores of a sample) by soft labels, others by their error. The learning rate warms up and falls along
+    a cosine. `devices` and `precision` are lightning-fabric's. `memory` ("2 GB") bounds the tensors of a step: layers are
+    checkpointed or batches trained in parts, as `ex.memory.plan` finds best, an update still seeing the whole batch.
+    Raises: RangeError for numbers out of range; TaskError when training batches are neither (inputs, targets) nor a dict that
+    holds "labels"; LimitError, before anything is trained, when the memory is not enough.
     Source: Hinton, Vinyals, Dean 2015; Polino, Pascanu, Alistarh 2018, "Model compression via distillation and quantization".
     """
 
@@ -86,7 +92,7 @@ class Recover:
         batches, total = self.batches(task)
         paths, size = self._fitting(student, task)
         with checkpointed(student, paths):
-            losses = self._train(student, task, batches, total, size)
+            losses, alone = self._train(student, task, batches, total, size)
         if not losses:
             raise TaskError("train said that it holds batches, but gave none; give a list or a DataLoader.")
         if not all(map(math.isfinite, losses)) or not all(bool(torch.isfinite(p).all()) for p in student.parameters()):
@@ -99,11 +105,12 @@ class Recover:
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
         change = Change("", f"trained for {total} batches", f"loss {losses[0]:.3g} to {figures['loss_last']:.3g}")
-        return student, Record(str(self), (change,), (), figures, time.monotonic() - start)
+        kept = f"the running statistics of batch norms in {alone} of {total} batches"
+        skipped = (Change("", kept, "they gave single values, which have no variance, as a batch of one sample does"),)
+        return student, Record(str(self), (change,), skipped if alone else (), figures, time.monotonic() - start)
 
     def batches(self, task: Task) -> tuple[Iterator[tuple[Batch, Any]], int]:
         """The batches of all epochs as (inputs, targets), and how many there are."""
-        labelled = task.train is not None and task.loss is not None
         source: Iterable[Any] = task.train if task.train is not None else task.calibration
         if isinstance(source, Iterator):
             raise TaskError(f"train is a {type(source).__name__}, which can be read only once; give a list or a DataLoader.")
@@ -121,12 +128,7 @@ class Recover:
                 for item in source.epoch(epoch) if hasattr(source, "epoch") else source:
                     if done == total:
                         return
-                    if task.train is None:
-                        yield item, None
-                    elif not isinstance(item, (tuple, list)) or len(item) != 2:
-                        raise TaskError(f"train gave {type(item).__name__}; each batch must be a pair (inputs, targets).")
-                    else:
-                        yield item[0], item[1] if labelled else None
+                    yield (item, None) if task.train is None else _labelled(item, task.loss)
                     done += 1
                 epoch += 1
 
@@ -138,7 +140,10 @@ class Recover:
             return (), None
         from enxuto.memory.planning import settle  # it needs much of torch that training alone does not
 
-        lesson = _Lesson(student, self._teacher(task), lambda teacher: self._loss(task, teacher))
+        teacher = self._teacher(task)
+        learned = [] if teacher is None else lessons(task, teacher)
+        bare = [replace(each, spread=Spread(None, 1.0)) for each in learned]  # a plan asks for shapes, not for values
+        lesson = _Lesson(student, teacher, lambda teacher: self._loss(task, teacher, bare))
         option = settle(
             lesson,
             (next(self.batches(task)[0]), None),
@@ -156,7 +161,8 @@ class Recover:
 
     def _train(
         self, student: nn.Module, task: Task, batches: Iterator[tuple[Batch, Any]], total: int, size: int | None
-    ) -> list[float]:
+    ) -> tuple[list[float], int]:
+        """The loss of each batch, and how many batches gave a batch norm single values."""
         from lightning_fabric import Fabric
 
         fabric = Fabric(accelerator="auto", devices=self.devices, precision=self.precision)
@@ -164,10 +170,12 @@ class Recover:
         optimizer = torch.optim.AdamW(student.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         wrapped, optimizer = fabric.setup(student, optimizer)
         teacher = self._teacher(task)
-        loss_of = self._loss(task, None if teacher is None else fabric.to_device(teacher))
+        teacher = None if teacher is None else fabric.to_device(teacher)
         warm = max(1, total // 20)
-        losses = []
-        with torch.random.fork_rng():
+        losses: list[float] = []
+        alone = 0
+        with torch.random.fork_rng(), _lone_values(student) as lone:
+            learned = () if teacher is None else lessons(task, teacher)
             torch.manual_seed(task.seed)
             wrapped.train()
             for done, batch in enumerate(counted(batches, "recovering", total)):
@@ -178,28 +186,31 @@ class Recover:
                 optimizer.zero_grad(set_to_none=True)
                 losses.append(0.0)
                 for (inputs, targets), part in _passes(batch, size):
-                    loss = loss_of(attempt(wrapped, inputs, f"training batch {done + 1}"), inputs, targets) * part
+                    outputs = attempt(wrapped, inputs, f"training batch {done + 1}")
+                    if not done and _own_loss(task, outputs, inputs, targets) is not None and task.loss is not None:
+                        learned = settled(learned, task.loss, outputs, targets)
+                    loss = self._loss(task, teacher, learned)(outputs, inputs, targets) * part
                     fabric.backward(loss)
                     losses[-1] += float(loss.detach())
                 fabric.clip_gradients(wrapped, optimizer, max_norm=5.0, error_if_nonfinite=False)
                 if not math.isfinite(losses[-1]):
                     break
                 optimizer.step()
+                alone += bool(lone)
+                lone.clear()
         student.to(next(iter(task.model.parameters())).device)
-        return losses
+        return losses, alone
 
-    def _loss(self, task: Task, teacher: nn.Module | None) -> Callable[[Any, Batch, Any], Tensor]:
+    def _loss(self, task: Task, teacher: nn.Module | None, learned: Sequence[Lesson]) -> Callable[[Any, Batch, Any], Tensor]:
         def loss(outputs: Any, inputs: Batch, targets: Any) -> Tensor:
-            own = _own_loss(task.loss, outputs, targets) if targets is not None and task.loss is not None else None
-            if teacher is None:
-                assert own is not None
+            own = _own_loss(task, outputs, inputs, targets)
+            if own is not None and not self.teacher:
                 return own
+            assert teacher is not None
             with evaluating(teacher):
-                wanted = first_tensor(call(teacher, inputs))
-            given = first_tensor(outputs)
-            logits = wanted.ndim == 2 and wanted.shape[1] > 1
-            taught = soft_labels(given, wanted, self.temperature) if logits else same_outputs(given, wanted)
-            return taught if own is None else self.teacher * taught + (1 - self.teacher) * own
+                wanted = call(teacher, inputs)
+            told = taught(learned, outputs, wanted, self.temperature)
+            return told if own is None else self.teacher * told + (1 - self.teacher) * own
 
         return loss
 
@@ -225,7 +236,73 @@ def _passes(batch: tuple[Batch, Any], size: int | None) -> list[tuple[tuple[Batc
     return [(part, samples(part) / given) for part in parts(batch, -(-given // size))]
 
 
-def _own_loss(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) -> Tensor:
+def _labelled(item: Any, loss: Callable[[Any, Any], Tensor] | None) -> tuple[Batch, Any]:
+    """What a batch of `train` holds, as inputs and targets; a dict without targets is for a model with a loss of its own.
+
+    Raises: TaskError when it is neither a pair nor a dict, or the labels that a loss needs are not in the dict.
+    """
+    if isinstance(item, Mapping):
+        inputs = dict(item)
+        if loss is None:
+            return inputs, None
+        if LABELS not in inputs:
+            raise TaskError(
+                f"train gave a dict of {', '.join(map(repr, inputs))} for loss=; each batch must hold '{LABELS}' too, or be a "
+                "pair (inputs, targets)."
+            )
+        return inputs, inputs.pop(LABELS)
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise TaskError(
+            f"train gave {type(item).__name__}; each batch must be a pair (inputs, targets), or a dict that holds '{LABELS}' too."
+        )
+    return item[0], item[1] if loss is not None else None
+
+
+@contextmanager
+def _lone_values(model: nn.Module) -> Iterator[list[int]]:
+    """Batch norms that get one value a channel, whose variance is none, use their running statistics for it.
+
+    Yields a list that has grown when that happened.
+    """
+    seen: list[int] = []
+
+    def before(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if norm.training and inputs and inputs[0].numel() == inputs[0].shape[1]:
+            norm.training = False
+            seen.append(id(norm))
+
+    def after(norm: nn.Module, inputs: object, outputs: object) -> None:
+        norm.training = norm.training or id(norm) in seen
+
+    norms = [it for it in model.modules() if isinstance(it, _BatchNorm) and it.running_mean is not None]
+    hooks = [norm.register_forward_pre_hook(before) for norm in norms]
+    hooks += [norm.register_forward_hook(after, always_call=True) for norm in norms]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _own_loss(task: Task, outputs: Any, inputs: Batch, targets: Any) -> Tensor | None:
+    """What the labels say, by the task's loss or, for a dict that holds labels, by the model itself; None without labels.
+
+    Raises: TaskError when it is not one number that depends on the outputs.
+    """
+    if task.loss is not None and targets is not None:
+        return _checked(task.loss, outputs, targets)
+    if task.train is None or not isinstance(inputs, Mapping) or LABELS not in inputs:
+        return None
+    value = outputs.get(LOSS) if isinstance(outputs, Mapping) else None
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise TaskError(
+            f"train gives dicts with '{LABELS}' and the model returns no '{LOSS}' for them; give loss=, called as "
+            "loss(outputs, labels)."
+        )
+    return value
+
+
+def _checked(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) -> Tensor:
     """What the user's loss says, checked: one number that depends on the outputs."""
     sizes = " and ".join(str(tuple(it.shape)) if isinstance(it, Tensor) else type(it).__name__ for it in (outputs, targets))
     try:
