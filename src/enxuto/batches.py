@@ -36,6 +36,11 @@ def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return _mapped(tree, lambda it: change(it) if isinstance(it, Tensor) else PackedSequence(change(it.data), *it[1:]))
 
 
+def doubled(batch: Any) -> Any:
+    """The batch in double precision; whole numbers stay."""
+    return mapped(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and the named arguments of the call that a batch stands for."""
     if isinstance(batch, Mapping):

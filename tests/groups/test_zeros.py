@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -89,3 +90,51 @@ def test_a_hidden_unit_that_another_unit_wakes_is_not_zero() -> None:
     with torch.no_grad():
         model.rnn.weight_hh_l0[2 * 10 + 3, 0] = 0.1  # the content gate of unit 3 listens to unit 0
     assert find_groups(model, IMAGES).zeros == (frozenset([1]),)
+
+
+class Sequences(nn.Module):
+    """Two recurrent layers, the first of 8 hidden units, and what a reader makes of them."""
+
+    def __init__(self, kind: type[nn.RNNBase], read: Callable[[Sequences, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.read = read
+        self.first, self.second = kind(5, 8, batch_first=True), kind(5, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.read(self, x))
+
+
+def from_state(model: Sequences, x: Tensor) -> Tensor:
+    """Encoder and decoder: the second starts in the last state of the first."""
+    return model.second(x, model.first(x)[1])[0]
+
+
+def step_by_step(model: Sequences, x: Tensor) -> Tensor:
+    state = None
+    for step in range(x.shape[1]):
+        out, state = model.first(x[:, step : step + 1], state)
+    return out
+
+
+READERS: dict[str, Callable[[Sequences, Tensor], Tensor]] = {
+    "from a state": from_state,
+    "step by step": step_by_step,
+    "maximum": lambda model, x: model.first(x)[0].max(1).values,
+    "chosen steps": lambda model, x: model.first(x)[0][torch.arange(len(x)), torch.full((len(x),), 2)],
+    "steps that the input chooses": lambda model, x: model.first(x)[0][torch.arange(len(x)), (x[:, 0, 0] > 0).long()],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_hidden_units_that_start_at_zero_and_stay_there_are_found(kind: type[nn.RNNBase], reader: str) -> None:
+    model, x = Sequences(kind, READERS[reader]).eval(), torch.randn(4, 6, 5)
+    gates = {nn.GRU: 3, nn.LSTM: 4, nn.RNN: 1}[kind]
+    with torch.no_grad():
+        for tensor in [*model.first.parameters(), *model.second.parameters()]:
+            tensor.unflatten(0, (gates, 8))[:, [1, 4]] = 0
+    assert find_groups(model, x).zeros == (frozenset([1, 4]),)
+    with torch.no_grad():
+        model.first.weight_ih_l0.unflatten(0, (gates, 8))[min(2, gates - 1), 4] = 0.1  # the content of unit 4 is no longer zero
+    assert find_groups(model, x).zeros == (frozenset([1]),)

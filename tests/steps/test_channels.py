@@ -262,3 +262,20 @@ def test_batch_norm_is_estimated_again_after_a_lossy_cut(trained: tuple[nn.Modul
     norm = smaller[4]
     torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), rtol=0.1, atol=0.1)
     torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)), rtol=0.2, atol=0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e30, 1e36])
+def test_a_network_of_extreme_scales_is_cut_like_any_other(scale: float) -> None:
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)),
+    ).eval()
+    x = torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        net[0].weight.mul_(scale)
+        net[0].bias.mul_(scale)
+    task = Task(net, calibration=[x])
+    smaller, record = PruneChannels(macs=0.5)(net, task)
+    assert record.figures["macs_after"] <= 0.5 * record.figures["macs_before"]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in smaller.state_dict().values())
+    assert bool(torch.isfinite(smaller.eval()(x)).all())

@@ -122,6 +122,30 @@ def test_activations_are_calibrated_on_what_the_layers_read():
     assert float((output(model, x) - output(task.model, x)).norm() / output(task.model, x).norm()) < 0.05
 
 
+def test_inputs_that_no_grid_rounds_are_named():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.rnn, self.spare = nn.Embedding(9, 16), nn.GRU(16, 16, batch_first=True), nn.Linear(3, 3)
+            self.block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+        def forward(self, tokens):
+            return self.block(self.rnn(self.words(tokens))[0])
+
+    task = Task(Mixed().eval(), calibration=[torch.randint(0, 9, (2, 5))])
+    _, record = Quantize(8, activations=8)(task.model, task)
+    gridded = {change.path for change in record.changes if change.what == "input in 8 bits"}
+    left = {change.path: change.why for change in record.skipped if change.what == "input left in float"}
+    assert gridded == {"block.linear1", "block.linear2"}
+    assert set(left) == {"rnn", "spare", "block.self_attn", "block.self_attn.out_proj"}
+    assert "attention reads its weight directly" in left["block.self_attn.out_proj"]
+    assert "this is MultiheadAttention" in left["block.self_attn"]
+    assert "this is GRU" in left["rnn"]
+    assert "do not reach it" in left["spare"]
+    _, record = Quantize(8)(task.model, task)
+    assert not record.skipped
+
+
 def test_biases_and_norms_are_coded_on_request():
     task = task_of(ResidualCnn)
     model, record = Quantize(8, biases=8)(task.model, task)

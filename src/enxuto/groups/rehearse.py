@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import leaves, mapped
+from enxuto.batches import doubled, leaves
 from enxuto.cut import Group, cut_, tensor_at
 from enxuto.groups.trace import slow_attention
 from enxuto.task import Batch, call, evaluating
@@ -67,7 +67,7 @@ class _Stage:
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self.model, self.batch = model, batch
-        wide, wide_batch = copy.deepcopy(model).double(), _double(batch)
+        wide, wide_batch = copy.deepcopy(model).double(), doubled(batch)
         try:
             self._outputs(wide, wide_batch)
         except Exception as error:  # whatever it raises means the same: this model has its own precision
@@ -113,8 +113,3 @@ def _equal(expected: Tensor, found: Tensor) -> bool:
     tolerance = TOLERANCE.get(expected.dtype, 1e-2)
     largest = float(expected.abs().max()) if expected.numel() else 0.0
     return torch.allclose(expected, found, rtol=tolerance, atol=tolerance * max(largest, 1e-30), equal_nan=True)
-
-
-def _double(batch: Batch) -> Batch:
-    doubled: Batch = mapped(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-    return doubled

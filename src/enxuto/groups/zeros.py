@@ -33,6 +33,7 @@ GATE = {
     "rnn_tanh": (1, 0),
     "rnn_relu": (1, 0),
 }  # gates, and the one that makes new content
+CHOICES = ("aten.embedding.", "aten.index.")
 AVERAGES = frozenset(("mean", "sum", "amax"))
 MOVES = (
     *(shapes.same, shapes.turned, shapes.moved, shapes.parted, shapes.sliced, shapes.picked, shapes.joined),
@@ -98,7 +99,7 @@ def _value(
     if not isinstance(node.target, OpOverload):
         return _unknown(node)
     if not all(_known(values[source]) for source in node.all_input_nodes):
-        return _embedded(node, values) if "embedding" in str(node.target) else _unknown(node)
+        return _chosen(node, values) if str(node.target).startswith(CHOICES) else _unknown(node)
     args = [substituted(arg, values) for arg in node.args]
     kwargs = {key: substituted(arg, values) for key, arg in node.kwargs.items()}
     out = _computed(node, node.target, args, kwargs, inside)
@@ -117,11 +118,13 @@ def _computed(node: fx.Node, op: OpOverload, args: list[Any], kwargs: dict[str, 
         return _recurrent_cell(node, name, args, inside)
     if name in ("batch_norm", "instance_norm"):
         return _norm(op, args)
+    if name == "index":
+        return _chosen_rows(node, args[0], len(args[1]))
     if name in ("mul", "mul_"):
         return _times(args)
     if rule in MOVES or rule is shapes.made:
         return op(*args, **kwargs)
-    if rule is shapes.padded or shapes.SPATIAL.match(name) or name in AVERAGES:
+    if rule is shapes.padded or shapes.SPATIAL.match(name) or name in AVERAGES or op is torch.ops.aten.max.dim:
         first = args[0]
         if not isinstance(first, Tensor) or not first.is_floating_point():
             return None
@@ -191,9 +194,7 @@ def _recurrent(node: fx.Node, name: str, args: list[Any], inside: dict[str, Tens
     """A hidden unit is zero for ever when it starts at zero and nothing but zeros makes its new content."""
     first, states, params = args[0], args[1], args[2]
     layers, directions = int(args[4]), 2 if args[7] else 1
-    starts = states if isinstance(states, Sequence) else [states]
-    if not all(bool((start == 0).all()) for start in starts):
-        return None
+    starts = [(state == 0).all(1) for state in (states if isinstance(states, Sequence) else [states])]  # [cells, hidden] each
     per_cell = len(params) // (layers * directions)
     silent = (first == 0).flatten(0, -2).all(0)
     units: list[Tensor] = []
@@ -204,7 +205,7 @@ def _recurrent(node: fx.Node, name: str, args: list[Any], inside: dict[str, Tens
             inside[f"{node.name}.layer{cell // directions - 1}"] = _as_values(silent)
         own = params[cell * per_cell : (cell + 1) * per_cell]
         projection = own.pop() if per_cell in (3, 5) else None
-        still, out = _silent_units(name, own, projection, silent)
+        still, out = _silent_units(name, own, projection, silent, [start[cell] for start in starts])
         units.append(still)
         written.append(out)
         inside[f"{node.name}.cell{cell}"] = _as_values(out)
@@ -215,19 +216,22 @@ def _recurrent(node: fx.Node, name: str, args: list[Any], inside: dict[str, Tens
     return (top, *(values.expand(shape) for values, shape in zip(kept, shapes_out[1:], strict=False)))
 
 
-def _silent_units(name: str, params: Sequence[Tensor], projection: Tensor | None, silent: Tensor) -> tuple[Tensor, Tensor]:
+def _silent_units(
+    name: str, params: Sequence[Tensor], projection: Tensor | None, silent: Tensor, starts: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
     """Which hidden units of one cell stay zero, and which of the numbers it hands on: the same ones without a projection.
 
     All are taken for zero first, and those that something wakes are struck out until none is left to strike.
-    Shapes: silent bool [in] -> bool [hidden], bool [hidden or projected].
+    Shapes: silent bool [in], starts (what it hands on at first, and last the units themselves) bool [hidden or projected],
+    [hidden] -> bool [hidden], bool [hidden or projected].
     """
     gates, content = GATE[name.removesuffix("_cell")]
     w_ih, w_hh, *biases = (tensor.chunk(gates)[content] for tensor in params)
-    still = (w_ih[:, ~silent] == 0).all(1)
+    still = (w_ih[:, ~silent] == 0).all(1) & starts[-1]
     for bias in biases:
         still = still & (bias == 0)
     while True:
-        out = still if projection is None else (projection[:, ~still] == 0).all(1)
+        out = starts[0] & (still if projection is None else (projection[:, ~still] == 0).all(1))
         remaining = still & (w_hh[:, ~out] == 0).all(1)
         if bool((remaining == still).all()):
             return still, out
@@ -256,13 +260,18 @@ def _as_values(zero: Tensor) -> Tensor:
     return torch.zeros(zero.shape).masked_fill(~zero, UNKNOWN)
 
 
-def _embedded(node: fx.Node, values: Mapping[fx.Node, object]) -> object:
-    """Whatever the index, a column of zeros gives zeros."""
-    weight = values[node.args[0]]  # type: ignore[index]
+def _chosen(node: fx.Node, values: Mapping[fx.Node, object]) -> object:
+    """Rows of an embedding, or of any tensor, chosen by numbers that are not known."""
+    indices = node.args[1]
+    return _chosen_rows(node, values[node.args[0]], len(indices) if isinstance(indices, Sequence) else 1)  # type: ignore[index]
+
+
+def _chosen_rows(node: fx.Node, source: object, dims: int) -> object:
+    """Whatever the indices of the first `dims` axes, a column of zeros gives zeros."""
     shape = getattr(node.meta.get("val"), "shape", None)
-    if not isinstance(weight, Tensor) or shape is None:
+    if not isinstance(source, Tensor) or not source.is_floating_point() or shape is None or dims >= source.ndim:
         return _unknown(node)
-    return _as_values((weight == 0).all(0)).to(weight.dtype).expand(shape)
+    return _as_values((source == 0).flatten(0, dims - 1).all(0)).to(source.dtype).expand(shape)
 
 
 def _constant(node: fx.Node, traced: Trace) -> str:

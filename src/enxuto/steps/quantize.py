@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,7 +14,7 @@ from enxuto.encode import code_biases_, code_weights_, rehearse_biases_on_, rehe
 from enxuto.errors import NothingChangedError, RangeError
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.activations import ActivationGrid
-from enxuto.layers.coded import Coded
+from enxuto.layers.coded import Coded, plain_class, weight_names
 from enxuto.layers.grids import Affine, Grid, Per
 from enxuto.select import Patterns, matches
 from enxuto.surgery import duplicate, left_in_float, weights
@@ -28,8 +29,8 @@ class Quantize:
 
     `per="network"` gives all weights one scale: layers of small weights then take few of the codes, and the file is far
     smaller, as its coder leaves out what is not used; best with `fit="absmax"`. `activations=8` also calibrates the inputs of
-    Linear and convolution layers, which integer speed needs. `biases=8` codes biases and the parameters of norms too.
-    `fit="mse"` clips where that lowers the error; "absmax" never clips.
+    Linear and convolution layers, which integer speed needs; the record names the layers whose inputs stay float. `biases=8`
+    codes biases and the parameters of norms too. `fit="mse"` clips where that lowers the error; "absmax" never clips.
     A layer whose inputs `group` does not divide gets the next smaller group that does, or a scale per channel; a weight that
     `Share` put on no more values than 2^bits keeps them. The record names both.
     Raises: RangeError for bits outside 1..8 or activations other than 8.
@@ -75,7 +76,7 @@ class Quantize:
             raise NothingChangedError(
                 f"{self} would change nothing: {named}; use fewer bits, or activations=8 for the inputs, or leave the step out."
             )
-        skipped = (*kept, *left_in_float(model, self.layers))
+        skipped = (*kept, *left_in_float(model, self.layers), *(self._inputs_left(model, ranges) if self.activations else ()))
         return model, Record(str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start)
 
     def calibrate_(self, model: nn.Module, task: Task) -> None:
@@ -90,6 +91,22 @@ class Quantize:
             path for path, module in model.named_modules() if matches(path, self.layers) and isinstance(module, INTEGER_LAYERS)
         }
         return {path: seen for path, seen in ranges.items() if path in chosen}
+
+    def _inputs_left(self, model: nn.Module, ranges: dict[str, tuple[float, float]]) -> Iterator[Change]:
+        """The layers with weights whose inputs no grid rounds."""
+        for path, module in model.named_modules():
+            whole = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or "input_grid" in module._modules
+            if whole or not weight_names(module) or not matches(path, self.layers):
+                continue
+            if not isinstance(module, INTEGER_LAYERS):
+                why = f"only those of Linear and convolution layers are rounded, and this is {plain_class(type(module)).__name__}"
+            elif path in ranges:
+                why = "its weight is not coded"
+            elif isinstance(model.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention):
+                why = "attention reads its weight directly, so nothing here sees what it multiplies"
+            else:
+                why = "the calibration batches do not reach it"
+            yield Change(path, "input left in float", why)
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
         """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready."""
