@@ -68,3 +68,61 @@ def test_what_is_no_path_is_refused(path):
         write_bytes(path, b"")
     with pytest.raises(OutputError, match="is no path of a file or folder"):
         writable_folder(path)
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0o777, 0o000)])
+def test_a_new_file_has_the_permissions_of_the_umask(mask, mode, tmp_path, umask):
+    umask(mask)
+    write_bytes(tmp_path / "a.bin", b"new")
+    assert (tmp_path / "a.bin").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_a_file_that_was_there_keeps_its_permissions(mode, tmp_path, umask):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_a_half_written_file_is_nobody_elses_to_read(tmp_path, umask):
+    umask(0)
+    with whole_file(tmp_path / "a.bin") as temporary:
+        assert temporary.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_a_link_and_what_it_points_to_is_written(there, tmp_path):
+    (tmp_path / "store").mkdir()
+    target, middle, link = tmp_path / "store" / "real.bin", tmp_path / "middle.bin", tmp_path / "a.bin"
+    if there:
+        target.write_bytes(b"old")
+        target.chmod(0o600)
+    middle.symlink_to(target)
+    link.symlink_to("middle.bin")
+    write_bytes(link, b"new")
+    assert link.is_symlink()
+    assert middle.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert not there or target.stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(tmp_path / "store")) == ["real.bin"]
+    assert sorted(os.listdir(tmp_path)) == ["a.bin", "middle.bin", "store"]
+
+
+def test_links_in_a_circle_and_into_nowhere_are_refused(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "c").symlink_to(tmp_path / "none" / "d")
+    for name in ("a", "c"):
+        with pytest.raises(OutputError, match=f"'.*{name}' could not be written"):
+            write_bytes(tmp_path / name, b"x")
+        assert (tmp_path / name).is_symlink()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +25,8 @@ def as_path(path: object) -> Path:
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error.
 
-    The data is flushed to the disk before the rename, so a kill or a full disk leaves the old file or the new one.
+    The data is flushed to the disk before the rename, so a kill or a full disk leaves the old file or the new one. A link
+    stays, and what it points to is replaced; a file that was there keeps its permissions, a new one has those of the umask.
     Raises: OutputError when the folder is missing, cannot be written, or the disk is full.
     """
     path = as_path(path)
@@ -30,14 +34,20 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise OutputError(f"'{path}' is a folder or a device, which a file must not take the place of; name another file.")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+        handle = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        temporary = beside
+        mode = stat.S_IMODE(target.stat().st_mode if target.exists() else os.fstat(handle).st_mode)
         os.close(handle)
-        temporary = Path(name)
+        temporary.chmod(0o600)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        temporary.chmod(mode)
+        temporary.replace(target)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
