@@ -69,7 +69,7 @@ def make(path: Path, size: float) -> None:
 def measured(what: str, original: Path, source: Path, target: Path) -> Row:
     """One command in a process of its own: seconds, the largest resident memory, and what became of the size."""
     verb, *flags = what.split()
-    command = [sys.executable, "-m", "enxuto.cli", verb, str(source), "-o", str(target), *flags]
+    command = [sys.executable, "-m", "enxuto", verb, str(source), "-o", str(target), *flags]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)

@@ -55,6 +55,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("reports",),
     ("verbs",),
     ("cli",),
+    ("__main__",),
 ]
 RANK = {name: rank for rank, floor in enumerate(FLOORS) for name in floor}
 MAX_FILE_LINES = 400
@@ -143,7 +144,7 @@ def test_nobody_imports_the_front_door():
 
 def test_nobody_imports_the_command_line():
     found = [name for name in MODULES if place(name) != "cli" and any(place(t) == "cli" for t in imports(name, at_start=False))]
-    assert found == []
+    assert found == ["enxuto.__main__"]
 
 
 def test_steps_know_nothing_of_each_other():

@@ -1,5 +1,6 @@
-"""`python -m enxuto.cli` is the `enxuto` command."""
+"""`python -m enxuto` is the `enxuto` command."""
 
 from enxuto.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -62,7 +62,7 @@ def compressed(task_file: Path) -> dict[str, Any]:
     recipe = task_file.with_name("recipe.yaml")
     recipe.write_text("- step: Quantize\n  bits: 4\n")
     out = task_file.with_name("out")
-    command = [sys.executable, "-m", "enxuto.cli", "compress", task_file, "--recipe", recipe, "--out", out, "--json"]
+    command = [sys.executable, "-m", "enxuto", "compress", task_file, "--recipe", recipe, "--out", out, "--json"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]
@@ -219,7 +219,7 @@ def test_the_command_line_loads_nothing_heavy_before_it_must() -> None:
 
 
 def test_wrong_use_is_exit_code_2_in_a_real_process() -> None:
-    command = [sys.executable, "-m", "enxuto.cli", "compress"]
+    command = [sys.executable, "-m", "enxuto", "compress"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=dict(os.environ))
     assert done.returncode == 2
     assert done.stdout == ""

@@ -120,7 +120,7 @@ def test_a_bar_is_shown_on_a_terminal(tmp_path: Path) -> None:
     save_file({str(i): torch.randn(400, 500) for i in range(20)}, tmp_path / "x.safetensors")
     for command in (("pack", "x.safetensors", "-o", "x.nxt"), ("unpack", "x.nxt", "-o", "back")):
         ours, theirs = pty.openpty()
-        words = [sys.executable, "-m", "enxuto.cli", *command]
+        words = [sys.executable, "-m", "enxuto", *command]
         with subprocess.Popen(words, stderr=theirs, stdout=subprocess.PIPE, cwd=tmp_path, env=dict(os.environ)) as process:
             os.close(theirs)
             shown = b""

@@ -146,7 +146,7 @@ def test_an_error_after_the_answer_is_no_second_document(capsys: pytest.CaptureF
 
 
 def in_a_process(arguments: str, redirection: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = f"{shlex.quote(sys.executable)} -m enxuto.cli {arguments} {redirection}"
+    command = f"{shlex.quote(sys.executable)} -m enxuto {arguments} {redirection}"
     variables = {**os.environ, **environment}
     return subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=variables, check=False, encoding="utf-8")
 
