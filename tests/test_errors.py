@@ -36,3 +36,9 @@ def test_messages_survive_the_journey_between_processes(kind):
     error = pickle.loads(pickle.dumps(kind("group=5 does not divide 12")))
     assert type(error) is kind
     assert str(error) == "group=5 does not divide 12"
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_what_a_library_or_a_file_says_cannot_steer_the_terminal(kind):
+    error = kind("\x1b[31mred\x1b[0m\tword \x1b]0;title\x07\x9b1mand\x08\r \x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\\nline")
+    assert str(error) == "red\tword and link\nline"

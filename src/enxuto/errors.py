@@ -17,9 +17,30 @@
 Messages have three clauses: what was asked (with its value), where, and what would work.
 """
 
+from __future__ import annotations
+
+import re
+
+_ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def without_escapes(text: str) -> str:
+    """Text without what steers a terminal: colours, titles, cursors, bells. Tabs and line ends stay.
+
+    >>> without_escapes("\\x1b[31mno\\x1b[0m such \\x1b]0;title\\x07layer")
+    'no such layer'
+    """
+    return _ESCAPES.sub("", text)
+
 
 class Error(Exception):
-    """The root: `except enxuto.Error` catches everything enxuto raises on purpose."""
+    """The root: `except enxuto.Error` catches everything enxuto raises on purpose.
+
+    Its words are plain: what a library or a file put into them cannot steer a terminal.
+    """
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(without_escapes(word) if isinstance(word, str) else word for word in words))
 
 
 class RangeError(Error, ValueError):

@@ -8,6 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from enxuto.errors import without_escapes
+
 MOST_ROWS = 3
 REFRESHES_PER_SECOND = 4  # few, because a search shares its processors with the bar
 
@@ -57,5 +59,5 @@ class Bars:
 
 
 def _shortened(what: str) -> str:
-    line = " ".join(what.split())
+    line = " ".join(without_escapes(what).split())
     return line if len(line) <= 60 else f"{line[:59]}…"

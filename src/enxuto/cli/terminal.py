@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from enxuto.errors import Error
+from enxuto.errors import Error, without_escapes
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -49,7 +49,10 @@ class Session:
         if not self.json:
             for item in items:
                 plain = isinstance(item, (str, Text))  # a line stays one line, however narrow the terminal
-                self._on("stdout").print(item, markup=False, highlight=False, soft_wrap=plain)
+                said = without_escapes(item) if isinstance(item, str) else item
+                if isinstance(item, Text):
+                    said = Text(without_escapes(item.plain), style=item.style)
+                self._on("stdout").print(said, markup=False, highlight=False, soft_wrap=plain)
 
     def remark(self, line: str) -> None:
         """Prints a line that is not part of the result, on stderr; nothing with --quiet or --json."""
@@ -70,7 +73,9 @@ class Session:
 
     def complain(self, line: str, style: str = "red") -> None:
         """Prints one line on stderr."""
-        self._on("stderr").print(" ".join(line.split()), style=style, markup=False, highlight=False, soft_wrap=True)
+        self._on("stderr").print(
+            " ".join(without_escapes(line).split()), style=style, markup=False, highlight=False, soft_wrap=True
+        )
 
     def _on(self, name: str) -> Console:
         from rich.console import Console

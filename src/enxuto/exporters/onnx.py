@@ -96,10 +96,11 @@ def _write(model: nn.Module, sample: Batch, outputs: Any, path: os.PathLike[str]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's own deprecations and its word on torchvision; other warnings pass."""
-    logger = getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(ERROR)
+    """Without the exporter's own deprecations, its word on torchvision and what its folding of constants tried in vain."""
+    loggers = [getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -107,7 +108,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="The tensor attributes? .*assigned during export", category=UserWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _tidy(proto: onnx.ModelProto) -> onnx.ModelProto:
