@@ -8,6 +8,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -166,10 +168,47 @@ def test_nothing_that_a_pickle_names_is_called_or_imported(evil, tmp_path, monke
     assert capsys.readouterr().out == ""
 
 
-def test_a_pickle_that_asks_for_a_huge_memory_is_refused(tmp_path):
-    pickled = b"\x80\x02]r" + struct.pack("<I", 0x7FFFFFFF) + b"."
-    with pytest.raises(ArtifactError, match="place 2147483647"):
-        find_spans(zipped(tmp_path / "x.pt", pickled))
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQ"
+REBUILT = b"ca\n_rebuild_tensor_v2\n("
+DEEP = 2_000_000
+HOSTILE = {
+    "a huge memory": b"]r" + struct.pack("<I", 0x7FFFFFFF),
+    "a key nested very deep": b"})" + b"\x85" * DEEP + b"K\x01s",
+    "keys nested very deep, many at once": b"}(" + b"(" * DEEP + b"K\x01" + b"t" * DEEP + b"K\x01u",
+    "a key doubled at every level": b"}K\x01\x85" + b"2\x86" * 45 + b"K\x01s",
+    "a dict of a key doubled at every level": b"(K\x01\x85" + b"2\x86" * 45 + b"K\x01d",
+    "a set of what is doubled at every level": b"\x8f(K\x01\x85" + b"2\x86" * 45 + b"\x90",
+    "a frozen set of what is doubled at every level": b"(K\x01\x85" + b"2\x86" * 45 + b"\x91",
+    "an ordered dict of pairs with such a key": b"ccollections\nOrderedDict\n(](K\x01\x85" + b"2\x86" * 45 + b"K\x01\x86etR",
+    "a state nested very deep": b"ca\nb\n)R" + b")" + b"\x85" * DEEP + b"b",
+    "calls nested very deep": b"ca\nb\n" + b")R" * DEEP,
+    "a shape that is a product of lists": b"ca\n_rebuild_tensor_v2\n("
+    + STORAGE
+    + b"K\0(("
+    + b"K\0" * 999
+    + b"tJ\0\0\0\x7ftK\0tR",
+    "a shape nested very deep": b"ca\n_rebuild_tensor_v2\n(" + STORAGE + b"K\0)" + b"\x85" * DEEP + b"K\0tR",
+    "a storage whose key is doubled": b"(X\x07\0\0\0storageNK\x01\x85" + b"2\x86" * 45 + b"NNtQ",
+    "a stack of two million": b"(" + b"N" * DEEP + b"l",
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_hostile_pickle_takes_time_and_memory_by_its_length_alone(hostile, tmp_path):
+    """In a process of its own, which it might end: with 1 GB, of which torch and numba are not loaded here."""
+    path = zipped(tmp_path / "x.pt", b"\x80\x04" + HOSTILE[hostile] + b".", [("0", b"abcd")])
+    code = f"""
+import json, resource
+from pathlib import Path
+from enxuto.artifact.spans import find_spans
+(span,) = find_spans(Path({str(path)!r}))[1]
+print(json.dumps([span.nbytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    nbytes, peak_kib = json.loads(done.stdout)
+    assert nbytes == 4
+    assert peak_kib < 1 << 20
 
 
 class Key:
@@ -269,7 +308,23 @@ def test_a_tensor_that_contradicts_itself_is_kept_as_bytes(item, tmp_path):
 )
 def test_offsets_outside_of_the_file_do_no_harm(offsets, tmp_path):
     path = safetensors(tmp_path / "x.safetensors", {"a": ITEM | {"data_offsets": offsets}}, bytes(range(8)))
+    if max(offsets) > 8:
+        with pytest.raises(ArtifactError, match="it was cut off"):
+            pack(path, tmp_path / "packed.nxt")
+    else:
+        assert comes_back(path, tmp_path)
+
+
+def test_a_file_that_was_cut_off_anywhere_is_not_packed(tmp_path):
+    header = {"a": ITEM, "b": ITEM | {"data_offsets": [8, 16]}, "none": ITEM | {"shape": [0], "data_offsets": [16, 16]}}
+    path = safetensors(tmp_path / "x.safetensors", header, bytes(range(16)))
+    data = path.read_bytes()
     assert comes_back(path, tmp_path)
+    for kept in range(1, len(data)):
+        path.write_bytes(data[:kept])
+        with pytest.raises(ArtifactError):
+            pack(path, tmp_path / "cut.nxt")
+    assert not (tmp_path / "cut.nxt").exists()
 
 
 @pytest.mark.parametrize(

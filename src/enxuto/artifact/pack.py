@@ -6,6 +6,7 @@ again and knows no other format. With a parent, a tensor is kept as its differen
 
 from __future__ import annotations
 
+import mmap
 import os
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from enxuto.artifact.container import Reader, write
 from enxuto.artifact.index import NUMPY, Entry
+from enxuto.artifact.protobuf import refuse_files_beside
 from enxuto.artifact.sections import Section
 from enxuto.artifact.spans import REST, Span, find_spans
 from enxuto.coding import encode_array
@@ -74,7 +76,17 @@ def unpack(source: PathLike, path: PathLike, *, parent: PathLike | None = None) 
                     out.write(part.tobytes())
                     done += part.nbytes
             say("unpacking", total, total)
-            return out.tell()
+            size = out.tell()
+            out.flush()
+            if reader.meta["packed"] == "onnx" or Path(path).suffix == ".onnx":
+                _refuse_files_beside(temporary, path)
+            return size
+
+
+def _refuse_files_beside(written: Path, path: PathLike) -> None:
+    """Raises ArtifactError when what was written is a graph that makes its runtime read other files."""
+    with written.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        refuse_files_beside(data, os.fspath(path))
 
 
 def spliced(reader: Reader) -> bytes:
