@@ -17,6 +17,7 @@ from torch import nn
 from enxuto.artifact.checkpoints import FolderCheckpoints, fingerprint
 from enxuto.artifact.container import Reader, read, write
 from enxuto.artifact.save import about, ledger, load, save
+from enxuto.artifact.sections import Section
 from enxuto.errors import ArtifactError, OutputError, TaskError
 from enxuto.layers import Affine, Coded, Rehearsal
 from enxuto.recipe import run
@@ -361,6 +362,57 @@ def test_a_file_of_plain_tensors_is_no_model(tmp_path):
     write(tmp_path / "a.nxt", {"made": "by hand"}, [])
     with pytest.raises(ArtifactError, match="holds no enxuto model"):
         load(tmp_path / "a.nxt", into=seeded(Mlp))
+
+
+class Lookup(nn.Module):
+    """An embedding and a head, of any width."""
+
+    def __init__(self, words=10, width=8, bias=False):
+        super().__init__()
+        self.e = nn.Embedding(words, width)
+        self.f = nn.Linear(width, 3, bias=bias)
+
+    def forward(self, ids):
+        return self.f(self.e(ids)).sum(1)
+
+
+@pytest.mark.parametrize("step", [Quantize(8), Quantize(4, per="group", group=8), Share(3), Share(3, biases=8)], ids=str)
+@pytest.mark.parametrize(
+    "other", [{"words": 20}, {"width": 16}, {"words": 20, "width": 16}, {"words": 5}, {"bias": True}], ids=str
+)
+def test_a_coded_file_of_another_network_is_refused_as_a_plain_one_is(other, step, tmp_path):
+    model, ids = Lookup().eval(), torch.randint(0, 10, (2, 5))
+    small, _ = step(model, Task(model, calibration=[ids]))
+    for kept in (model, small):
+        save(kept, tmp_path / "a.nxt", original=model)
+        with pytest.raises(ArtifactError, match="load it into a"):
+            load(tmp_path / "a.nxt", into=Lookup(**other))
+    assert torch.equal(output(load(tmp_path / "a.nxt", into=Lookup()), ids), output(small, ids))
+
+
+@pytest.mark.parametrize("into", [None, Lookup, "Lookup"])
+def test_without_a_network_to_load_into_the_error_says_what_to_write(into, tmp_path):
+    save(seeded(Mlp), tmp_path / "a.nxt")
+    with pytest.raises(
+        TaskError, match=r"a\.nxt' holds weights, not the code of the network, .*; write enxuto\.load\(.*into=Net\(\)"
+    ):
+        load(tmp_path / "a.nxt", into=into)
+    with pytest.raises(TaskError):
+        load(tmp_path / "a.nxt")
+
+
+def test_a_file_that_holds_far_more_than_the_network_is_refused_before_it_is_read(tmp_path):
+    meta, sections = read_of(seeded(Mlp), tmp_path)
+    bomb = Section("more", "uint8", (60 << 20,), None, np.zeros(60 << 20, np.uint8))
+    write(tmp_path / "a.nxt", meta, [*sections, bomb])
+    assert (tmp_path / "a.nxt").stat().st_size < 10_000
+    with pytest.raises(ArtifactError, match=r"its tensors take 629\d* bytes"):
+        load(tmp_path / "a.nxt", into=seeded(Mlp))
+
+
+def read_of(model, folder):
+    save(model, folder / "honest.nxt")
+    return read(folder / "honest.nxt")
 
 
 # Hostile headers with a right checksum

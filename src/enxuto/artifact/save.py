@@ -13,11 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from enxuto.artifact.container import HEADER, Reader, read, sizes, tables, write
+from enxuto.artifact.claims import check_dtypes, check_grid, check_memory
+from enxuto.artifact.container import HEADER, Reader, sizes, tables, write
 from enxuto.artifact.graph import GRAPH, attach
+from enxuto.artifact.index import Entry as Stored
 from enxuto.artifact.sections import Section
 from enxuto.artifact.structure import apply, edits, told, untold
-from enxuto.errors import ArtifactError
+from enxuto.errors import ArtifactError, TaskError
+from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded
 from enxuto.layers.grids import AffineTensor, CodedTensor, TableTensor, pack
 from enxuto.surgery import to_float, without_computed
@@ -65,35 +68,53 @@ def save(
     return ledger(path)
 
 
-def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
+def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Module:
     """The model in the file, built from a fresh network of the class it was made from; `into` itself is left alone.
 
-    Raises: ArtifactError when the file is missing, damaged or foreign, or was made from another network.
+    Nothing is decoded before all that the file says has been found to fit the network.
+    Raises: ArtifactError when the file is missing, damaged or foreign, or was made from another network; TaskError without a
+    network.
     """
-    meta, sections = read(path)
-    same = meta.get("same", {})
-    if not isinstance(meta.get("edits"), list) or not isinstance(same, dict) or not all(type(n) is str for n in same.values()):
-        raise ArtifactError(f"'{path}' holds no enxuto model; pack and unpack are for plain tensors.")
-    shapes = {section.name: section.shape for section in sections}
-    held = set(shapes)
-    for name, first in same.items():
-        if first not in held or name in held:
-            raise ArtifactError(
-                f"'{path}': '{name}' is said to equal '{first}', but the file lacks that or holds both; it is damaged."
+    with Reader(path) as reader:
+        if not isinstance(into, nn.Module):
+            raise TaskError(
+                f"'{path}' holds weights, not the code of the network, and into={into!r} is no network; "
+                f"write enxuto.load('{path}', into=Net()) with a fresh network of the class it was made from."
             )
-        shapes[name] = shapes[first]
-    coded = {section.name for section in sections if section.symbols is not None}
-    try:
-        model = apply(into, untold(meta, [name for name in shapes if same.get(name, name) in coded]), shapes)
-    except ArtifactError as error:
-        raise ArtifactError(f"'{path}': {error}") from error
-    tensors = {section.name: _to_torch(section) for section in sections if not section.name.startswith(GRAPH)}
+        reader.check()
+        try:
+            return _loaded(reader, into)
+        except ArtifactError as error:
+            raise ArtifactError(str(error) if str(path) in str(error) else f"'{path}': {error}") from error
+
+
+def _loaded(reader: Reader, into: nn.Module) -> nn.Module:
+    same = reader.meta.get("same", {})
+    if (
+        not isinstance(reader.meta.get("edits"), list)
+        or not isinstance(same, dict)
+        or not all(type(n) is str for n in same.values())
+    ):
+        raise ArtifactError("it holds no enxuto model; pack and unpack are for plain tensors.")
+    entries = {name: entry for name, entry in reader.entries.items() if not name.startswith(GRAPH)}
     for name, first in same.items():
-        tensors[name] = tensors[first]
-    _check_names(model, tensors, os.fspath(path))
-    for name, tensor in tensors.items():
-        _assign_(model, name, tensor, os.fspath(path))
+        if first not in entries or name in reader.entries:
+            raise ArtifactError(f"'{name}' is said to equal '{first}', but the file lacks that or holds both; it is damaged.")
+    check_memory(into, sum(entry.nbytes for entry in entries.values()), reader.size)
+    every = entries | {name: entries[first] for name, first in same.items()}
+    coded = [name for name, entry in every.items() if entry.symbols is not None]
+    model = apply(into, untold(reader.meta, coded), {name: entry.shape for name, entry in every.items()})
+    _check_names(model, every)
+    for name, entry in every.items():
+        _check_entry(model, name, entry)
+        codebook = every.get(name.removesuffix("codes") + "codebook")
+        if codebook is not None and codebook.count < (entry.symbols or 0):
+            raise ArtifactError(f"'{name}' has {entry.symbols} different codes, more than its codebook; the file is damaged.")
+    tensors = {name: _to_torch(reader.section(name)) for name in entries}
+    for name in every:
+        _assign_(model, name, tensors[str(same.get(name, name))])
     _tie_(model, same)
+    check_dtypes(model, into)
     for module in model.modules():
         if isinstance(module, nn.RNNBase) and not isinstance(module, Coded):
             module._flat_weights = [module._parameters.get(name) for name in module._flat_weights_names]
@@ -196,35 +217,73 @@ def _to_torch(section: Section) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _check_names(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
+def _check_names(model: nn.Module, held: Mapping[str, Stored]) -> None:
     wanted = set(model.state_dict().keys())
-    missing, unknown = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
+    missing, unknown = sorted(wanted - set(held)), sorted(set(held) - wanted)
     if missing or unknown:
         parts = [f"it lacks {', '.join(missing[:4])}"] if missing else []
         parts += [f"it also holds {', '.join(unknown[:4])}"] if unknown else []
         raise ArtifactError(
-            f"'{path}' is not a file of this network ({type(model).__name__}): {'; '.join(parts)}; "
+            f"it is not a file of this network ({type(model).__name__}): {'; '.join(parts)}; "
             "load it into a fresh instance of the network it was made from, with the same arguments."
         )
 
 
-def _assign_(model: nn.Module, name: str, tensor: Tensor, path: str) -> None:
-    owner_path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(owner_path)
+def _check_entry(model: nn.Module, name: str, entry: Stored) -> None:
+    """Raises ArtifactError when a tensor of the file is not what the network has in its place."""
+    owner, leaf = _place(model, name)
     if isinstance(owner, CodedTensor):
-        _assign_coded_(owner, name, leaf, tensor, path)
+        _check_coded(owner, name, leaf, entry)
         return
-    table: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
-    old = table[leaf]
-    if tuple(old.shape) != tuple(tensor.shape) or (old.dtype != tensor.dtype and old.device.type != "meta"):
+    old = {**owner._parameters, **owner._buffers}[leaf]
+    dtype = getattr(torch, entry.dtype)
+    kind = dtype.is_floating_point, dtype.is_complex
+    assert old is not None
+    like = old.dtype == dtype or (old.is_meta and kind == (old.dtype.is_floating_point, old.dtype.is_complex))
+    if tuple(old.shape) != entry.shape or not like or entry.symbols is not None:
         raise ArtifactError(
-            f"'{path}' is not a file of this network: '{name}' is {tensor.dtype} {list(tensor.shape)} in the file and "
+            f"it is not a file of this network: '{name}' is {dtype} {list(entry.shape)} in the file and "
             f"{old.dtype} {list(old.shape)} here; load it into a network made with the same arguments."
         )
-    if table is owner._parameters:
-        table[leaf] = nn.Parameter(tensor, requires_grad=old.requires_grad)
+
+
+def _check_coded(owner: CodedTensor, name: str, leaf: str, entry: Stored) -> None:
+    bits, rows = owner.grid.bits, None
+    if leaf == "codes":
+        fits = entry.shape == owner.shape and entry.dtype == "uint8" and entry.symbols is not None
+        most = owner.symbols if isinstance(owner, AffineTensor) else 2**bits
+        fits = fits and (entry.symbols == most if isinstance(owner, AffineTensor) else (entry.symbols or 0) <= most)
+    elif isinstance(owner, TableTensor) and leaf == "codebook":
+        fits = len(entry.shape) == 1 and 0 < entry.count <= 2**bits and entry.dtype in ("float16", "float32")
     else:
-        table[leaf] = tensor
+        rows = owner.scale if isinstance(owner, AffineTensor) and leaf == "scale" else None
+        fits = rows is not None and entry.shape == tuple(rows.shape) and getattr(torch, entry.dtype) == rows.dtype
+    if not fits or (leaf != "codes" and entry.symbols is not None):
+        raise ArtifactError(
+            f"'{name}' is {entry.dtype} {list(entry.shape)} with {entry.symbols} symbols, which does not fit a weight of "
+            f"{list(owner.shape)} on {owner.grid}; the file is damaged."
+        )
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def _assign_(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, leaf = _place(model, name)
+    if isinstance(owner, CodedTensor):
+        if leaf == "codes":
+            tensor = pack(tensor.flatten(), owner.grid.bits)
+        else:
+            check_grid(name, tensor)
+        owner._buffers[leaf] = tensor.float() if leaf == "codebook" else tensor
+    elif leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=owner._parameters[leaf].requires_grad)  # type: ignore[union-attr]
+    else:
+        if isinstance(owner, ActivationGrid):
+            check_grid(name, tensor)
+        owner._buffers[leaf] = tensor
 
 
 def _tie_(model: nn.Module, same: dict[str, str]) -> None:
@@ -237,22 +296,3 @@ def _tie_(model: nn.Module, same: dict[str, str]) -> None:
                 model.set_submodule(path, other)
         elif leaf in owner._parameters and other_leaf in other._parameters:
             owner._parameters[leaf] = other._parameters[other_leaf]
-
-
-def _assign_coded_(owner: CodedTensor, name: str, leaf: str, tensor: Tensor, path: str) -> None:
-    if leaf == "codes":
-        if tuple(tensor.shape) != owner.shape or tensor.dtype != torch.uint8:
-            raise ArtifactError(f"'{path}': the codes '{name}' do not have the shape of their weight; the file is damaged.")
-        if tensor.numel() and int(tensor.max()) >= 2**owner.grid.bits:
-            raise ArtifactError(f"'{path}': '{name}' holds codes beyond {owner.grid.bits} bits; the file is damaged.")
-        owner.codes = pack(tensor.flatten(), owner.grid.bits)
-    elif isinstance(owner, TableTensor) and leaf == "codebook":
-        if tensor.ndim != 1 or not 0 < tensor.numel() <= 2**owner.grid.bits or not tensor.is_floating_point():
-            raise ArtifactError(f"'{path}': the codebook '{name}' does not fit {owner.grid.bits} bits; the file is damaged.")
-        owner.codebook = tensor.float()
-    elif isinstance(owner, AffineTensor) and leaf == "scale":
-        if tensor.shape != owner.scale.shape or tensor.dtype != owner.scale.dtype:
-            raise ArtifactError(f"'{path}': the scales '{name}' do not fit their weight; the file is damaged.")
-        owner.scale = tensor
-    else:
-        raise ArtifactError(f"'{path}': '{name}' is no tensor of {type(owner).__name__}; the file is damaged.")

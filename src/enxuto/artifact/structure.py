@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from enxuto.artifact.claims import Before, check_form, check_layers, check_replacement
 from enxuto.copies import copied
 from enxuto.errors import ArtifactError, LayerError
 from enxuto.layers.activations import ActivationGrid
@@ -105,11 +106,12 @@ def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:
     places = {name: place for place, name in enumerate(shapes)}
     for edit in found:
         try:
+            check_form(edit)
             if edit["path"] in seen:
                 raise ArtifactError(f"the file describes the layer '{edit['path']}' twice; it is damaged.")
             seen.add(edit["path"])
             _apply_one(model, edit, shapes, places)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             if isinstance(error, ArtifactError):
                 raise
             raise ArtifactError(
@@ -129,38 +131,35 @@ def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes, places: Mapping[str
             f"the file holds a layer '{path}' that this network lacks; load it into the network it was made from."
         )
     if "kind" in edit:
-        _check_layers(path, edit["args"], shapes)
+        check_layers(path, edit["args"], shapes)
         made = build(edit["kind"], edit["args"])
         if not path:
             raise ArtifactError("the file replaces the whole network; load it into a module that holds it as a part.")
+        check_replacement(path, made, module)
         replace_(model, path, made)
         module = made
-    for name, value in edit.get("sizes", {}).items():
-        whole = [value] if isinstance(value, int) else value
-        fits = isinstance(whole, list) and all(type(size) is int and 0 < size < 2**31 for size in whole)
-        if name not in SIZES or not hasattr(module, name) or not (fits or value == getattr(module, name) or value == 0):
-            raise ArtifactError(f"the file sets {name!r} of '{path}', which is no size of {type(module).__name__}.")
-        setattr(module, name, tuple(value) if isinstance(value, list) else value)
+    before = Before(module)
+    before.resize_(module, path, edit.get("sizes", {}))
     if "tensors" in edit:
         _retensor_(module, path, edit["tensors"], shapes)
     coded = {name: f"{path}.coded.{name}.codes" if path else f"coded.{name}.codes" for name in edit.get("coded", {})}
     for name in sorted(coded, key=lambda name: places[coded[name]]):  # JSON has sorted them; the tensors are as they were
+        if name not in module._parameters and name not in coded_names(module):  # a layer of two names is met twice
+            raise ArtifactError(f"the file codes '{path}.{name}', which {type(module).__name__} does not have.")
         kind, *arguments = edit["coded"][name]
         shape = shapes[coded[name]]
         code_(module, name, _tensor(kind, arguments, shape, edit.get("dtypes", {}).get(name, "float32")))
     if "input" in edit:
+        if not coded:
+            raise ArtifactError(f"the file gives '{path}' a grid for its input, but no coded weight; it is damaged.")
         module.input_grid = ActivationGrid()
-
-
-def _check_layers(path: str, arguments: Mapping[str, Any], shapes: Shapes) -> None:
-    """Raises ArtifactError when a recurrent layer says that it has more layers than the file has tensors for it."""
-    layers = arguments.get("num_layers", 0)
-    if not isinstance(layers, int) or layers > sum(name.startswith(f"{path}.") for name in shapes):
-        raise ArtifactError(f"the file says that '{path}' has {layers} layers, but does not hold them; it is damaged.")
+    before.check(module, path)
 
 
 def _retensor_(module: nn.Module, path: str, names: Sequence[str], shapes: Shapes) -> None:
     """Gives a layer exactly these plain tensors, in the file's shapes."""
+    if not all(name in module._parameters or name in module._buffers for name in names):
+        raise ArtifactError(f"the file gives '{path}' the tensors {names}, which {type(module).__name__} does not have.")
     for name in list(module._parameters):
         if name not in names:
             module._parameters[name] = None

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from enxuto.errors import ArtifactError, LayerError
-from enxuto.layers.coded import plain_class
+from enxuto.layers.coded import coded_names, plain_class
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear
+from enxuto.layers.rules import FORBIDDEN, checked
 
 KINDS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
@@ -43,6 +44,16 @@ KINDS: dict[str, type[nn.Module]] = {
     )
 }
 
+# Kinds of which the numbers tell the shapes of all tensors, beside those that a file may build; the low-rank ones hold none.
+_JUDGED = {kind for kind in KINDS.values() if kind not in (nn.Identity, LowRankLinear, LowRankConv)} | {
+    nn.Bilinear,
+    nn.MultiheadAttention,
+    nn.RNNCell,
+    nn.LSTMCell,
+    nn.GRUCell,
+}
+_UNBUILDABLE = (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError)
+
 # Attributes that follow the sizes of a layer's tensors; a step that cuts channels changes these and nothing else.
 SIZES = (
     *("in_features", "out_features", "in1_features", "in2_features", "in_channels", "out_channels", "groups"),
@@ -70,16 +81,54 @@ def describe(module: nn.Module) -> dict[str, Any]:
         conv |= {"stride": module.down.stride, "padding": module.down.padding, "dilation": module.down.dilation}
         given = conv | {"out_channels": module.up.out_channels, "rank": module.down.out_channels}
         return given | ({} if module.up.bias is not None else {"bias": False})
-    arguments: dict[str, Any] = {"nonlinearity": "relu"} if getattr(module, "nonlinearity", "tanh") == "relu" else {}
+    return _arguments(module, kind)
+
+
+def follows(module: nn.Module) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of the tensors that the layer's own numbers ask for; None for a kind without a rule.
+
+    A layer made anew from these numbers is the rule; nothing takes memory. Subclasses are judged as what they come from.
+    Raises: ArtifactError when no layer can be made from these numbers, or it would have others.
+    """
+    kind = next((base for base in type(module).__mro__ if base in _JUDGED), None)
+    if kind is None:
+        return None
+    try:
+        arguments = _arguments(module, kind)
+        with torch.device("meta"):
+            made = kind(**arguments)
+    except _UNBUILDABLE as error:
+        raise ArtifactError(f"no {kind.__name__} has the numbers that the file says ({error}); it is damaged.") from error
+    for name in SIZES:
+        if name in made.__dict__ and module.__dict__.get(name) != made.__dict__[name]:
+            raise ArtifactError(
+                f"the file says {name}={module.__dict__.get(name)!r} of a {kind.__name__} where {made.__dict__[name]!r} "
+                "follows from its other numbers; it is damaged."
+            )
+    return {name: tuple(tensor.shape) for name, tensor in made.state_dict().items() if "." not in name}
+
+
+def _arguments(module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    coded = coded_names(module)
     for name, parameter in _parameters(kind).items():
-        if name in ("device", "dtype") or name.startswith("_"):
+        if name in FORBIDDEN:
             continue
-        value = getattr(module, name, parameter.default)
-        if name == "bias" and not isinstance(value, bool):
-            value = value is not None
+        if name == "bias":
+            value = _has_bias(module, coded)
+        elif name == "add_bias_kv":
+            value = getattr(module, "bias_k", None) is not None
+        else:
+            value = getattr(module, name, parameter.default)
         if parameter.default is inspect.Parameter.empty or not _same(value, parameter.default):
             arguments[name] = value
     return arguments
+
+
+def _has_bias(module: nn.Module, coded: tuple[str, ...]) -> bool:
+    name = "in_proj_bias" if isinstance(module, nn.MultiheadAttention) else "bias"
+    value = True if name in coded else getattr(module, name)
+    return value if isinstance(value, bool) else value is not None
 
 
 def build(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -87,13 +136,13 @@ def build(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
 
     Raises: ArtifactError for a kind or an argument that is not known.
     """
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ArtifactError(f"the file names a layer kind {kind!r} that is not known; the kinds are {', '.join(sorted(KINDS))}.")
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    plain = checked(kind, _parameters(KINDS[kind]), arguments)
     try:
         with torch.device("meta"):
             return KINDS[kind](**plain)
-    except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
+    except _UNBUILDABLE as error:
         raise ArtifactError(f"the file's layer {kind}({plain}) cannot be built: {error}; the file is damaged.") from error
 
 
@@ -107,6 +156,8 @@ def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
         found |= {n: p for n, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and n not in hidden}
         if not any(p.kind == p.VAR_KEYWORD for p in named.values()):
             break
+    if kind is nn.RNN:  # takes it from its **kwargs
+        found["nonlinearity"] = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh")
     return found
 
 

@@ -1,0 +1,52 @@
+"""Files that lie about the structure of a network, with right checksums: none loads and fails later, none takes memory.
+
+What is told is in `lies.py`; here each 17th of some twenty thousand. `bench/hostile_files.py` tells all.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import lies
+from enxuto.layers.kinds import KINDS, _parameters
+from enxuto.layers.rules import ARGUMENTS, FORBIDDEN
+
+STEP = 17
+NOISE_BYTES = 1 << 24  # that an allocator, an error message or a first import may take in a process
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Name and outcome of each lie, told in a process of its own, which a lie may end."""
+    command = [sys.executable, lies.__file__, str(tmp_path_factory.mktemp("lies")), str(STEP)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, f"{lines[-1:]} ended the process: {done.stderr[-2000:]}"
+    return {name["lie"]: outcome for name, outcome in zip(lines[::2], lines[1::2], strict=True)}
+
+
+@pytest.mark.timeout(1300)
+def test_no_file_that_lies_is_loaded_and_fails_later(told):
+    assert len(told) > 500
+    assert {name.split(",")[0] for name in told} == set(lies.LAYERS)
+    assert [
+        (name, found["found"]) for name, found in told.items() if found["found"] not in ("ran", "refused", "not written")
+    ] == []
+    assert sum(found["found"] == "refused" for found in told.values()) > len(told) * 0.9
+
+
+def test_no_file_that_lies_takes_ten_times_its_size(told):
+    most = {name: found["grown_bytes"] for name, found in told.items()}
+    assert [name for name, grown in most.items() if grown > 10 * told[name]["file_bytes"] + NOISE_BYTES] == []
+
+
+def test_every_kind_a_file_may_name_is_lied_about():
+    assert set(KINDS) <= set(lies.LAYERS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_argument_has_a_rule_or_cannot_be_said(kind):
+    for name in _parameters(KINDS[kind]):
+        assert (name in ARGUMENTS) != (name in FORBIDDEN), name
