@@ -9,6 +9,7 @@ from pathlib import Path
 SCRIPTS = (
     ("startup.py",),
     ("fuzz_file.py",),
+    ("hostile_files.py",),
     ("strangers.py",),
     ("speed_mobilenet.py",),
     ("file_size.py", "lenet-300-100"),

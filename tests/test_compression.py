@@ -256,14 +256,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> No
         return subprocess.Popen([sys.executable, "-c", code])
 
     victim = start(tmp_path / "killed")
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 1000
     while time.monotonic() < limit and len(list((tmp_path / "killed").glob("*.json"))) < 2:
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert 2 <= len(list((tmp_path / "killed").glob("*.json"))) < 6
-    assert start(tmp_path / "killed").wait(timeout=200) == 0
-    assert start(tmp_path / "whole").wait(timeout=200) == 0
+    assert start(tmp_path / "killed").wait() == 0
+    assert start(tmp_path / "whole").wait() == 0
     assert (tmp_path / "killed/small.nxt").read_bytes() == (tmp_path / "whole/small.nxt").read_bytes()
 
 
@@ -285,7 +285,7 @@ def test_a_killed_search_goes_on_and_ctrl_c_ends_it_with_its_files(tmp_path: Pat
     def start(trials: int) -> subprocess.Popen[bytes]:
         code = SEARCHED.format(tests=str(Path(__file__).parent), out=str(tmp_path))
         process = subprocess.Popen([sys.executable, "-c", code])
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + 1000
         while time.monotonic() < limit and process.poll() is None and len(tried()) < trials:
             time.sleep(0.01)
         return process
@@ -297,7 +297,7 @@ def test_a_killed_search_goes_on_and_ctrl_c_ends_it_with_its_files(tmp_path: Pat
     assert len(before) >= 3
     stopped = start(len(before) + 1)
     stopped.send_signal(signal.SIGINT)
-    assert stopped.wait(timeout=200) == 0
+    assert stopped.wait() == 0
     history = json.loads((tmp_path / "result.json").read_bytes())["history"]
     assert [trial["recipe"] for trial in history][: len(before)] == before
     assert len(history) > len(before)

@@ -226,6 +226,16 @@ def test_nothing_is_swallowed():
     assert set().union(*map(catching, MODULES)) == set(CATCH_ALL)
 
 
+def test_no_test_has_a_limit_of_its_own():
+    """One limit in pyproject.toml guards against hanging; any other is one more for a busy machine to break."""
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            limited = isinstance(node, ast.keyword) and node.arg == "timeout"
+            marked = isinstance(node, ast.Attribute) and ast.unparse(node) == "pytest.mark.timeout"
+            if limited or marked:
+                pytest.fail(f"{path.name}, line {node.lineno}, has a limit of its own")
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_no_file_is_called_utils_and_each_says_what_it_is(name):
     assert not {"utils", "helpers", "common", "misc"} & set(name.split("."))

@@ -26,16 +26,26 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def interrupting(check: Callable[[], None]) -> Iterator[None]:
-    """Within the block, `check` is called before whoever listens hears of anything: what it raises ends the work."""
+    """Within the block, `check` is called before whoever listens hears of anything: what it raises ends the work.
+
+    However the block ends, by an error or Ctrl-C too, whoever listens hears that nothing of it is under way any more.
+    """
     heard = _listener.get()
+    under_way: dict[str, None] = {}
 
     def both(what: str, done: int, total: int) -> None:
         check()
+        under_way[what] = None
         if heard is not None:
             heard(what, done, total)
 
-    with listening(both):
-        yield
+    try:
+        with listening(both):
+            yield
+    finally:
+        if heard is not None:
+            for what in under_way:
+                heard(what, 1, 1)
 
 
 def say(what: str, done: int = 0, total: int = 0) -> None:

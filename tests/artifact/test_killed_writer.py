@@ -45,7 +45,6 @@ def test_a_hundred_kills_leave_the_old_file_or_the_new_one(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -166,7 +166,7 @@ def test_a_loss_that_fails_is_said_in_one_line(tmp_path: Path) -> None:
 
 def test_a_real_process_prints_one_document_and_leaves_one_file(task_file: Path) -> None:
     command = [sys.executable, "-m", "enxuto", "memory", str(task_file), "--json", "--out", str(task_file.with_name("m.svg"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | {"COLUMNS": "80"})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "80"})
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["runs"][1]["predicted"]["peak_bytes"] > found["runs"][0]["predicted"]["peak_bytes"]

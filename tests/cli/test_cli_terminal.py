@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -15,11 +16,13 @@ import pytest
 import torch
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from enxuto.artifact.save import save
 from enxuto.cli.bars import MOST_ROWS, Bars
 from enxuto.cli.terminal import open_streams, session
 from enxuto.errors import RangeError
+from enxuto.progress import interrupting, listening, say
 
 
 def rows(bars: Bars) -> list[tuple[str, float, float | None]]:
@@ -65,6 +68,20 @@ def test_rows_of_jobs_that_never_ended_do_not_pile_up(bars: Bars) -> None:
     assert rows(bars)[-1][0] == "job 9"
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, TimeoutError, None])
+def test_no_row_of_an_interrupted_job_stays(end: type[BaseException] | None, bars: Bars) -> None:
+    with listening(bars):
+        say("outer", 1, 7)
+        with contextlib.suppress(KeyboardInterrupt, TimeoutError), interrupting(lambda: None):
+            say("Prune(0.5)", 0, 2)
+            say("Recover()", 1, 2)
+            say("recovering", 30, 100)
+            if end is not None:
+                raise end
+        say("measuring")
+    assert rows(bars) == [("outer", 1, 7), ("measuring", 0, None)]
+
+
 def test_a_row_has_its_name_from_the_start() -> None:
     file = io.StringIO()
     bars = Bars(Console(file=file, force_terminal=True, width=80))
@@ -92,6 +109,15 @@ def test_an_error_nobody_expected_is_exit_code_1_and_names_debug(capsys: pytest.
     assert "unexpected KeyError" in words
     assert "--debug" in words
     assert "Traceback" not in words
+
+
+def test_words_with_escape_codes_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with session(json=False, quiet=False, debug=False) as run:
+        run.show("\x1b[31mred\x1b[0m", Text("\x1b[1mnote\x1b[0m", style="yellow"))
+        run.remark("\x1b[2Jgone")
+    out, err = capsys.readouterr()
+    assert out == "red\nnote\n"
+    assert err == "gone\n"
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,5 +108,5 @@ def test_pictures_and_page_have_the_same_colours() -> None:
 
 def test_matplotlib_is_imported_when_it_is_used() -> None:
     code = "import sys, enxuto; enxuto.memory.predict, enxuto.memory.watch; print('matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

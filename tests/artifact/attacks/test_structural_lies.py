@@ -1,6 +1,6 @@
 """Files that lie about the structure of a network, with right checksums: none loads and fails later, none takes memory.
 
-What is told is in `lies.py`; here each 17th of some twenty thousand. `bench/hostile_files.py` tells all.
+What is told is in `lies.py`; here each 31st of some twenty-five thousand. `bench/hostile_files.py` tells all.
 """
 
 import json
@@ -13,7 +13,7 @@ import lies
 from enxuto.layers.kinds import KINDS, _parameters
 from enxuto.layers.rules import ARGUMENTS, FORBIDDEN
 
-STEP = 17
+STEP = 31
 NOISE_BYTES = 1 << 24  # that an allocator, an error message or a first import may take in a process
 
 
@@ -21,13 +21,12 @@ NOISE_BYTES = 1 << 24  # that an allocator, an error message or a first import m
 def told(tmp_path_factory):
     """Name and outcome of each lie, told in a process of its own, which a lie may end."""
     command = [sys.executable, lies.__file__, str(tmp_path_factory.mktemp("lies")), str(STEP)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, f"{lines[-1:]} ended the process: {done.stderr[-2000:]}"
     return {name["lie"]: outcome for name, outcome in zip(lines[::2], lines[1::2], strict=True)}
 
 
-@pytest.mark.timeout(1300)
 def test_no_file_that_lies_is_loaded_and_fails_later(told):
     assert len(told) > 500
     assert {name.split(",")[0] for name in told} == set(lies.LAYERS)
