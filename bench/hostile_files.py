@@ -1,7 +1,7 @@
 """Every lie of tests/lies.py told to `enxuto.load`, in one process: how many were refused, ran, or failed, and what they took.
 
-`python bench/hostile_files.py [--step N]` prints a table and writes JSON; it ends with code 1 when one failed or took more than ten
-times its file (and 16 MiB, which allocators and error messages take).
+`python bench/hostile_files.py [--step N]` prints a table and writes JSON; it ends with code 1 when one failed or took more than
+ten times its file (and 16 MiB, which allocators and error messages take).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from enxuto.checks import named, whole
 from enxuto.errors import ArtifactError
-from enxuto.layers.coded import sources
+from enxuto.layers.coded import plain_class, sources
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.kinds import SIZES, follows
 from enxuto.layers.lowrank import LowRankConv
@@ -126,7 +126,7 @@ class Before:
             if (name in wanted or name in self.shapes) and shape != right:
                 raise ArtifactError(
                     f"'{path}.{name}' is {_told(shape)} in the file and {_told(right)} in this network's "
-                    f"{type(module).__name__}; load it into the network it was made from."
+                    f"{plain_class(type(module)).__name__}; load it into the network it was made from."
                 )
 
 
