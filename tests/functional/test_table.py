@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -114,3 +116,15 @@ def test_few_distinct_values_come_back_exactly(values, entries):
 
 def test_kmeans_of_nothing_is_nothing():
     assert one_dimensional_kmeans(np.zeros(0), 4).size == 0
+
+
+def test_a_codebook_is_fitted_where_nothing_can_be_kept():
+    """A read-only install without a home: numba finds no folder for what it compiles."""
+    code = """
+import numba.core.caching, torch
+numba.core.caching.CacheImpl._locator_classes = []
+from enxuto.functional.table import fit_codebook
+print(fit_codebook(torch.tensor([0.0, 1.0, 1.0, 5.0]), 3, zero=True).tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[0.0, 1.0, 5.0]\n", done.stderr

@@ -97,48 +97,51 @@ def _refine(ordered: Floats, centres: Floats, *, fixed_zero: bool) -> Floats:
 
 @functools.cache
 def _solver() -> Callable[[Floats, Floats, int], NDArray[np.int64]]:
-    """The compiled dynamic programme; numba is imported at the first use."""
+    """The dynamic programme, compiled at its first call, and kept for the next process where a disk can be written."""
     from numba import njit
 
-    @njit(cache=True)
-    def solve(points, counts, clusters):  # type: ignore[no-untyped-def]
-        n = points.size
-        weight = np.zeros(n + 1)
-        total = np.zeros(n + 1)
-        square = np.zeros(n + 1)
-        for i in range(n):
-            weight[i + 1] = weight[i] + counts[i]
-            total[i + 1] = total[i] + counts[i] * points[i]
-            square[i + 1] = square[i] + counts[i] * points[i] * points[i]
-        cost = np.full((clusters + 1, n + 1), np.inf)
-        first = np.zeros((clusters + 1, n + 1), np.int64)
-        cost[0, 0] = 0.0
-        stack = np.empty((4 * 64 + 4, 4), np.int64)
-        for k in range(1, clusters + 1):
-            depth = 1
-            stack[0] = (k, n, k - 1, n - 1)
-            while depth > 0:
-                depth -= 1
-                low, high, left, right = stack[depth]
-                if low > high:
-                    continue
-                middle = (low + high) // 2
-                best, at = np.inf, left
-                for j in range(left, min(right, middle - 1) + 1):
-                    mass = weight[middle] - weight[j]
-                    mean = total[middle] - total[j]
-                    here = cost[k - 1, j] + (square[middle] - square[j]) - mean * mean / mass
-                    if here < best:
-                        best, at = here, j
-                cost[k, middle], first[k, middle] = best, at
-                stack[depth] = (low, middle - 1, left, at)
-                stack[depth + 1] = (middle + 1, high, at, right)
-                depth += 2
-        starts = np.zeros(clusters, np.int64)
-        end = n
-        for k in range(clusters, 0, -1):
-            starts[k - 1] = first[k, end]
-            end = starts[k - 1]
-        return starts
+    try:
+        return njit(cache=True)(_solve)
+    except RuntimeError:  # numba finds no folder it may write to: compile anew in each process
+        return njit(_solve)
 
-    return solve
+
+def _solve(points, counts, clusters):  # type: ignore[no-untyped-def]
+    n = points.size
+    weight = np.zeros(n + 1)
+    total = np.zeros(n + 1)
+    square = np.zeros(n + 1)
+    for i in range(n):
+        weight[i + 1] = weight[i] + counts[i]
+        total[i + 1] = total[i] + counts[i] * points[i]
+        square[i + 1] = square[i] + counts[i] * points[i] * points[i]
+    cost = np.full((clusters + 1, n + 1), np.inf)
+    first = np.zeros((clusters + 1, n + 1), np.int64)
+    cost[0, 0] = 0.0
+    stack = np.empty((4 * 64 + 4, 4), np.int64)
+    for k in range(1, clusters + 1):
+        depth = 1
+        stack[0] = (k, n, k - 1, n - 1)
+        while depth > 0:
+            depth -= 1
+            low, high, left, right = stack[depth]
+            if low > high:
+                continue
+            middle = (low + high) // 2
+            best, at = np.inf, left
+            for j in range(left, min(right, middle - 1) + 1):
+                mass = weight[middle] - weight[j]
+                mean = total[middle] - total[j]
+                here = cost[k - 1, j] + (square[middle] - square[j]) - mean * mean / mass
+                if here < best:
+                    best, at = here, j
+            cost[k, middle], first[k, middle] = best, at
+            stack[depth] = (low, middle - 1, left, at)
+            stack[depth + 1] = (middle + 1, high, at, right)
+            depth += 2
+    starts = np.zeros(clusters, np.int64)
+    end = n
+    for k in range(clusters, 0, -1):
+        starts[k - 1] = first[k, end]
+        end = starts[k - 1]
+    return starts
