@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from enxuto.checks import named, whole
@@ -140,13 +141,18 @@ def _cut(shape: Shape, before: Shape) -> bool:
 
 
 def check_dtypes(model: nn.Module, into: nn.Module) -> None:
-    """Raises ArtifactError when parameters of one dtype come back in several, which no layer could run."""
-    one = {tensor.dtype for tensor in into.parameters() if tensor.is_floating_point()}
-    coded = {module.dtype for module in model.modules() if isinstance(module, CodedTensor)}
-    found = coded | {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
-    if len(one) <= 1 < len(found):
+    """Raises ArtifactError when weights and statistics of one dtype come back in several, which no layer could run."""
+    found = _dtypes(model)
+    if len(_dtypes(into)) <= 1 < len(found):
         told = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
         raise ArtifactError(f"its weights are {told}, where the network has one dtype; the file is damaged.")
+
+
+def _dtypes(model: nn.Module) -> set[torch.dtype]:
+    """The floating dtypes of all weights, coded or not, and of the statistics of norms."""
+    found = {module.dtype for module in model.modules() if isinstance(module, CodedTensor)}
+    kept = [*model.parameters(), *(t for module in model.modules() if isinstance(module, _NormBase) for t in module.buffers())]
+    return found | {tensor.dtype for tensor in kept if tensor.is_floating_point()}
 
 
 def check_grid(name: str, tensor: torch.Tensor) -> None:

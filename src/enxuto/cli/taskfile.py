@@ -33,6 +33,7 @@ def load_task(path: Path, seed: int | None = None) -> Task:
     code = _compile(path)
     say(f"running {path.name}")
     module = _run(path, code, seed)
+    say(f"running {path.name}", 1, 1)
     found = getattr(module, "task", None)
     if found is None:
         raise TaskError(f"'{path}' defines no `task`; {_ADVICE}.")
