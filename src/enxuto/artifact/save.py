@@ -110,9 +110,10 @@ def _loaded(reader: Reader, into: nn.Module) -> nn.Module:
         codebook = every.get(name.removesuffix("codes") + "codebook")
         if codebook is not None and codebook.count < (entry.symbols or 0):
             raise ArtifactError(f"'{name}' has {entry.symbols} different codes, more than its codebook; the file is damaged.")
-    tensors = {name: _to_torch(reader.section(name)) for name in entries}
-    for name in every:
-        _assign_(model, name, tensors[str(same.get(name, name))])
+    for first in entries:
+        tensor = _to_torch(reader.section(first))
+        for name in (first, *(name for name, other in same.items() if other == first)):
+            _assign_(model, name, tensor)
     _tie_(model, same)
     check_dtypes(model, into)
     for module in model.modules():
