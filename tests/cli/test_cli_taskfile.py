@@ -13,6 +13,7 @@ import torch
 from enxuto.cli.taskfile import load_task
 from enxuto.errors import TaskError
 from enxuto.evaluation.fresh import in_fresh_process
+from enxuto.progress import listening
 
 GOOD = """
 import torch
@@ -124,3 +125,12 @@ def test_classes_of_the_file_reach_a_fresh_process_without_running_the_file_agai
     there = in_fresh_process(task.model, task.sample)
     assert torch.equal(there, task.model(task.sample))
     assert runs.read_text() == "x"
+
+
+def test_the_row_of_a_task_file_ends_with_its_run(tmp_path: Path) -> None:
+    heard: list[tuple[str, int, int]] = []
+    path = tmp_path / "task.py"
+    path.write_text(GOOD)
+    with listening(lambda what, done, total: heard.append((what, done, total))):
+        load_task(path)
+    assert heard == [("running task.py", 0, 0), ("running task.py", 1, 1)]
