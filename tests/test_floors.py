@@ -29,6 +29,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("outputs",),
     ("task",),
     ("surgery",),
+    ("reads",),
     ("cut",),
     ("macs",),
     ("groups",),

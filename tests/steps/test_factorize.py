@@ -171,3 +171,79 @@ def test_a_layer_whose_weight_is_computed_is_left_alone_and_named():
     small, record = Factorize(rank=2)(model, task)
     assert isinstance(small.fc2, LowRankLinear)
     assert [(it.path, it.why) for it in record.skipped] == [("fc1", "its weight is computed from other parameters")]
+
+
+class Asks(nn.Module):
+    """A network whose forward asks its layers something besides calling them."""
+
+    def __init__(self, forward, layer=None):
+        super().__init__()
+        self.a, self.b, self.wanted = layer or nn.Linear(16, 64), nn.Linear(64, 16), forward
+
+    def forward(self, x):
+        return self.wanted(self, x)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.b(m.a(x).to(m.b.weight.dtype)),
+        lambda m, x: m.b(m.a(x.view(-1, m.a.in_features))).view(-1, m.b.out_features),
+        lambda m, x: m.b(m.a(x)) + torch.zeros(m.b.weight.shape[0], device=m.a.weight.device),
+    ],
+    ids=["a dtype", "sizes", "shape and device"],
+)
+def test_what_has_one_answer_is_answered(forward):
+    model = Asks(forward).eval()
+    x = torch.randn(3, 16)
+    small, record = Factorize(rank=2)(model, Task(model, calibration=[x]))
+    assert [change.path for change in record.changes] == ["a", "b"]
+    assert output(small, x).shape == (3, 16)
+    assert small.a.weight.shape == model.a.weight.shape
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_layer_whose_weight_is_computed_with_elsewhere_stays(coded):
+    model = Asks(lambda m, x: nn.functional.linear(m.b(m.a(x)), m.b.weight.t())).eval()
+    task = Task(model, calibration=[torch.randn(3, 16)])
+    start = Quantize(8)(model, task)[0] if coded else model
+    small, record = Factorize(rank=2)(start, task)
+    assert [change.path for change in record.changes] == ["a"]
+    assert [(c.path, c.why) for c in record.skipped] == [("b", "'the model' computes with its weight directly")]
+    assert type(small.b) is type(start.b)
+
+
+def test_a_layer_that_is_asked_what_a_thin_one_has_not_stays():
+    model = Asks(lambda m, x: m.b(m.a(x)) * m.b.weight_scale).eval()
+    model.b.weight_scale = 2.0
+    x = torch.randn(3, 16)
+    before = photograph(model)
+    small, record = Factorize(rank=2)(model, Task(model, calibration=[x]))
+    assert [change.path for change in record.changes] == ["a"]
+    assert record.skipped[0].path == "b"
+    assert "the model reads what a thin layer has not (AttributeError: 'LowRankLinear' object has no" in record.skipped[0].why
+    assert small.b.weight_scale == 2.0
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(20, 16), nn.Conv2d(6, 12, (1, 5), stride=2, padding=(0, 2), dilation=(1, 2))], ids=str
+)
+def test_a_thin_layer_has_the_attributes_of_the_whole(layer):
+    whole = low_rank(layer, 3)
+    thin = (LowRankLinear if isinstance(layer, nn.Linear) else LowRankConv).of(whole, 3)
+    for name in (*layer.__constants__, "bias"):
+        if name != "output_padding":
+            assert torch.equal(thin.bias, whole.bias) if name == "bias" else getattr(thin, name) == getattr(whole, name)
+    assert torch.allclose(thin.weight, whole.weight, atol=1e-5)
+
+
+def test_the_record_says_how_far_the_outputs_moved():
+    task = task_of(Mlp)
+    x = inputs(Mlp)
+    for rank in (1, 7):
+        small, record = Factorize(rank=rank)(task.model, task)
+        expected = output(task.model, x)
+        moved = float((output(small, x) - expected).double().norm() / expected.double().norm())
+        assert record.figures["output_error"] == pytest.approx(moved, rel=1e-4)
+        assert moved > 0

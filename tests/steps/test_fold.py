@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from enxuto.artifact.save import load, save
 from enxuto.errors import NothingChangedError
 from enxuto.steps.fold import Fold
 from enxuto.steps.quantize import Quantize
@@ -110,13 +111,13 @@ REFUSED = {
     "a layer with a forward of its own": (
         lambda m, x: m.norm(m.conv(x)),
         {"conv": Standardized(4, 4, 3)},
-        "does not directly follow",
+        "Standardized has a forward of its own, which is not what a folded layer computes",
     ),
     "a norm with a forward of its own": (lambda m, x: m.norm(m.conv(x)), {"norm": Louder(4)}, "forward of its own"),
     "a computed weight": (
         lambda m, x: m.norm(m.conv(x)),
         {"conv": nn.utils.parametrize.register_parametrization(nn.Conv2d(4, 4, 3), "weight", nn.Identity())},
-        "does not directly follow",
+        "the weight of ParametrizedConv2d is computed from other parameters",
     ),
     "a norm that never ran": (lambda m, x: m.conv(x), {}, "does not directly follow"),
     "another axis": (
@@ -147,6 +148,71 @@ def test_a_reader_that_autograd_does_not_see_is_not_overlooked():
     folded, record = Fold()(model, Task(model, calibration=[x]))
     assert [(c.path, c.why) for c in record.skipped] == [("0.norm", "the outputs of the model would change")]
     assert [c.path for c in record.changes] == ["2"]
+    assert torch.allclose(output(folded, x), output(model, x), atol=1e-5)
+
+
+class Same(nn.Conv2d):
+    """Padded as others do it, by a forward of its own that is a convolution all the same."""
+
+    def forward(self, x):
+        padded = nn.functional.pad(x, (0, 1, 0, 1))
+        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Saturating(nn.Conv2d):
+    """A convolution for inputs of ordinary size, and no longer one for large ones."""
+
+    def forward(self, x):
+        return super().forward(x).clamp(-50, 50)
+
+
+class Blind(nn.Conv2d):
+    """A convolution that never reads its bias, which folding would need."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight, None)
+
+
+class PlainConv(nn.Conv2d):
+    pass
+
+
+class PlainNorm(nn.BatchNorm2d):
+    pass
+
+
+@pytest.mark.parametrize("conv", [Same, PlainConv, nn.Conv2d])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm, PlainNorm])
+def test_subclasses_fold_where_their_forward_is_that_of_a_convolution(conv, norm, tmp_path):
+    model, x = stack(conv(3, 8, 3, bias=False), norm(8), nn.ReLU()), torch.randn(4, 3, 16, 16)
+    task = Task(model, calibration=[x])
+    before = photograph(model)
+    for start in (model, Quantize(8)(model, task)[0]):
+        folded, record = Fold()(start, task)
+        assert [change.what for change in record.changes] == ["folded into 0"]
+        assert torch.allclose(output(folded, x), output(start, x), atol=2e-5)
+        save(folded, tmp_path / "m.nxt", original=model)
+        assert torch.equal(output(load(tmp_path / "m.nxt", into=model), x), output(folded, x))
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("conv", [Saturating, Blind])
+def test_a_forward_that_is_that_of_a_convolution_only_here_is_refused(conv):
+    model = stack(conv(3, 8, 3, bias=False), nn.BatchNorm2d(8))
+    with pytest.raises(NothingChangedError, match=rf"'1': {conv.__name__} has a forward of its own, which is not what"):
+        Fold()(model, Task(model, calibration=[torch.randn(4, 3, 16, 16)]))
+
+
+def test_a_norm_that_the_forward_asks_something_stays_and_the_others_fold():
+    def forward(m, x):
+        y = m.norm(m.conv(x))
+        return y.view(-1, m.norm.num_features, *y.shape[2:])
+
+    model, x = seeded(lambda: nn.Sequential(Net(forward), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))), torch.randn(2, 4, 6, 6)
+    folded, record = Fold()(model, Task(model, calibration=[x]))
+    assert [c.path for c in record.changes] == ["2"]
+    assert [c.path for c in record.skipped] == ["0.norm"]
+    assert "the model reads what is gone with the norm (AttributeError: 'Identity' object has no" in record.skipped[0].why
     assert torch.allclose(output(folded, x), output(model, x), atol=1e-5)
 
 

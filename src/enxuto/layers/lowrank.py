@@ -11,8 +11,29 @@ from enxuto.functional.lowrank import split_rank
 Thin = TypeVar("Thin", "LowRankLinear", "LowRankConv")
 
 
-class LowRankLinear(nn.Sequential):
+def _of(half: str, name: str) -> Any:
+    """What the whole layer calls `name`, as one of the two halves has it."""
+    return property(lambda self: getattr(self.get_submodule(half), name), doc=f"{name} of the whole layer.")
+
+
+class _Thin(nn.Sequential):
+    """What a network may still ask of the layer that two thin ones have replaced, where that has one answer."""
+
+    down: Any
+    up: Any
+    bias = _of("up", "bias")
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight, for a network that asks for its dtype or its size; made anew at each call."""
+        whole: Tensor = self.up.weight.flatten(1) @ self.down.weight.flatten(1)
+        return whole.view(-1, *self.down.weight.shape[1:])
+
+
+class LowRankLinear(_Thin):
     """`up(down(x))`: a Linear of in × out weights as rank × (in + out). Shapes as nn.Linear."""
+
+    in_features, out_features = _of("down", "in_features"), _of("up", "out_features")
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
         super().__init__()
@@ -27,8 +48,12 @@ class LowRankLinear(nn.Sequential):
         return _filled(made, down, up, layer.bias)
 
 
-class LowRankConv(nn.Sequential):
+class LowRankConv(_Thin):
     """`up(down(x))`: a convolution to `rank` channels, then a 1x1 convolution to the outputs. Shapes as nn.Conv1d/2d/3d."""
+
+    in_channels, out_channels, groups = _of("down", "in_channels"), _of("up", "out_channels"), _of("down", "groups")
+    kernel_size, stride, padding = _of("down", "kernel_size"), _of("down", "stride"), _of("down", "padding")
+    dilation, padding_mode = _of("down", "dilation"), _of("down", "padding_mode")
 
     def __init__(  # noqa: PLR0913  the arguments of a convolution, and the rank
         self,

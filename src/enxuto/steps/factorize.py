@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from enxuto.checks import named, whole, within
-from enxuto.errors import NothingChangedError, RangeError
+from enxuto.errors import NothingChangedError, RangeError, TaskError
 from enxuto.functional.lowrank import rank_for_energy
 from enxuto.layers.coded import decode_, plain_class, sources, weight_names
 from enxuto.layers.grids import Affine, CodedTensor
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear
+from enxuto.outputs import output_tensors
+from enxuto.reads import read_elsewhere
 from enxuto.select import Patterns, select
 from enxuto.surgery import Weight, duplicate, replace_, twins
-from enxuto.task import Change, Record, Task
+from enxuto.task import Batch, Change, Record, Task, attempt, evaluating
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -44,7 +47,10 @@ class Factorize:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The copy with thin layers. Raises: NothingChangedError when every layer would grow."""
         start = time.monotonic()
+        expected = _outputs(model, task.sample)
         model = duplicate(model)
+        reads = read_elsewhere(model, task.sample)
+        thin: dict[str, tuple[nn.Module, nn.Module]] = {}
         changes, skipped = [], []
         for path, layer in select(model, self.layers, lambda m: isinstance(m, (nn.Linear, *CONVOLUTIONS))):
             if "weight" not in weight_names(layer):
@@ -52,18 +58,58 @@ class Factorize:
                 continue
             matrix = Weight(path, "weight", layer).read().flatten(1)
             rank = self.rank or rank_for_energy(matrix, self.energy)
-            reason = _refusal(model, path, layer, matrix, rank)
+            reason = _refusal(model, path, layer, matrix, rank) or reads.get(path, "")
             if reason:
                 skipped.append(Change(path, "left alone", reason))
                 continue
-            kept = 1 - _lost(matrix, rank)
-            replace_(model, path, _thin(layer, rank, path))
+            thin[path] = layer, _thin(duplicate(layer), rank, path)
             what = f"rank {rank} of {min(matrix.shape)}: {matrix.numel():,} weights became {rank * sum(matrix.shape):,}"
-            changes.append(Change(path, what, f"keeps {kept:.1%} of the squared singular values"))
+            changes.append(Change(path, what, f"keeps {1 - _lost(matrix, rank):.1%} of the squared singular values"))
+        refused = _replaced_(model, thin, task.sample)
+        changes = [change for change in changes if change.path not in refused]
+        skipped += [Change(path, "left alone", reason) for path, reason in refused.items()]
         if not changes:
             reasons = "; ".join(f"'{c.path}': {c.why}" for c in skipped[:5])
             raise NothingChangedError(f"{self} would change nothing: {reasons}; use a lower rank or energy.")
-        return model, Record(str(self), tuple(changes), tuple(skipped), {}, time.monotonic() - start)
+        figures = {"output_error": _distance(_outputs(model, task.sample), expected)}
+        return model, Record(str(self), tuple(changes), tuple(skipped), figures, time.monotonic() - start)
+
+
+def _replaced_(model: nn.Module, thin: Mapping[str, tuple[nn.Module, nn.Module]], sample: Batch) -> dict[str, str]:
+    """Puts the thin layers in, and takes those out again with which the model does not run; gives the reasons for these."""
+    for path, (_, made) in thin.items():
+        replace_(model, path, made)
+    if not _failure(model, sample):
+        return {}
+    refused = {}
+    for path, (layer, _) in thin.items():
+        replace_(model, path, layer)
+    for path, (layer, made) in thin.items():
+        replace_(model, path, made)
+        reason = _failure(model, sample)
+        if reason:
+            replace_(model, path, layer)
+            refused[path] = f"the model reads what a thin layer has not ({reason})"
+    return refused
+
+
+def _failure(model: nn.Module, sample: Batch) -> str:
+    try:
+        _outputs(model, sample)
+    except TaskError as error:
+        return f"{type(error.__cause__).__name__}: {error.__cause__}"
+    return ""
+
+
+def _outputs(model: nn.Module, sample: Batch) -> list[Tensor]:
+    with evaluating(model):
+        return [it for it in output_tensors(attempt(model, sample, "its own sample inputs")).values() if it.is_floating_point()]
+
+
+def _distance(outputs: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest relative difference of an output: 0 is the same, 1 as far off as zeros would be."""
+    pairs = [(a.double(), b.double()) for a, b in zip(outputs, expected, strict=True)]
+    return max((float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs), default=0.0)
 
 
 def _refusal(model: nn.Module, path: str, layer: nn.Module, matrix: Tensor, rank: int) -> str:

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import mapped
-from enxuto.errors import NothingChangedError
+from enxuto.errors import NothingChangedError, TaskError
 from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
 from enxuto.layers.grids import AffineTensor
+from enxuto.outputs import output_tensors
 from enxuto.select import Patterns, matches
 from enxuto.surgery import duplicate, replace_
-from enxuto.task import Batch, Change, Record, Task, call, evaluating
+from enxuto.task import Batch, Change, Record, Task, attempt, call, evaluating
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SAME = 0.02  # relative difference of outputs that rounding explains, in bfloat16 too
+EXACT = 1e-6  # the same in double precision
+SCALES = (1.0, -3.0, 100.0)  # of the inputs on which a layer with a forward of its own must be what a folded one is
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
@@ -30,7 +33,8 @@ class Fold:
 
     A norm after anything else, or after a layer whose output is also read elsewhere, is left alone and named. So is one after
     a coded layer whose codes could not stay: each scale must belong to one output channel (grouped scales keep 8 bits of
-    precision). A coded bias becomes a float one.
+    precision). A coded bias becomes a float one. Layers and norms with a forward of their own are folded where that forward,
+    tried alone, computes what the folded layer does.
     Source: Jacob et al. 2018, section 3.2.
     """
 
@@ -42,14 +46,15 @@ class Fold:
         pairs, skipped = pairs_to_fold(model, task.sample, self.layers)
         expected = _outputs(model, task.sample)
         folded, changes, refused = _folded(model, pairs)
-        if changes and not _close(_outputs(folded, task.sample), expected):  # something reads what autograd does not see
+        if changes and _fault(folded, task.sample, expected):  # something reads what autograd does not see
             folded, changes, refused = duplicate(model), [], []
             for pair in pairs:
-                attempt, change, reason = _folded(folded, [pair])
-                if change and not _close(_outputs(attempt, task.sample), expected):
-                    reason = [Change(pair[1], "not folded", "the outputs of the model would change")]
+                candidate, change, reason = _folded(folded, [pair])
+                fault = _fault(candidate, task.sample, expected) if change else ""
+                if fault:
+                    reason = [Change(pair[1], "not folded", fault)]
                 else:
-                    folded, changes = attempt, changes + change
+                    folded, changes = candidate, changes + change
                 refused += reason
         skipped += refused
         if not changes:
@@ -76,12 +81,18 @@ def _folded(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> tuple[nn.Modu
 
 def _outputs(model: nn.Module, sample: Batch) -> list[Tensor]:
     with evaluating(model):
-        return [tensor for tensor in _tensors(call(model, sample)) if tensor.is_floating_point()]
+        outputs = attempt(model, sample, "its own sample inputs")
+        return [tensor for tensor in output_tensors(outputs).values() if tensor.is_floating_point()]
 
 
-def _close(outputs: list[Tensor], expected: list[Tensor]) -> bool:
-    pairs = zip(outputs, expected, strict=True)
-    return all(bool((a - b).double().norm() <= SAME * b.double().norm()) for a, b in pairs)
+def _fault(folded: nn.Module, sample: Batch, expected: list[Tensor]) -> str:
+    """Why the folded model is not the model it was; empty when it is."""
+    try:
+        outputs = _outputs(folded, sample)
+    except TaskError as error:
+        return f"the model reads what is gone with the norm ({type(error.__cause__).__name__}: {error.__cause__})"
+    same = all(bool((a - b).double().norm() <= SAME * b.double().norm()) for a, b in zip(outputs, expected, strict=True))
+    return "" if same else "the outputs of the model would change"
 
 
 def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[list[tuple[str, str]], list[Change]]:
@@ -94,11 +105,13 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     versions: dict[int, int] = {}
     reads: dict[str, str] = {}
     calls: dict[str, int] = {}
+    shapes: dict[str, torch.Size] = {}
 
     def gave(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
+        def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
             calls[path] = calls.get(path, 0) + 1
             if isinstance(output, Tensor):
+                shapes[path] = inputs[0].shape if isinstance(inputs[0], Tensor) else torch.Size()
                 given[id(output)] = (path, output)  # the tensor is kept, so its id stays its own
                 versions[id(output)] = output._version
 
@@ -116,7 +129,7 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     model = duplicate(model).requires_grad_(True)
     sample = _with_gradients(sample)
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS) and matches(path, layers)}
-    candidates: dict[str, Any] = {path: m for path, m in model.named_modules() if _is_plain(m, LAYERS)}
+    candidates: dict[str, Any] = {path: m for path, m in model.named_modules() if isinstance(m, LAYERS)}
     hooks = [m.register_forward_hook(gave(path)) for path, m in candidates.items()]
     hooks += [m.register_forward_pre_hook(read(path)) for path, m in norms.items()]
     try:
@@ -130,6 +143,7 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     for path, norm in norms.items():
         source = reads.get(path, "")
         reason = _reason(norm, source, users, many=calls.get(path, 0) > 1 or calls.get(source, 0) > 1)
+        reason = reason or _own(candidates[source], norm, shapes[source])
         if reason:
             skipped.append(Change(path, "not folded", reason))
         else:
@@ -139,8 +153,6 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
 
 def _reason(norm: nn.Module, source: str, users: Mapping[str, int], *, many: bool) -> str:
     """Why a norm that reads from `source` cannot be folded; empty when it can."""
-    if not _is_plain(norm, NORMS):
-        return f"{type(norm).__name__} is a norm with a forward of its own"
     if not source:
         return "it does not directly follow a Linear or convolution"
     if many:
@@ -154,10 +166,35 @@ def _reason(norm: nn.Module, source: str, users: Mapping[str, int], *, many: boo
     return ""
 
 
-def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """True for these very kinds, not for subclasses, and with a weight of their own (weight_norm computes it at each call)."""
-    own = "weight" in module._parameters or isinstance(module, Coded)
-    return plain_class(type(module)) in kinds and own
+def _own(layer: Any, norm: Any, shape: torch.Size) -> str:
+    """Why a layer and a norm are not what these kinds are; empty when they are, or compute what a folded layer would.
+
+    Subclasses with a forward of their own are tried in double precision on inputs of several sizes.
+    """
+    computed = [module for module in (layer, norm) if "weight" not in module._parameters and not isinstance(module, Coded)]
+    if computed:
+        return f"the weight of {type(computed[0]).__name__} is computed from other parameters"
+    own = [m for m, kinds in ((layer, LAYERS), (norm, NORMS)) if plain_class(type(m)) not in kinds]
+    if not own:
+        return ""
+    reason = f"{type(own[0]).__name__} has a forward of its own, which "
+    first, then = duplicate(layer).eval(), duplicate(norm).eval()
+    decode_(first)
+    decode_(then)
+    folded: Any = duplicate(first.double())
+    chance = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            _fold_(folded, then.double())
+            for scale in SCALES:
+                x = scale * torch.randn(2, *shape[1:], dtype=torch.float64, generator=chance)
+                x = x.to(layer.weight.device)
+                expected = then(first(x))
+                if not torch.allclose(folded(x), expected, rtol=EXACT, atol=EXACT * float(expected.abs().max())):
+                    return reason + "is not what a folded layer computes"
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        return reason + f"could not be tried alone ({type(error).__name__}: {error})"
+    return ""
 
 
 def _users(output: object, given: dict[int, tuple[str, Tensor]]) -> dict[str, int]:
