@@ -9,21 +9,53 @@ from torch import Tensor, nn
 
 from enxuto.task import Batch, evaluating, finite_answers
 
+SENTINEL = 1e4  # the least magnitude of a value that masks: -1e4, -1e9, the smallest float, minus infinity
+INFINITE = 1e30  # no measured quantity is as large: a mask, or the sum of several
+APART = 100.0  # a mask is so many times as large as every value that is none
+ALIKE = 0.01  # masks are one value, or that value with a small one added
+
+
+def value_range(values: Tensor) -> tuple[float, float]:
+    """The least and the largest value, of those that are no masks; 0 and 0 when there is none.
+
+    Masks are values of 1e4 and more that are all alike on their side of zero and a hundred times as large as all others:
+    -1e9 where attention must not look. Large values that vary are measured ones.
+
+    >>> value_range(torch.tensor([-3.4e38, -1.0, 2.0]))
+    (-1.0, 2.0)
+    >>> value_range(torch.tensor([-1.0, 2.0, 30000.0, 50000.0]))
+    (-1.0, 50000.0)
+    """
+    low, high = (float(value) for value in values.aminmax()) if values.numel() else (0.0, 0.0)
+    if low > -SENTINEL and high < SENTINEL:
+        return low, high
+    values = values[values.abs() < INFINITE]
+    near, far = values[values.abs() < SENTINEL], values[values.abs() >= SENTINEL]
+    kept = [near]
+    for side in (far[far < 0], far[far > 0]):
+        if near.numel() and side.numel():
+            least, most = side.abs().min(), side.abs().max()
+            if most - least <= ALIKE * least and least >= APART * near.abs().max():
+                continue
+        kept.append(side)
+    values = torch.cat(kept)
+    return (float(values.min()), float(values.max())) if values.numel() else (0.0, 0.0)
+
 
 @torch.no_grad()
 def input_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tuple[float, float]]:
     """The least and the largest value that each leaf layer's first input took, by path; layers that did not run are absent.
 
-    A layer's own input grid, if it has one already, does not clip what is seen.
+    Masks do not count (`value_range`). A layer's own input grid, if it has one already, does not clip what is seen.
     """
     ranges: dict[str, tuple[float, float]] = {}
 
     def watch(path: str) -> object:
         def see(module: nn.Module, inputs: tuple[object, ...]) -> None:
             if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point() and inputs[0].numel():
-                low, high = inputs[0].aminmax()
+                low, high = value_range(inputs[0])
                 before = ranges.get(path, (float("inf"), float("-inf")))
-                ranges[path] = (min(before[0], float(low)), max(before[1], float(high)))
+                ranges[path] = (min(before[0], low), max(before[1], high))
 
         return see
 

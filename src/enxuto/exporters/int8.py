@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +18,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QDQQuantizer, QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from torch import Tensor
 
-from enxuto.batches import arguments
-from enxuto.errors import ExportError
-from enxuto.evaluation.onnxmodel import feeds
-from enxuto.evaluation.session import RUNTIME_ERRORS
+from enxuto.errors import Error, ExportError
+from enxuto.exporters.ranges import float_nodes, ranges
 from enxuto.files import whole_file
 from enxuto.task import Batch
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators with a weight as second input
+WEIGHTED = ("Conv", "Gemm", "MatMul")  # operators with a weight as second input, and an integer kernel
 SAME_GRID = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool")  # output on the grid of the input
 LEFT_IN_FLOAT = (
-    "LSTM",
-    "GRU",
-    "RNN",
-    "Gather",
-    "Einsum",
+    *("LSTM", "GRU", "RNN", "Gather", "Einsum", "ConvTranspose"),
 )  # weighted operators without an integer kernel in this format
 QUANTIZED = (
     *WEIGHTED,
@@ -43,6 +39,8 @@ QUANTIZED = (
     *("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Resize", "Split", "Slice", "Pad"),
 )
 LARGEST_CODE = {7: 64, 8: 128}  # ONNX Runtime's 7-bit range is -64...64
+LARGEST_BIAS = 2.0**30  # half of int32; the other half is left for the sum of products that it is added to
+SMALLEST_SCALE = 1e-30  # of a bias; a smaller one would leave the normal float32 numbers
 Grid = tuple[npt.NDArray[np.float32], int]
 
 
@@ -86,29 +84,61 @@ def quantize_onnx(
     notes += _left_in_float(proto)
     properties = {item.key: item.value for item in proto.metadata_props}
     helper.set_model_props(proto, properties | {"onnx.quant.pre_process": "onnxruntime.quant"})  # else it asks for more
-    with whole_file(path) as temporary, _quiet():
-        try:
-            quantize_static(
-                proto,
-                temporary,
-                _Reader([item.name for item in proto.graph.input], batches),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(QUANTIZED),
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.MinMax,
-                reduce_range=weight_bits == 7,
-                extra_options={
-                    "TensorQuantOverrides": overrides,
-                    "QDQDisableWeightAdjustForInt32Bias": True,
-                },
-            )
-        except (*RUNTIME_ERRORS, ValueError, RuntimeError, KeyError) as error:
-            raise ExportError(
-                f"ONNX Runtime's quantizer does not take '{Path(float_path).name}': {error}; ship the float32 file."
-            ) from error
+    try:
+        with _quiet():
+            spans, masked = ranges(proto, batches, QUANTIZED)
+            made = _quantized(proto, spans, float_nodes(proto.graph, masked), overrides, weight_bits)
+    except Error:
+        raise
+    except Exception as error:  # the runtime's quantizer raises whatever comes to it
+        raise ExportError(
+            f"ONNX Runtime's quantizer does not take '{Path(float_path).name}' ({type(error).__name__}: {error}); "
+            "ship the float32 file."
+        ) from error
+    with whole_file(path) as temporary:
+        onnx.save_model(made, temporary)
     return Quantized(kept=tuple(sorted(grids)), notes=tuple(notes))
+
+
+def _quantized(
+    proto: onnx.ModelProto, spans: TensorsData, excluded: list[str], overrides: dict[str, list[dict[str, Any]]], weight_bits: int
+) -> onnx.ModelProto:
+    quantizer = _Quantizer(
+        save_and_reload_model_with_shape_infer(proto),
+        per_channel=True,
+        reduce_range=weight_bits == 7,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=spans,
+        nodes_to_quantize=[],
+        nodes_to_exclude=excluded,
+        op_types_to_quantize=list(QUANTIZED),
+        extra_options={"TensorQuantOverrides": overrides},
+    )
+    made: onnx.ModelProto = quantizer.quantize_model()
+    return made
+
+
+class _Quantizer(QDQQuantizer):  # type: ignore[misc]
+    """ONNX Runtime's quantizer with room left in 32 bits for a bias and the products that are added to it.
+
+    A bias has the scale of the input times that of the weights, so tiny weights beside a normal bias (weight decay makes
+    them) overflow it. Their scale is raised, given or not: they lose what the bias hides anyway. The runtime's own remedy
+    fills all 32 bits, and the sum overflows.
+    """
+
+    def _adjust_weight_scale_for_int32_bias(
+        self,
+        input_scale: npt.NDArray[Any],
+        weight_scale: npt.NDArray[Any],
+        weight_name: str,
+        bias_tp: onnx.TensorProto,
+        is_per_channel: bool,
+    ) -> tuple[bool, npt.NDArray[Any]]:
+        size = np.abs(numpy_helper.to_array(bias_tp).astype(np.float64)).reshape(-1)
+        needed = np.maximum(size / LARGEST_BIAS, SMALLEST_SCALE) / input_scale.item()
+        needed = needed if is_per_channel else needed.max(initial=0.0)
+        return bool((weight_scale < needed).any()), np.maximum(weight_scale, needed).astype(weight_scale.dtype)
 
 
 def _override(scale: float, zero_point: int, kind: QuantType) -> dict[str, Any]:
@@ -163,12 +193,14 @@ def _follow(
     transposes the weight of a Linear that runs as MatMul.
     """
     constants = {item.name: item for item in proto.graph.initializer}
-    paths = {_path(node): node for node in proto.graph.node if node.op_type in WEIGHTED}
+    paths = {_path(node): node for node in proto.graph.node if node.op_type in (*WEIGHTED, *LEFT_IN_FLOAT)}
     found: dict[str, Grid] = {}
     notes: list[str] = []
     rounded: list[str] = []
     for name, given in weight_scales.items():
         node = paths.get(name.removesuffix(".weight") if name != "weight" else "")
+        if node is not None and node.op_type in LEFT_IN_FLOAT:
+            continue
         if node is None or node.input[1] not in constants:
             notes.append(f"the scales of '{name}' are not in the int8 file: no operator of the graph uses that weight alone")
             continue
@@ -196,23 +228,10 @@ def _follow(
 
 
 def _axis(node: onnx.NodeProto) -> int:
-    """The output channels of a weight: axis 0, except in a MatMul, an untransposed Gemm and a ConvTranspose."""
+    """The output channels of a weight: axis 0, except in a MatMul and an untransposed Gemm."""
     if node.op_type == "Gemm":
         return 0 if any(item.name == "transB" and item.i for item in node.attribute) else 1
-    return 1 if node.op_type in ("MatMul", "ConvTranspose") else 0
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Calibration batches as the quantizer wants them: one dict of arrays a call, None at the end."""
-
-    def __init__(self, names: Sequence[str], batches: Iterable[Batch]) -> None:
-        self.names = names
-        self.batches = iter(batches)
-
-    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
-        for batch in self.batches:
-            return feeds(self.names, *arguments(batch))
-        return None
+    return 1 if node.op_type == "MatMul" else 0
 
 
 @contextmanager
