@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch import nn
 from enxuto.artifact.save import Entry, load
 from enxuto.artifact.save import save as save_model
 from enxuto.errors import ExportError, OutputError, TaskError
+from enxuto.evaluation.compare import TOLERANCE
 from enxuto.evaluation.measurement import Evaluation
 from enxuto.exporters import OnnxFile
 from enxuto.exporters import export as export_model
@@ -65,7 +67,8 @@ def export(
 ) -> OnnxFile:
     """Writes a result or a model as an .onnx file that was run and compared with torch.
 
-    "auto" is the precision that was the faster by the clock when the result was measured, and fp32 for a model.
+    "auto" is the precision that was chosen when the result was measured, and fp32 for a model. `notes` of what comes back
+    say where an int8 file is worse than the network, by its outputs and, for a result, by its measured quality.
     Raises: ExportError for another kind of file, a model that cannot be exported, or one without sample inputs.
     """
     if Path(path).suffix != ".onnx":
@@ -77,7 +80,18 @@ def export(
             precision = "int8" if what.evaluation.compressed.precision == "int8" else "fp32"
     if calibration is None:
         raise ExportError(f"'{path}' needs sample inputs to trace the model with; give calibration=[batch].")
-    return export_model(model, path, calibration=calibration, precision="fp32" if precision == "auto" else precision)
+    made = export_model(model, path, calibration=calibration, precision="fp32" if precision == "auto" else precision)
+    return replace(made, notes=(*made.notes, *_measured(what, made.precision))) if isinstance(what, Result) else made
+
+
+def _measured(result: Result, precision: str) -> list[str]:
+    """A note when the file of this precision was measured and is worse than the compressed network itself."""
+    whole = result.evaluation.compressed.quality
+    return [
+        f"the {precision} file has quality {file.quality:.4f}, where the compressed network itself has {whole:.4f}"
+        for file in result.evaluation.exports
+        if file.precision == precision and file.quality < whole - TOLERANCE * abs(whole)
+    ]
 
 
 def evaluate(task: Task, what: nn.Module | PathLike) -> Evaluation:

@@ -137,3 +137,27 @@ def test_a_model_that_cannot_be_exported_is_refused_and_the_old_file_stays(model
 def test_a_folder_that_is_not_there_is_an_output_error(tmp_path):
     with pytest.raises(OutputError, match="could not be written"):
         to_onnx(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "missing" / "model.onnx")
+
+
+def test_a_dtype_without_kernels_is_named_with_the_remedy(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3)).bfloat16().eval()
+    with pytest.raises(ExportError, match=r"'0.weight' is bfloat16, .* model.float\(\)"):
+        to_onnx(model, torch.randn(2, 3, 8, 8).bfloat16(), tmp_path / "net.onnx")
+
+
+def test_an_operator_that_onnx_lacks_is_named_on_one_line_without_colours(tmp_path):
+    class Bessel(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x)
+
+    with pytest.raises(ExportError, match="bessel_j0") as caught:
+        to_onnx(Bessel(), torch.randn(2, 3), tmp_path / "net.onnx")
+    assert not {"\x1b", "\n"} & set(str(caught.value))
+
+
+def test_infinite_outputs_are_compared_too(tmp_path):
+    class Masked(nn.Module):
+        def forward(self, x):
+            return x.masked_fill(x > 0, float("-inf"))
+
+    assert to_onnx(Masked(), torch.randn(4, 3), tmp_path / "net.onnx").difference == 0

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from enxuto.errors import ExportError
+from enxuto.files import whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from enxuto.task import Batch
 
 Precision = Literal["fp32", "int8"]
+LARGE_ERROR = 0.1  # of an output, as a share of its norm: 20 dB; beyond it a note names the layer
+RUINOUS_ERROR = 0.5  # 6 dB; such a file is no version of the network and is not written
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class OnnxFile:
     precision: Precision
     dynamic_batch: bool
     notes: tuple[str, ...] = ()
+    error: float = field(default=0.0, compare=False)  # of its outputs, against the model in torch on the calibration batches
 
 
 def export(
@@ -41,9 +46,12 @@ def export(
 
     fp32: coded weights are decoded. int8: weights keep the grids they have (8 bits or fewer, one scale per tensor or
     channel), layers whose inputs were calibrated keep those grids, everything else is calibrated on the batches.
+    Every file is compared with the model on all batches. An int8 file whose outputs are off by more than a tenth gets a
+    note that names the layer, and one that is off by more than half is refused.
     Raises: ExportError when the model cannot be exported or precision is unknown; OutputError when the file cannot be
-    written.
+    written. Nothing is written then.
     """
+    from enxuto.exporters.compared import relative_error, worst_layer
     from enxuto.exporters.int8 import quantize_onnx
     from enxuto.exporters.onnx import to_onnx
     from enxuto.surgery import to_float
@@ -58,20 +66,30 @@ def export(
         raise ExportError(f"'{Path(path).name}' needs sample inputs and calibration holds no batch; give at least one.")
     plain = to_float(model)
     if precision == "fp32":
-        written = to_onnx(plain, batches[0], path, dynamic_batch=dynamic_batch)
-        return OnnxFile(Path(path), precision, written.dynamic_batch, written.notes)
+        written = to_onnx(plain, batches[0], path, others=batches[1:], dynamic_batch=dynamic_batch)
+        error = relative_error(model, path, batches)
+        return OnnxFile(Path(path), precision, written.dynamic_batch, written.notes, error)
     with tempfile.TemporaryDirectory() as folder:
-        between = Path(folder) / "float.onnx"
-        written = to_onnx(plain, batches[0], between, dynamic_batch=dynamic_batch)
+        between, rounded = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        written = to_onnx(plain, batches[0], between, others=batches[1:], dynamic_batch=dynamic_batch)
         quantized = quantize_onnx(
             between,
-            path,
+            rounded,
             batches,
             weight_scales=weight_scales(model),
             input_grids=input_grids(model),
             parameters=dict(plain.named_parameters(remove_duplicate=False)),
         )
-    return OnnxFile(Path(path), precision, written.dynamic_batch, (*written.notes, *quantized.notes))
+        error = relative_error(model, rounded, batches)
+        notes = [*written.notes, *quantized.notes]
+        if not error <= LARGE_ERROR:
+            words = f"its outputs are {error:.0%} off from torch's, and {worst_layer(between, rounded, batches[0])}"
+            if not error <= RUINOUS_ERROR:
+                raise ExportError(f"the int8 version of '{Path(path).name}' is no version of the network: {words}; ship float32.")
+            notes.append(words)
+        with whole_file(path) as temporary:
+            shutil.copyfile(rounded, temporary)
+    return OnnxFile(Path(path), precision, written.dynamic_batch, tuple(notes), error)
 
 
 def weight_scales(model: nn.Module) -> dict[str, Tensor]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from logging import ERROR, getLogger
 from typing import Any
@@ -27,10 +28,13 @@ from torch import nn
 from enxuto.batches import arguments, batch_size, leaves, resized, rows
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, structure
+from enxuto.exporters.recurrent import any_length
 from enxuto.files import whole_file
 from enxuto.task import Batch, call, evaluating
 
 TOLERANCE = 1e-3  # largest difference to torch, relative to the largest output; float32 kernels differ by 1e-7 to 1e-5
+WITHOUT_KERNELS = (torch.bfloat16,)
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 LARGEST_FILE_BYTES = 2**31 - 1  # a protobuf message holds no more
 
 
@@ -43,47 +47,94 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
-def to_onnx(model: nn.Module, sample: Batch, path: str | os.PathLike[str], *, dynamic_batch: bool = True) -> Exported:
-    """Writes the model as one .onnx file whose outputs were compared with torch's on the sample.
+def to_onnx(
+    model: nn.Module, sample: Batch, path: str | os.PathLike[str], *, others: Sequence[Batch] = (), dynamic_batch: bool = True
+) -> Exported:
+    """Writes the model as one .onnx file whose outputs were compared with torch's on the sample and on other lengths.
 
     The batch axis (the first axis of every tensor as long as the first one) is free where the model allows it; where it
-    does not, the file has the sample's batch size and a note says so.
+    does not, the file has the sample's batch size and a note says so. Axes that differ in `others`, more batches of the
+    same inputs, are free too.
     Raises: ExportError when the exporter or ONNX Runtime does not take the model, or the outputs differ by more than
     1e-3 of the largest; OutputError when the file cannot be written. Nothing is written then.
     """
+    _check_dtypes(model)
     with evaluating(model):
         outputs = call(model, sample)
+    batches = (sample, *others)
+    lengths = _lengths(batches)
     notes: list[str] = []
     with whole_file(path) as temporary:
         if dynamic_batch and batch_size(sample):
             try:
-                _write(model, sample, outputs, temporary, dynamic=True)
-                return Exported(True, max(_difference(model, part, temporary) for part in _sizes(model, sample)))
+                _write(model, batches, outputs, temporary, lengths, dynamic=True)
+                several = [*_of_all_lengths(batches, lengths), *_of_another_size(model, sample)]
+                return Exported(True, max(_difference(model, part, temporary) for part in several))
             except ExportError as error:
                 reason = str(error).split("; ")[0]
                 fixed = f"the first axis (the batch) of the .onnx file is fixed at {batch_size(sample)}"
                 notes.append(f"{fixed}; a free one failed: {reason}")
-        _write(model, sample, outputs, temporary, dynamic=False)
-        return Exported(False, _difference(model, sample, temporary), tuple(notes))
+        _write(model, batches, outputs, temporary, lengths, dynamic=False)
+        worst = max(_difference(model, part, temporary) for part in _of_all_lengths(batches, lengths))
+        return Exported(False, worst, tuple(notes))
 
 
-def _write(model: nn.Module, sample: Batch, outputs: Any, path: os.PathLike[str], *, dynamic: bool) -> None:
-    given = resized(sample, 2) if dynamic and batch_size(sample) == 1 else sample  # torch.export takes an axis of one for fixed
+def _check_dtypes(model: nn.Module) -> None:
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.dtype in WITHOUT_KERNELS:
+            raise ExportError(
+                f"'{path}' is {str(tensor.dtype).removeprefix('torch.')}, for which ONNX Runtime has no kernels on a processor; "
+                "compress and export model.float(), with float32 inputs."
+            )
+
+
+Lengths = Mapping[tuple[int, int], tuple[int, ...]]
+"""(number of the tensor, axis) -> its length in each batch, for axes that are not the batch and differ."""
+
+
+def _lengths(batches: Sequence[Batch]) -> Lengths:
+    shapes = [[tuple(tensor.shape) for tensor in leaves(batch)] for batch in batches]
+    sizes = [batch_size(batch) for batch in batches]
+    for number, shape in enumerate(shapes, 1):
+        if list(map(len, shape)) != list(map(len, shapes[0])):
+            raise ExportError(
+                f"calibration batch {number} holds tensors {shape} and the first {shapes[0]}, which one graph cannot take; "
+                "give batches with the same tensors, of any length."
+            )
+    found = {}
+    for number, several in enumerate(zip(*shapes, strict=True)):
+        batched = all(shape[:1] == (size,) for shape, size in zip(several, sizes, strict=True))
+        for axis, length in enumerate(zip(*several, strict=True)):
+            if len(set(length)) > 1 and not (batched and axis == 0):
+                found[number, axis] = length
+    return found
+
+
+def _write(
+    model: nn.Module, batches: Sequence[Batch], outputs: Any, path: os.PathLike[str], lengths: Lengths, *, dynamic: bool
+) -> None:
+    clear = (n for n in range(len(batches)) if all(length[n] > 1 for length in lengths.values()))
+    given = batches[next(clear, 0)]  # torch.export takes an axis of one for fixed
+    given = resized(given, 2) if dynamic and batch_size(given) == 1 else given
     positional, named = arguments(given)
     shapes = torch.export.ShapesCollection()
-    axis = torch.export.Dim("batch")
-    for tensor in leaves(given):
+    names = {length: f"length_{number}" for number, length in enumerate(dict.fromkeys(lengths.values()), 1)}
+    dims = {length: torch.export.Dim(name) for length, name in names.items()}  # axes that always agree are one
+    batch = torch.export.Dim("batch")
+    for number, tensor in enumerate(leaves(given)):
+        free = {axis: dims[length] for (owner, axis), length in lengths.items() if owner == number}
         if dynamic and tensor.dim() and len(tensor) == batch_size(given):
-            shapes[tensor] = {0: axis}
+            free = {0: batch} | free
+        if free:
+            shapes[tensor] = free
     try:
-        with _quiet(), evaluating(model):
+        with _quiet(), evaluating(model), any_length() if lengths else nullcontext():
             free = shapes.dynamic_shapes(model, positional, named)
             program = torch.export.export(model, positional, named, dynamic_shapes=free)
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
-    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        first = " ".join(str(error).split())[:300]
+    except Exception as error:  # tracing runs the model, and the exporter raises whatever comes to it
         raise ExportError(
-            f"torch cannot export {type(model).__name__} to ONNX ({type(error).__name__}: {first}); "
+            f"torch cannot export {type(model).__name__} to ONNX ({_cause(error)}); "
             "write its forward without branches on values of tensors and with operators ONNX has."
         ) from error
     assert exported is not None
@@ -92,6 +143,13 @@ def _write(model: nn.Module, sample: Batch, outputs: Any, path: os.PathLike[str]
     if proto.ByteSize() > LARGEST_FILE_BYTES:
         raise ExportError(f"{type(model).__name__} is over 2 GB as .onnx, more than one file can hold; compress it first.")
     onnx.save_model(proto, path)
+
+
+def _cause(error: BaseException) -> str:
+    """The first of a chain of errors, on one line and without colours: what the others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(_COLOURS.sub('', str(error)).split())[:300]}"
 
 
 @contextmanager
@@ -166,16 +224,23 @@ def _plain_pooling(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _sizes(model: nn.Module, sample: Batch) -> Iterator[Batch]:
-    """The sample, then its first row alone where the model takes that: a batch axis is free only if two sizes work."""
-    yield sample
+def _of_all_lengths(batches: Sequence[Batch], lengths: Lengths) -> list[Batch]:
+    """The first batch of every combination of lengths."""
+    found: dict[tuple[int, ...], Batch] = {}
+    for number, batch in enumerate(batches):
+        found.setdefault(tuple(length[number] for length in lengths.values()), batch)
+    return list(found.values())
+
+
+def _of_another_size(model: nn.Module, sample: Batch) -> list[Batch]:
+    """The first row of the sample alone, where the model takes that: a batch axis is free only if two sizes work."""
     other = resized(sample, 2) if batch_size(sample) == 1 else rows(sample, 0, 1)
     try:
         with evaluating(model):
             call(model, other)
     except (RuntimeError, ValueError, IndexError):
-        return  # a sample with an axis that is as long as the batch by chance
-    yield other
+        return []  # a sample with an axis that is as long as the batch by chance
+    return [other]
 
 
 def _difference(model: nn.Module, batch: Batch, path: os.PathLike[str]) -> float:
@@ -198,7 +263,11 @@ def _difference(model: nn.Module, batch: Batch, path: os.PathLike[str]) -> float
                 "write sizes in forward as x.shape[...], not as numbers."
             )
         a, b = one.double().numpy(), other.double().numpy()
-        worst = max(worst, float(np.abs(a - b).max(initial=0.0) / max(np.abs(a).max(initial=0.0), 1e-12)))
+        finite = np.isfinite(a)
+        same = np.array_equal(a[~finite], b[~finite], equal_nan=True)
+        a, b = a[finite], b[finite]
+        far = float(np.abs(a - b).max(initial=0.0) / max(np.abs(a).max(initial=0.0), 1e-12)) if same else np.inf
+        worst = max(worst, far if np.isfinite(far) else np.inf)
     if not worst <= TOLERANCE:
         raise ExportError(
             f"the exported model differs from torch by {worst:.2g} of its largest output, more than {TOLERANCE:g}; "

@@ -1,0 +1,87 @@
+"""Every exported file beside torch: a bad int8 file has a note with its layer, a ruinous one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import enxuto as ex
+from enxuto.errors import ExportError
+from enxuto.exporters import export
+from enxuto.exporters.compared import relative_error, worst_layer
+
+X = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
+
+
+def uneven(factor: float) -> nn.Module:
+    """A channel that the next layer does not read takes most of the range of the grid they share."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        model[0].weight[0] *= factor
+        model[1].weight[:, 0] = 0
+    return model
+
+
+def test_a_good_int8_file_says_how_good_and_nothing_else(tmp_path: Path) -> None:
+    made = export(uneven(1), tmp_path / "int8.onnx", calibration=[X], precision="int8")
+    assert 0 < made.error < 0.05
+    assert made.error == relative_error(uneven(1), tmp_path / "int8.onnx", [X])
+    assert made.notes == ()
+    assert export(uneven(1), tmp_path / "fp32.onnx", calibration=[X]).error < 1e-5
+
+
+def test_a_bad_int8_file_has_a_note_that_names_the_layer(tmp_path: Path) -> None:
+    made = export(uneven(60), tmp_path / "int8.onnx", calibration=[X[:100], X[100:]], precision="int8")
+    assert 0.1 < made.error < 0.5
+    assert f"{made.error:.0%} off from torch's, and '1/Gemm' adds most" in made.notes[-1]
+
+
+def test_a_ruinous_int8_file_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:
+    (tmp_path / "int8.onnx").write_bytes(b"old")
+    with pytest.raises(ExportError, match=r"'int8.onnx' is no version of the network: .* '1/Gemm' adds most"):
+        export(uneven(3000), tmp_path / "int8.onnx", calibration=[X], precision="int8")
+    assert (tmp_path / "int8.onnx").read_bytes() == b"old"
+
+
+def test_the_error_is_that_of_the_worst_output_and_masks_do_not_count(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self, add: float) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.add = add
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.layer(x)
+            return {"y": y, "z": (y[:, :4] + self.add).masked_fill(x[:, :4] > 1, float("-inf")), "which": y.argmax(1)}
+
+    torch.manual_seed(0)
+    one = Two(0.0).eval()
+    other = Two(0.1).eval()
+    other.load_state_dict(one.state_dict())
+    export(one, tmp_path / "one.onnx", calibration=[X])
+    with torch.no_grad():
+        z = other(X)["z"]
+    expected = 0.1 * z.isfinite().sum().sqrt() / z[z.isfinite()].norm()
+    assert relative_error(other, tmp_path / "one.onnx", [X]) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_equal_files_have_no_worst_layer(tmp_path: Path) -> None:
+    export(uneven(1), tmp_path / "a.onnx", calibration=[X])
+    assert "0.0% of what it gives" in worst_layer(tmp_path / "a.onnx", tmp_path / "a.onnx", X)
+
+
+def test_a_result_does_not_hand_out_a_worse_int8_file_without_a_word(tmp_path: Path) -> None:
+    model = uneven(60)
+    with torch.no_grad():
+        wanted = model(X).argmax(1)
+    task = ex.Task(model, calibration=[X], evaluate=lambda network: (network(X).argmax(1) == wanted).float())
+    result = ex.compress(task, steps=[ex.Quantize(bits=8)], out=tmp_path)
+    assert result.evaluation.compressed.quality > 0.97
+    assert any("small.int8.onnx: its outputs are" in note for note in result.evaluation.notes)
+    made = ex.export(result, tmp_path / "again.onnx", precision="int8")
+    assert any(note.startswith("the int8 file has quality 0.") for note in made.notes)
+    assert ex.export(result, tmp_path / "auto.onnx").precision == "fp32"

@@ -1,0 +1,99 @@
+"""Axes that differ between calibration batches are free in every export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import enxuto as ex
+from enxuto.errors import ExportError
+from enxuto.evaluation.onnxmodel import OnnxModel
+from enxuto.exporters import export
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(30, 32)
+        self.gru = nn.GRU(32, 32, batch_first=True)
+        self.out = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.gru(self.embed(x))[0])
+
+
+class Crossed(nn.Module):
+    """Attention from one sequence to another, each with its own mask and length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.out = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, sources: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        memory = self.kv(sources["x"])
+        scores = self.q(target) @ memory.transpose(1, 2) / 6 + (1 - sources["mask"][:, None]) * -1e9
+        return {"y": self.out(scores.softmax(-1) @ memory)}
+
+
+def crossed(rows: int, source: int, target: int) -> dict[str, object]:
+    return {
+        "sources": {"x": torch.randn(rows, source, 16), "mask": torch.ones(rows, source)},
+        "target": torch.randn(rows, target, 16),
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(("first", "second"), [((8, 14), (8, 15)), ((8, 14), (3, 9)), ((4, 1), (4, 6)), ((1, 7), (1, 9))])
+def test_a_file_takes_any_length_when_the_batches_have_several(
+    precision: str, first: tuple[int, int], second: tuple[int, int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, batches = Tagger().eval(), [torch.randint(0, 30, shape) for shape in (first, second)]
+    made = export(model, tmp_path / "net.onnx", calibration=batches, precision=precision)
+    assert made.dynamic_batch
+    for x in batches:
+        expected = model(x).detach()
+        assert float((OnnxModel(made.path)(x) - expected).norm() / expected.norm()) < (1e-5 if precision == "fp32" else 0.1)
+    assert OnnxModel(made.path)(torch.randint(0, 30, (2, 21))).shape == (2, 21, 5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_nested_batches_have_their_own_lengths(precision: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batches = Crossed().eval(), [crossed(4, 6, 9), crossed(4, 11, 7), crossed(2, 6, 5)]
+    made = export(model, tmp_path / "net.onnx", calibration=batches, precision=precision)
+    for batch in (*batches, crossed(3, 5, 8)):
+        expected = model(**batch)["y"].detach()
+        error = (OnnxModel(made.path)(**batch)["y"] - expected).norm() / expected.norm()
+        assert float(error) < (1e-5 if precision == "fp32" else 0.15)
+
+
+def test_a_result_of_batches_of_several_lengths_has_all_its_files_and_figures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [torch.randint(0, 30, (8, length)) for length in (14, 15)]
+    result = ex.compress(ex.Task(Tagger(), calibration=batches), steps=[ex.Share(bits=4)], out=tmp_path)
+    assert {item.precision for item in result.evaluation.exports} == {"fp32", "int8"}
+    assert result.evaluation.compressed.latency_ms is not None
+    assert OnnxModel(tmp_path / "small.onnx")(torch.randint(0, 30, (2, 40))).shape == (2, 40, 5)
+
+
+def test_one_length_stays_fixed_and_other_tensors_are_refused(tmp_path: Path) -> None:
+    x = torch.randint(0, 30, (8, 14))
+    made = export(Tagger().eval(), tmp_path / "net.onnx", calibration=[x, x[:3]])
+    with pytest.raises(ExportError, match="does not run"):
+        OnnxModel(made.path)(torch.randint(0, 30, (8, 15)))
+    with pytest.raises(ExportError, match="calibration batch 2 holds tensors"):
+        export(Tagger().eval(), tmp_path / "net.onnx", calibration=[x, x[0]])
+
+
+def test_a_forward_that_fixes_the_length_is_an_export_error_at_once(tmp_path: Path) -> None:
+    class Fixed(Tagger):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, :7].reshape(x.shape[0], int(x[0, 0]) * 0 + 35)
+
+    batches = [torch.randint(0, 30, (8, length)) for length in (14, 15)]
+    with pytest.raises(ExportError, match="torch cannot export Fixed"):
+        export(Fixed().eval(), tmp_path / "net.onnx", calibration=batches)
