@@ -60,7 +60,7 @@ def compress(
         search = _search(task, target, seconds, work, before)
         steps = search.recipes[search.best]
     assert steps is not None
-    model, records = run(task, steps, checkpoints=FolderCheckpoints(work))
+    model, records = run(task, steps, checkpoints=FolderCheckpoints(work) if search is None else search.checkpoints)
     artifact = folder / "small.nxt"
     save(model, artifact, original=task.model)
     max_drop = target.drop if target is not None else math.inf

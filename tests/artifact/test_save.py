@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from enxuto.artifact.checkpoints import FolderCheckpoints, fingerprint
+from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.container import Reader, read, write
 from enxuto.artifact.save import about, ledger, load, save
 from enxuto.artifact.sections import Section
@@ -651,20 +651,6 @@ def test_a_damaged_checkpoint_is_made_again(tmp_path, caplog):
     model, _ = run(task, [Prune(sparsity=0.5)], checkpoints=folder)
     assert same_state(model, expected)
     assert "damaged" in caplog.text
-
-
-def test_fingerprints_tell_tasks_and_recipes_apart():
-    task = Task(seeded(Mlp), calibration=[inputs(Mlp)])
-    others = [
-        fingerprint(Task(seeded(Mlp, seed=1), calibration=[inputs(Mlp)]), [Prune()]),
-        fingerprint(Task(seeded(Mlp), calibration=[inputs(Mlp)] * 2), [Prune()]),
-        fingerprint(Task(seeded(Mlp), calibration=[inputs(Mlp)], seed=1), [Prune()]),
-        fingerprint(task, [Prune(sparsity=0.6)]),
-        fingerprint(task, [Prune(), Prune()]),
-    ]
-    assert fingerprint(task, [Prune()]) not in others
-    assert len(set(others)) == len(others)
-    assert fingerprint(task, [Prune()]) == fingerprint(Task(seeded(Mlp), calibration=[inputs(Mlp)]), [Prune(sparsity=0.5)])
 
 
 def test_numpy_is_the_only_reader_of_the_arrays(file):

@@ -7,30 +7,41 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 
+from enxuto.artifact.digest import digest_of, task_digest
 from enxuto.artifact.save import load, save
 from enxuto.errors import ArtifactError
 from enxuto.files import write_bytes
 from enxuto.recipe import to_data
-from enxuto.task import Change, Record, Step, Task, count
+from enxuto.task import Change, Record, Step, Task
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FolderCheckpoints:
-    """Checkpoints in a folder. A damaged one counts as missing, and is made again."""
+    """Checkpoints in a folder. A damaged one counts as missing, and is made again.
+
+    What a task holds is looked at once: make new checkpoints for a task that was changed.
+    """
 
     folder: Path
+    _digests: WeakKeyDictionary[Task, str] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
+
+    def digest(self, task: Task) -> str:
+        """The name of what the task holds."""
+        if task not in self._digests:
+            self._digests[task] = task_digest(task)
+        return self._digests[task]
 
     def find(self, task: Task, steps: Sequence[Step]) -> tuple[nn.Module, tuple[Record, ...]] | None:
         """What exactly these steps gave before, if it is here."""
-        path = self.folder / fingerprint(task, steps)
+        path = self.folder / fingerprint(self.digest(task), steps)
         if not path.with_suffix(".json").exists():  # written last: without it the model may be missing
             return None
         try:
@@ -42,19 +53,15 @@ class FolderCheckpoints:
 
     def keep(self, task: Task, steps: Sequence[Step], model: nn.Module, records: Sequence[Record]) -> None:
         """Keeps what these steps gave: the model first, the records when it is whole."""
-        path = self.folder / fingerprint(task, steps)
+        path = self.folder / fingerprint(self.digest(task), steps)
         save(model, path.with_suffix(".nxt"), original=task.model)
         write_bytes(path.with_suffix(".json"), json.dumps([dataclasses.asdict(record) for record in records]).encode())
 
 
-def fingerprint(task: Task, steps: Sequence[Step]) -> str:
-    """A name for what these steps make of this task: same weights, amount of data, seed and steps, same name."""
-    sized = [count(data) if data is not None else None for data in (task.calibration, task.train)]
-    digest = hashlib.sha256(json.dumps([to_data(steps), task.seed, sized], sort_keys=True).encode())
-    for name, tensor in task.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def fingerprint(digest: str, steps: Sequence[Step]) -> str:
+    """A name for what these steps make of a task of this digest."""
+    words = json.dumps([digest, to_data(steps), digest_of([type(step) for step in steps])], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def _from_json(data: bytes) -> tuple[Record, ...]:

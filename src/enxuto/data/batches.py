@@ -36,6 +36,10 @@ class Batches:
         self.next_epoch += 1
         return self.epoch(self.next_epoch - 1)
 
+    def __fingerprint__(self) -> tuple[object, ...]:
+        """What these batches are, wherever they stand: checkpoints of a training go by it."""
+        return (self.x, self.y, self.batch_size, self.seed, self.shift, self.flip)
+
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch, counted from 0; does not move on to the next."""
         rng = np.random.default_rng((self.seed, number))

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from enxuto.artifact.checkpoints import fingerprint
 from enxuto.errors import RecipeError
 from enxuto.files import write_bytes
 from enxuto.recipe import from_data, line, to_data
-from enxuto.task import Step, Target, Task
+from enxuto.task import Step, Target
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +78,8 @@ class History:
         write_bytes(self.path, json.dumps(plain).encode())
 
 
-def search_key(task: Task, target: Target, seconds: float, before: Tensor) -> str:
-    """A name for one search: the same network, data, goal, time and quality of the original, the same name."""
-    digest = hashlib.sha256(repr((fingerprint(task, ()), target, seconds)).encode())
-    digest.update(before.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def search_key(digest: str, target: Target, seconds: float, before: Tensor) -> str:
+    """A name for one search: a task of the same digest, the same goal, time and quality of the original, the same name."""
+    sha = hashlib.sha256(repr((digest, target, seconds)).encode())
+    sha.update(before.contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -68,10 +68,12 @@ class Search:
     start: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        self.checkpoints = FolderCheckpoints(self.folder)
+        digest = self.checkpoints.digest(self.task)  # before anything is called that may remember it
         began = time.monotonic()
         self.before = quality(self.evaluate, self.task.model)
         self.evaluation_s = time.monotonic() - began
-        key = search_key(self.task, self.target, self.seconds, self.before)
+        key = search_key(digest, self.target, self.seconds, self.before)
         self.history = History(self.folder / "search.json", key)
         self.start -= self.history.seconds
         self.density = _density(self.task)
@@ -144,7 +146,7 @@ class Search:
         """
         try:
             with interrupting(self._check_time):
-                model, _ = run(self.task, recipe, checkpoints=FolderCheckpoints(self.folder), strict=True)
+                model, _ = run(self.task, recipe, checkpoints=self.checkpoints, strict=True)
         except NothingChangedError as error:
             logger.info("not tried: %s", error)
             return None
