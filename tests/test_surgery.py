@@ -93,3 +93,22 @@ def test_a_weight_of_a_model_that_is_one_layer_has_a_key():
     code_(layer, "weight", Affine(4).encode(layer.weight))
     assert [weight.key for weight in weights(layer)] == ["weight"]
     assert torch.equal(to_float(layer).weight, layer.weight)
+
+
+def test_a_decoder_leaves_its_cache_out_in_copies_only():
+    class Config:
+        use_cache = True
+
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.config = nn.Linear(4, 4), Config()
+
+        def forward(self, x):
+            return (self.head(x), object()) if self.config.use_cache else (self.head(x),)
+
+    model = nn.Sequential(Decoder())
+    model[0].config.use_cache = True
+    small = duplicate(model)
+    assert len(small(torch.randn(2, 4))) == 1
+    assert len(model(torch.randn(2, 4))) == 2

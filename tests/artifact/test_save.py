@@ -697,3 +697,30 @@ def test_a_fresh_network_with_the_old_weight_norm_takes_its_file(tmp_path):
 def test_a_number_is_no_file():
     with pytest.raises(ArtifactError, match="5 is int, not the name of a file"):
         load(5, into=seeded(Mlp))
+
+
+class Rotary(nn.Module):
+    """A network with a buffer that it makes itself and no file holds, as rotary positions are."""
+
+    def __init__(self, persistent=False):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.register_buffer("turn", torch.arange(8.0) / 8, persistent=persistent)
+
+    def forward(self, x):
+        return self.fc(x) * self.turn
+
+
+def test_a_network_on_the_meta_device_gets_its_values_or_is_told_what_it_lacks(tmp_path):
+    x = torch.randn(2, 8)
+    for persistent in (True, False):
+        model = Rotary(persistent).eval()
+        save(model, tmp_path / "m.nxt", original=model)
+        with torch.device("meta"):
+            fresh = Rotary(persistent)
+        if persistent:
+            loaded = load(tmp_path / "m.nxt", into=fresh)
+            assert torch.equal(loaded(x), model(x))
+        else:
+            with pytest.raises(ArtifactError, match=r"its buffer 'turn' has no values.* build the network without torch\.device"):
+                load(tmp_path / "m.nxt", into=fresh)

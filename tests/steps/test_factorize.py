@@ -238,6 +238,16 @@ def test_a_thin_layer_has_the_attributes_of_the_whole(layer):
     assert torch.allclose(thin.weight, whole.weight, atol=1e-5)
 
 
+def test_outputs_that_moved_far_are_warned_of(caplog):
+    task = task_of(Mlp)
+    Factorize(rank=1)(task.model, task)
+    assert "moves the outputs by" in caplog.text
+    caplog.clear()
+    model = nn.Sequential(low_rank(nn.Linear(20, 16), 3))
+    Factorize(rank=3)(model, Task(model, calibration=[torch.randn(2, 20)]))
+    assert not caplog.text
+
+
 def test_the_record_says_how_far_the_outputs_moved():
     task = task_of(Mlp)
     x = inputs(Mlp)

@@ -105,6 +105,7 @@ def _loaded(reader: Reader, into: nn.Module) -> nn.Module:
     coded = [name for name, entry in every.items() if entry.symbols is not None]
     model = apply(into, untold(reader.meta, coded), {name: entry.shape for name, entry in every.items()})
     _check_names(model, every)
+    _check_made(model)
     for name, entry in every.items():
         _check_entry(model, name, entry)
         codebook = every.get(name.removesuffix("codes") + "codebook")
@@ -119,7 +120,18 @@ def _loaded(reader: Reader, into: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.RNNBase) and not isinstance(module, Coded):
             module._flat_weights = [module._parameters.get(name) for name in module._flat_weights_names]
-    return model.to(next((tensor.device for tensor in into.parameters()), None)).eval()
+    return model.to(next((tensor.device for tensor in into.parameters() if not tensor.is_meta), None)).eval()
+
+
+def _check_made(model: nn.Module) -> None:
+    """Raises ArtifactError for what no file holds and only the network's own code makes: buffers that are not persistent."""
+    kept = set(model.state_dict())
+    lost = [name for name, buffer in model.named_buffers() if buffer.is_meta and name not in kept]
+    if lost:
+        raise ArtifactError(
+            f"the network was built on the meta device, where its buffer '{lost[0]}' has no values, and no file holds it: the "
+            "network makes it when it is built; build the network without torch.device('meta') and load again."
+        )
 
 
 def about(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from enxuto.select import Patterns, select
 from enxuto.surgery import Weight, duplicate, replace_, twins
 from enxuto.task import Batch, Change, Record, Task, attempt, evaluating
 
+FAR = 0.1  # of the outputs: what a network rarely survives without training
+_log = logging.getLogger(__name__)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -29,7 +32,8 @@ class Factorize:
     """Linear and convolution layers as two thin ones, by truncated SVD; coded layers give coded thin layers.
 
     `rank` is the number of channels between the two; without it, each layer gets the least rank that holds the fraction
-    `energy` of its squared singular values. Layers that would grow are left alone and named.
+    `energy` of its squared singular values. Layers that would grow are left alone and named. Outputs that moved by more than a
+    tenth are warned of: such a network wants training.
     Raises: RangeError for a rank below 1 or an energy outside (0, 1].
     Source: Denton et al. 2014, "Exploiting linear structure within convolutional networks"; Eckart, Young 1936.
     """
@@ -72,6 +76,10 @@ class Factorize:
             reasons = "; ".join(f"'{c.path}': {c.why}" for c in skipped[:5])
             raise NothingChangedError(f"{self} would change nothing: {reasons}; use a lower rank or energy.")
         figures = {"output_error": _distance(_outputs(model, task.sample), expected)}
+        if figures["output_error"] > FAR:
+            _log.warning(
+                "%s moves the outputs by %.0f %%; raise energy or rank, or train after it.", self, 100 * figures["output_error"]
+            )
         return model, Record(str(self), tuple(changes), tuple(skipped), figures, time.monotonic() - start)
 
 
