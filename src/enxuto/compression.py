@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from enxuto.errors import RecipeError, TargetError, TaskError
 from enxuto.evaluation.quality import agreement, quality
 from enxuto.files import writable_folder
 from enxuto.measure import ORIGINAL, measure, save_original
+from enxuto.plan.pace import ready
 from enxuto.plan.search import Search, smallest_bytes
 from enxuto.plan.verdict import advise, judge
 from enxuto.recipe import checked, run
@@ -90,17 +90,16 @@ def compress(
 def _search(task: Task, target: Target, seconds: float, work: Path, before: Sequence[Entry]) -> Search:
     original_bytes = file_bytes(work / ORIGINAL)
     limit = target.limit_bytes(original_bytes)
-    if limit < math.inf:
-        floor = smallest_bytes(task, work)
-        if limit < floor:
-            raise TargetError(
-                f"a file of {format_bytes(limit)} is asked for, but names, shapes and next to no value of this network, "
-                f"whose weights take {format_bytes(sum(entry.bytes for entry in before))}, already need "
-                f"{format_bytes(floor)}; ask for more than that."
-            )
+    floor = smallest_bytes(task, work)  # asked for in any case: it compiles what every recipe needs, before the clock runs
+    if limit < floor:
+        raise TargetError(
+            f"a file of {format_bytes(limit)} is asked for, but names, shapes and next to no value of this network, "
+            f"whose weights take {format_bytes(sum(entry.bytes for entry in before))}, already need "
+            f"{format_bytes(floor)}; ask for more than that."
+        )
     evaluate = task.evaluate or agreement(task.model, task.calibration, outputs=task.outputs)
+    ready()
     search = Search(task, target, seconds, work, evaluate, limit)
-    importlib.import_module("torch._dynamo")  # torch loads it late; Ctrl-C inside that import would cost the exports
     search.run()
     if search.best < 0:
         raise TargetError("no recipe could be applied to this network; inspect it to see which layers enxuto can treat.")

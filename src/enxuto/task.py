@@ -265,7 +265,8 @@ class Target:
     """What the result must reach; whatever is not given is free.
 
     `size` in bytes or as "100 kB" (of the .nxt file); `compression` before / after; `macs` and `latency` as fractions
-    left (0.5 = half); `max_drop` the quality that may be lost, absolute (0.005 = half a point).
+    left (0.5 = half); `max_drop` the quality that may be lost, absolute (0.005 = half a point), at most what the original has.
+    Without it the goal is the best quality that fits the rest.
     Raises: TargetError or RangeError when a goal makes no sense.
     """
 
@@ -279,9 +280,12 @@ class Target:
         if self.size is not None:
             object.__setattr__(self, "size", parse_bytes(self.size))
         if self.max_drop is not None:
-            object.__setattr__(self, "max_drop", parse_fraction(self.max_drop))
+            given = self.max_drop
+            object.__setattr__(self, "max_drop", parse_fraction(given))
             if not 0 <= self.drop < math.inf:
                 raise RangeError(f"max_drop={self.max_drop} is not in [0, inf); write 0.005 or '0.5%' for half a point.")
+            if isinstance(given, str) and given.strip().endswith("%") and self.drop > 1:
+                raise RangeError(f"max_drop={given!r} is more than all there is; write 0.005 or '0.5%' for half a point.")
         if self.compression is not None and not within(self.compression, "[1, inf)"):
             raise RangeError(
                 f"{named('compression', self.compression)} is before / after and must be at least 1; write for example 20."

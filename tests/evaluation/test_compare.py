@@ -102,7 +102,8 @@ def test_everything_is_measured_on_files_and_stays_valid_json(files):
     assert found.compressed.latency_ms == fastest.latency_ms == median(fastest.latency_samples_ms)
     assert found.compressed.precision == fastest.precision
     assert found.speedup > 1
-    assert all("int8 is slower" in note or "it was not chosen" in note for note in found.notes)
+    assert found.notes[-1] == f"{found.ruin}."  # another network, which knows nothing of what the original does
+    assert all("int8 is slower" in note or "it was not chosen" in note for note in found.notes[:-1])
     json.dumps(dataclasses.asdict(found), allow_nan=False)
 
 

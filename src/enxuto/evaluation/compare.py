@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from enxuto.batches import rows
 from enxuto.errors import Error
+from enxuto.evaluation.doubts import blank_quality, seen_before
 from enxuto.evaluation.environment import environment
 from enxuto.evaluation.fresh import FreshProcessError, UnpicklableError, in_fresh_process
 from enxuto.evaluation.latency import latencies
@@ -96,7 +97,9 @@ def evaluate_pair(
     notes += [f"small.{kind}.onnx was left out, because it could not be judged: {why}" for kind, why in found.failed.items()]
     files = replace(files, exports={kind: path for kind, path in files.exports.items() if kind not in found.failed})
     before = quality(judge, task.model)
-    before_choice = quality(chooser, task.model) if chooser else before
+    validation = quality(task.evaluate, task.model) if task.test and task.evaluate else before
+    notes += seen_before(validation, before)
+    before_choice = validation if chooser else before
     change, interval, samples = paired_change(before, found.values[_ARTIFACT])
 
     clocks, peaks, stopped = _run(files, sample, rounds, threads)
@@ -104,17 +107,25 @@ def evaluate_pair(
     exports = tuple(_exported(kind, path, before, found, clocks, peaks) for kind, path in files.exports.items())
     chosen, said = _choose(exports, _losses(before_choice, found), max_drop, float(found.choice[_ARTIFACT].mean()))
     original, compressed = _measurements(task, files, before, found, chosen, clocks, peaks)
-    return Evaluation(
-        original=original,
-        compressed=compressed,
-        quality_name=name,
-        quality_change=change,
-        quality_change_interval=interval,
-        samples=samples,
-        exports=exports,
-        notes=(*notes, *said, *_findings(original, compressed)),
-        environment=environment() | {"runtime_threads": str(threads)},
+    return _with_ruin(
+        Evaluation(
+            original=original,
+            compressed=compressed,
+            quality_name=name,
+            quality_change=change,
+            quality_change_interval=interval,
+            samples=samples,
+            blank_quality=blank_quality(judge, task.model),
+            exports=exports,
+            notes=(*notes, *said, *_findings(original, compressed)),
+            environment=environment() | {"runtime_threads": str(threads)},
+        )
     )
+
+
+def _with_ruin(evaluation: Evaluation) -> Evaluation:
+    """The same with a last note where the network is no longer the same."""
+    return replace(evaluation, notes=(*evaluation.notes, f"{evaluation.ruin}.")) if evaluation.ruined else evaluation
 
 
 def _measurements(

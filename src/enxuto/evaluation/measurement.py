@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from enxuto.evaluation.points import is_fraction
+
+ALIVE = 0.5
+"""Of what the original does better than a network that knows nothing, so much must be left for the same network."""
+
 Interval = tuple[float, float] | None
 """95 % interval of a paired difference; None when `evaluate` gives a single number, which has no spread."""
 
@@ -68,6 +73,7 @@ class Evaluation:
     quality_change: float
     quality_change_interval: Interval
     samples: int  # how many paired samples the interval rests on; 0 when evaluate gives one number
+    blank_quality: float | None = None  # of the original with all weights at zero; None when it could not be judged
     exports: tuple[Exported, ...] = ()
     notes: tuple[str, ...] = ()  # what must be said aloud: int8 slower than fp32, not reloaded in a fresh process, ...
     environment: dict[str, str] = field(default_factory=dict)
@@ -76,6 +82,31 @@ class Evaluation:
     def compression(self) -> float:
         """Bytes of the original's file over bytes of the compressed one."""
         return self.original.file_bytes / self.compressed.file_bytes
+
+    @property
+    def alive(self) -> float | None:
+        """What is left of all that the original does better than a network that knows nothing; None where that is not known."""
+        blank = self.blank_quality
+        if blank is None or not self.original.quality > blank:
+            return None
+        return (self.compressed.quality - blank) / (self.original.quality - blank)
+
+    @property
+    def ruined(self) -> bool:
+        """True when less than half of it is left: this is no longer the same network."""
+        return self.alive is not None and self.alive < ALIVE
+
+    @property
+    def ruin(self) -> str:
+        """The same in words."""
+        shown = "{:.2%}" if is_fraction(self.original.quality, self.compressed.quality) else "{:.4g}"
+        before, after, blank = (
+            shown.format(quality) for quality in (self.original.quality, self.compressed.quality, self.blank_quality or 0.0)
+        )
+        return (
+            f"this is no longer the same network: quality ({self.quality_name}) {after}, where the original has {before} "
+            f"and one whose weights are all zero {blank}"
+        )
 
     @property
     def speedup(self) -> float | None:

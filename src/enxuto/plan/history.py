@@ -1,6 +1,6 @@
 """What a search tried, in a file beside its checkpoints: after a kill the same search is answered from here and goes on.
 
-Recipes are asked for in the same order again, so what the clock decided (the cut, the length of training) is kept too.
+Recipes are asked for in the same order again, so what the clock decided (the cut, the lengths of training) is kept too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -34,11 +35,34 @@ class Trial:
     kept: bool
     why: str
     drop: float = 0.0  # what the search takes for lost, chance included
+    error: float = 0.0  # standard error of what was lost; 0 where it is not known
 
 
 def in_words(recipe: Sequence[Step]) -> str:
     """A recipe in one line."""
     return " + ".join(line(step) for step in recipe)
+
+
+@dataclass(frozen=True)
+class End:
+    """Why a search ended, and the time it had."""
+
+    cause: Literal["goal", "merit", "time", "interrupt"]
+    seconds: float
+    epoch_s: float | None = None  # of training, where even the shortest was too long for the time that was left
+
+    @property
+    def words(self) -> str:
+        """The cause as a clause."""
+        if self.cause == "goal":
+            return "the goal is met"
+        if self.cause == "merit":
+            return "nothing further was worth trying"
+        if self.cause == "interrupt":
+            return "it was interrupted"
+        if self.epoch_s is None:
+            return f"the time of {self.seconds:.0f} s was over"
+        return f"an epoch of training takes {self.epoch_s:.3g} s, too long for the time of {self.seconds:.0f} s"
 
 
 @dataclass
@@ -49,7 +73,7 @@ class History:
     key: str  # of the task, the target, the time and the quality of the original: another search has another
     known: dict[str, Trial] = field(default_factory=dict)
     base: tuple[Step, ...] | None = None
-    epochs: float | None = None
+    decided: list[float] = field(default_factory=list)  # lengths of training, in the order in which they were asked for
 
     def __post_init__(self) -> None:
         try:
@@ -57,13 +81,13 @@ class History:
             if found["key"] != self.key:
                 return
             known = {item["recipe"]: Trial(**item) for item in found["trials"]}
-            base, epochs = None if found["base"] is None else from_data(found["base"]), found["epochs"]
+            base, decided = None if found["base"] is None else from_data(found["base"]), list(map(float, found["decided"]))
         except FileNotFoundError:
             return
         except (ValueError, TypeError, KeyError, RecipeError, OSError) as error:
             logger.warning("the history of an earlier search is damaged, and the search begins anew: %s", error)
             return
-        self.known, self.base, self.epochs = known, base, epochs
+        self.known, self.base, self.decided = known, base, decided
 
     @property
     def seconds(self) -> float:
@@ -74,7 +98,7 @@ class History:
         """Writes what is known, whole or not at all."""
         trials = [dataclasses.asdict(trial) for trial in self.known.values()]
         base = None if self.base is None else to_data(self.base)
-        plain = {"key": self.key, "base": base, "epochs": self.epochs, "trials": trials}
+        plain = {"key": self.key, "base": base, "decided": self.decided, "trials": trials}
         write_bytes(self.path, json.dumps(plain).encode())
 
 

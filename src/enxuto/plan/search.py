@@ -10,18 +10,22 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import load, save
-from enxuto.errors import Error, LayerError, NothingChangedError, TargetError, TaskError
+from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, TargetError, TaskError
+from enxuto.evaluation.points import is_fraction, said
 from enxuto.evaluation.quality import paired_change, quality
-from enxuto.plan.history import History, Trial, in_words, search_key
+from enxuto.plan.chance import MARGIN, standard_error
+from enxuto.plan.fitting import CODINGS, Fitting, Tries
+from enxuto.plan.history import End, History, Trial, in_words, search_key
+from enxuto.plan.levels import FINISH_RATE, LEVEL, SPARSEST, first_density, level, trained
+from enxuto.plan.pace import seconds_per_epoch, seconds_seen
 from enxuto.plan.speed import channels_for_latency
 from enxuto.progress import interrupting
 from enxuto.recipe import run
@@ -29,20 +33,15 @@ from enxuto.sizes import format_bytes
 from enxuto.steps.channels import PruneChannels
 from enxuto.steps.fold import Fold
 from enxuto.steps.prune import Prune
-from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 from enxuto.surgery import weights
-from enxuto.task import Evaluate, Step, Target, Task, count
+from enxuto.task import Evaluate, Step, Target, Task
 
 logger = logging.getLogger(__name__)
 
-DENSER, LEVEL = 0.5, 0.6  # fraction of weights left after the first level, and what each further level leaves of it
-SPARSEST = 0.004
-LEVEL_RATE = 2e-3  # LeNet-300-100 at 97 % zeros lost 0.6 points on validation, and 1.3 at 1e-3 (3 epochs a level)
-FINISH_RATE = 3e-4
-CONFIDENCE = 1.96  # standard errors that a drop must stay below its limit
+PASSES = 4  # trainings that must find a place in the time for the shortest of them to be worth it
+WORTH = 1.5  # times as long as before, at least, a further round must train
 LONGER = 3  # times the training of each level, when all levels were tried and time is left
-SLOW_S = 5.0  # a first batch that takes longer says enough of how long an epoch takes
 EPOCHS = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # of training at each level; the largest that the time allows
 
 
@@ -64,14 +63,19 @@ class Search:
     recipes: list[tuple[Step, ...]] = field(default_factory=list)
     best: int = -1
     last: bool | None = None  # whether the last recipe lost little enough; None when it could not be applied
-    stopped: str = ""  # why the search ended
+    end: End | None = None  # why the search ended
     start: float = field(default_factory=time.monotonic)
+    pace_s: float | None = None  # seconds that an epoch took last
+    too_long_s: float | None = None  # what an epoch takes, where even the shortest training found no place in the time
+    hurried: bool = False  # whether a longer training found none
+    asked: int = 0  # how many lengths of training were asked for
 
     def __post_init__(self) -> None:
         self.checkpoints = FolderCheckpoints(self.folder)
         digest = self.checkpoints.digest(self.task)  # before anything is called that may remember it
         began = time.monotonic()
         self.before = quality(self.evaluate, self.task.model)
+        self._check_goal()
         self.evaluation_s = time.monotonic() - began
         key = search_key(digest, self.target, self.seconds, self.before)
         self.history = History(self.folder / "search.json", key)
@@ -105,31 +109,36 @@ class Search:
 
     def run(self) -> None:
         """Tries recipes until the goal is met and nothing better is to be had, or the time is over."""
+        recipes = self._recipes()
         try:
-            for recipe in self._recipes():
+            trial = None
+            while True:
+                recipe = recipes.send(trial)
                 if in_words(recipe) not in self.history.known:
                     self._check_time()
-                self.attempt(recipe)
+                trial = self.attempt(recipe)
                 if self.best >= 0 and self._enough(self.best):
-                    self.stopped = "the goal is met"
+                    self.end = End("goal", self.seconds)
                     return
-            self.stopped = "nothing further was worth trying"
+        except StopIteration:
+            short = self.hurried or self.too_long_s is not None
+            self.end = End("time" if short else "merit", self.seconds, self.too_long_s)
         except TimeOver:
-            self.stopped = f"the time of {self.seconds:.0f} s was over"
+            self.end = End("time", self.seconds)
         except KeyboardInterrupt:
-            self.stopped = "it was interrupted"
+            self.end = End("interrupt", self.seconds)
             if self.best < 0:
                 raise
 
-    def attempt(self, recipe: tuple[Step, ...]) -> bool:
-        """Runs, saves, reloads and judges one recipe, unless an earlier run did; True when it loses no more than allowed."""
+    def attempt(self, recipe: tuple[Step, ...]) -> Trial | None:
+        """Runs, saves, reloads and judges one recipe, unless an earlier run did; None when it could not be applied."""
         words = in_words(recipe)
         trial = self.history.known.get(words)
         if trial is None:
             trial = self._tried(recipe, words)
             if trial is None:
                 self.last = None
-                return False
+                return None
             self.history.known[words] = trial
             self.history.keep()
         self.recipes.append(recipe)
@@ -137,7 +146,7 @@ class Search:
         if trial.kept:
             self.best = len(self.trials) - 1
         self.last = trial.drop <= self.target.drop
-        return self.last
+        return trial
 
     def _tried(self, recipe: tuple[Step, ...], words: str) -> Trial | None:
         """What a recipe costs and gives; None when it could not be applied.
@@ -146,25 +155,29 @@ class Search:
         """
         try:
             with interrupting(self._check_time):
-                model, _ = run(self.task, recipe, checkpoints=self.checkpoints, strict=True)
-        except NothingChangedError as error:
-            logger.info("not tried: %s", error)
+                model, records = run(self.task, recipe, checkpoints=self.checkpoints, strict=True)
+        except NothingChangedError as fault:
+            logger.info("not tried: %s", fault)
             return None
-        except TaskError as error:  # a training that diverged; what is wrong with the data was found before the first recipe
+        except TaskError as fault:  # a training that diverged; what is wrong with the data was found before the first recipe
             if self.best < 0:
                 raise
-            logger.warning("a recipe was given up (%s): %s", words, error)
+            logger.warning("a recipe was given up (%s): %s", words, fault)
             return None
+        self.pace_s = seconds_seen(self.task, recipe, records) or self.pace_s
+        began = time.monotonic()
         path = self.folder / "trial.nxt"
         save(model, path, original=self.task.model)
         size = path.stat().st_size
         after = quality(self.evaluate, load(path, into=self.task.model))
+        self.evaluation_s = time.monotonic() - began
         change, _, _ = paired_change(self.before, after)
-        drop = -change + margin(self.before, after, self.target.drop)
+        error = standard_error(self.before, after)
+        drop = -change + (MARGIN * error if self.target.drop < math.inf else 0.0)
         kept = self.best < 0 or self._distance(drop, size) < self.rank(self.best)
-        why = f"{format_bytes(size)}, quality {change:+.4f}"
+        why = f"{format_bytes(size)}, {said(change, is_fraction(float(self.before.mean()), float(after.mean())))}"
         logger.info("%s %s: %s", "kept" if kept else "tried", why, words)
-        return Trial(time.monotonic() - self.start, words, size, float(after.mean()), kept, why, drop)
+        return Trial(time.monotonic() - self.start, words, size, float(after.mean()), kept, why, drop, error)
 
     def _check_time(self) -> None:
         if self.over:
@@ -184,6 +197,15 @@ class Search:
         bounded = self.limit_bytes < math.inf
         return bounded and self.target.drop < math.inf and self.rank(index)[0] == 0
 
+    def _check_goal(self) -> None:
+        """Raises RangeError when the drop that is allowed is more than the original has."""
+        original = float(self.before.mean())
+        if 0 <= original < self.target.drop < math.inf:
+            raise RangeError(
+                f"max_drop={self.target.max_drop} is more than the whole quality of the original, {original:.4g}: any network "
+                "would do; it is absolute, so write 0.005 or '0.5%' for half a point."
+            )
+
     def _base(self) -> tuple[Step, ...]:
         cuts: tuple[Step, ...] = ()
         if self.target.macs is not None:
@@ -195,31 +217,64 @@ class Search:
     def _epochs(self, share: float) -> float:
         """The longest training in EPOCHS that takes no more than this share of the time that is left; 0 when none does."""
         fitting = [epochs for epochs in EPOCHS if epochs * self.epoch_s <= share * self.left_s]
+        self.too_long_s = None if fitting else self.epoch_s
         return fitting[-1] if fitting else 0.0
 
-    @cached_property
+    @property
     def epoch_s(self) -> float:
-        """Seconds that one epoch of training takes."""
-        return seconds_per_epoch(self.task)
+        """Seconds that one epoch of training takes: as the last one went, or as a few batches say."""
+        if self.pace_s is None:
+            with interrupting(self._check_time):
+                self.pace_s = seconds_per_epoch(self.task)
+        return self.pace_s
 
-    def _level_epochs(self) -> float:
-        """How long each level trains, decided once in the whole search."""
-        if self.history.epochs is None:
-            self.history.epochs = self._epochs(share=1 / 20)
+    def _first_epochs(self, passes: float) -> float:
+        """How long each of so many trainings takes at first: a twentieth of the time, less if they are many, more if it must."""
+        epochs = self._epochs(1 / max(20, 3 * passes))
+        if not epochs:
+            self.pace_s = None  # the first look may have met a busy moment
+            epochs = self._epochs(1 / (passes + 1))
+        return epochs
+
+    def _longer(self, passes: float, before: float) -> float:
+        """Epochs of each training of the next round, LONGER times `before` or what the time holds; 0 when that is too little."""
+        if not before:
+            epochs = self._decided(lambda: self._first_epochs(passes))
+            self.too_long_s = None if epochs else self.epoch_s
+            return epochs
+
+        def choose() -> float:
+            most = self.left_s / ((passes + 1) * self.epoch_s)
+            return round(min(LONGER * before, most), 3) if most >= WORTH * before else 0.0
+
+        epochs = self._decided(choose)
+        self.hurried = not epochs
+        return epochs
+
+    def _decided(self, choose: Callable[[], float]) -> float:
+        """What the clock says, once in the whole search: when it starts again it goes the way it went."""
+        if self.asked == len(self.history.decided):
+            self.history.decided.append(choose())
             self.history.keep()
-        return self.history.epochs
+        self.asked += 1
+        return self.history.decided[self.asked - 1]
 
     def _finish(self, bits: int, epochs: float) -> tuple[Step, ...]:
         return (*self.fold, Share(bits=bits, biases=8), *trained(epochs, FINISH_RATE))
 
-    def _recipes(self) -> Iterator[tuple[Step, ...]]:
-        for bits in (8,) if self.free else (8, 6, 5, 4):  # nothing trained: seconds, and something is in hand
-            yield self.base + self._finish(bits, 0)
-            if not self.last:
-                break
-        if self.free:
+    def _recipes(self) -> Tries:
+        if self.limit_bytes < math.inf and self.target.drop == math.inf:
+            yield from Fitting(self.base, self.fold, self.density, self.limit_bytes, self._longer).recipes()
             return
-        epochs = self._level_epochs()
+        if self.free:
+            yield self.base + self._finish(8, 0)
+            return
+        for coding in CODINGS[:2]:  # nothing trained: seconds, and something is in hand
+            for step in coding:
+                yield (*self.base, *self.fold, step)
+                if not self.last:
+                    break
+        epochs = self._longer(PASSES, 0.0)
         tail = max(EPOCHS[0], round(epochs / 2, 3)) if epochs else 0.0
         if tail:
             yield self.base + self._finish(4, tail)
@@ -228,11 +283,9 @@ class Search:
             epochs = min(LONGER * epochs, EPOCHS[-1])
             yield from self._ladder(epochs, max(EPOCHS[0], round(epochs / 2, 3)))
 
-    def _ladder(self, epochs: float, tail: float) -> Iterator[tuple[Step, ...]]:
+    def _ladder(self, epochs: float, tail: float) -> Tries:
         """Level by level fewer weights, each level trained from the one before, until the goal or too much is lost."""
-        good, passed, density = self.base, self.density, DENSER
-        while density >= 0.95 * self.density:  # levels that the network had before
-            density *= LEVEL
+        good, passed, density = self.base, self.density, first_density(self.density)
         prefix = self.base
         while density > SPARSEST:
             prefix = (*prefix, *level(density, epochs))
@@ -252,9 +305,7 @@ class Search:
         last = 1 - steps[-1].sparsity if steps else self.density
         return self.trials[-1].file_bytes * density / last
 
-    def _between(
-        self, good: tuple[Step, ...], passed: float, failed: float, epochs: float, tail: float
-    ) -> Iterator[tuple[Step, ...]]:
+    def _between(self, good: tuple[Step, ...], passed: float, failed: float, epochs: float, tail: float) -> Tries:
         """From the last level that lost little enough towards the first that did not, with longer training."""
         bits = 4
         if tail and self.limit_bytes == math.inf:
@@ -271,16 +322,6 @@ class Search:
         if tail:
             yield good + self._finish(3, round(3 * tail, 3))
             yield good + self._finish(4, round(4 * tail, 3))
-
-
-def level(density: float, epochs: float) -> tuple[Step, ...]:
-    """Fewer weights, and training to do without those that went, where there is time for it."""
-    return (Prune(round(1 - density, 4)), *trained(epochs, LEVEL_RATE))
-
-
-def trained(epochs: float, rate: float = Recover.learning_rate) -> tuple[Step, ...]:
-    """Training, or nothing where there is no time for any."""
-    return (Recover(epochs=epochs, learning_rate=rate),) if epochs else ()
 
 
 def _density(task: Task) -> float:
@@ -300,28 +341,6 @@ def _fold(task: Task) -> tuple[Step, ...]:
     except NothingChangedError:
         return ()
     return (Fold(),)
-
-
-def margin(before: Tensor, after: Tensor, allowed: float) -> float:
-    """What chance may add to a drop measured on few samples: CONFIDENCE standard errors, at most 1.5 times what is allowed.
-
-    Choosing the best of many recipes flatters it: with 0.84 and 1.64 standard errors, at most what is allowed,
-    LeNet-300-100 lost 0.8 and 0.6 points on the test where 0.5 were allowed on 5,000 validation samples.
-    """
-    if before.ndim == 0 or before.numel() < 2 or allowed == math.inf:
-        return 0.0
-    error = float((after - before).double().std() / math.sqrt(before.numel()))
-    return min(CONFIDENCE * error, 1.5 * allowed)
-
-
-def seconds_per_epoch(task: Task) -> float:
-    """How long one epoch of `Recover` takes, from a few batches of it."""
-    source = task.train if task.train is not None else task.calibration
-    length = count(source) or sum(1 for _ in source)
-    _, record = Recover(epochs=1 / length)(task.model, task)
-    if record.seconds < SLOW_S:  # the first batches take longer than those that follow
-        _, record = Recover(epochs=6 / length)(task.model, task)
-    return record.seconds / record.figures["batches"] * length
 
 
 def smallest_bytes(task: Task, folder: Path) -> int:

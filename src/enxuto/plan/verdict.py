@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from enxuto.evaluation.measurement import Evaluation
+from enxuto.evaluation.points import is_fraction, points, said
+from enxuto.plan.chance import MARGIN, samples_needed
 from enxuto.plan.history import Trial
 from enxuto.plan.search import Search
 from enxuto.sizes import format_bytes
 from enxuto.task import Target
+
+WORTH = 0.9  # of the bytes found: a file that a larger validation set would have allowed is told of when it is so much smaller
+MOST = 100  # times the samples there are: more is no advice
 
 
 @dataclass(frozen=True)
@@ -23,13 +28,18 @@ class Verdict:
 
 
 def judge(target: Target, evaluation: Evaluation) -> tuple[Verdict, ...]:
-    """Each part of the goal against what was measured on the files, in the order of Target's fields."""
+    """Each part of the goal against what was measured on the files, in the order of Target's fields.
+
+    Where no drop was allowed by name, a network that is no longer the same has missed the goal, and that stands first.
+    """
     original, compressed = evaluation.original, evaluation.compressed
     lines = []
 
     def add(goal: str, met: bool, words: str) -> None:
         lines.append(Verdict(goal, met, f"{words}: {'met' if met else 'missed'}"))
 
+    if target.max_drop is None and evaluation.ruined:
+        add("quality", False, evaluation.ruin)
     if target.size is not None:
         size = compressed.file_bytes
         add("size", size <= int(target.size), f"size {format_bytes(size)} of at most {format_bytes(int(target.size))}")
@@ -50,42 +60,80 @@ def judge(target: Target, evaluation: Evaluation) -> tuple[Verdict, ...]:
                 f"latency {left:.1%} of at most {target.latency:.1%} ({compressed.precision})",
             )
     if target.max_drop is not None:
-        drop = round(-evaluation.quality_change, 9) + 0.0  # no minus zero
-        words = f"quality ({evaluation.quality_name}) lost {drop:.4f} of at most {target.drop:.4f}"
-        add("max_drop", drop <= target.drop, words)
+        fraction = is_fraction(original.quality, compressed.quality)
+        what = f"quality ({evaluation.quality_name}) {said(evaluation.quality_change, fraction)}"
+        met = round(-evaluation.quality_change, 9) <= target.drop
+        add("max_drop", met, f"{what}, at most {points(target.drop, fraction)} may be lost")
     return tuple(lines)
 
 
 def advise(search: Search, verdict: Sequence[Verdict]) -> tuple[str, ...]:
-    """Why a goal was missed and what would have met it, from the recipes that were tried; empty when all was met."""
+    """Why a goal was missed and what would have met it, from the recipes that were tried; how many validation samples would have
+    given more. Empty when there is nothing to say.
+    """
     missed = [line.goal for line in verdict if not line.met]
     if not missed:
-        return ()
-    advice = [f"the search ended because {search.stopped}, after {len(search.trials)} recipes."]
+        return _more_samples(search)
+    assert search.end is not None
+    advice = [f"the search ended because {search.end.words}, after {len(search.trials)} recipes."]
+    bounded = search.limit_bytes < math.inf
     fitting = [t for t in search.trials if t.file_bytes <= search.limit_bytes]
-    good = [t for t, drop in zip(search.trials, search.drops, strict=True) if drop <= search.target.drop]
-    if good and search.limit_bytes < math.inf and ("size" in missed or "compression" in missed or "max_drop" in missed):
+    good = [t for t in search.trials if t.drop <= search.target.drop]
+    if "quality" in missed and bounded:
+        advice.append("no recipe that was tried keeps the network alive in so few bytes: allow more, or say max_drop.")
+    elif good and bounded and ("size" in missed or "compression" in missed or "max_drop" in missed):
         least = min(good, key=lambda trial: trial.file_bytes)
-        advice.append(
-            f"within the drop, the smallest file was {format_bytes(least.file_bytes)} ({_change(search, least)}): ask for that."
-        )
-    if fitting and search.limit_bytes < math.inf and "max_drop" in missed:
+        where = "within the drop, " if search.target.drop < math.inf else ""
+        advice.append(f"{where}the smallest file was {format_bytes(least.file_bytes)} ({_lost(search, least)}): ask for that.")
+    if fitting and bounded and "max_drop" in missed:
         best = max(fitting, key=lambda trial: trial.quality)
-        advice.append(f"within the size, the best file lost {-_drop(search, best):.4f}: allow that much with max_drop.")
-    if "max_drop" in missed and search.limit_bytes == math.inf:
-        advice.append("the drop on validation data was within the limit, but not on the final data: ask for a smaller max_drop.")
+        advice.append(f"within the size, the best file {_lost(search, best)}: allow that much with max_drop.")
+    if "max_drop" in missed and not bounded:
+        within = search.trials[search.best].drop <= search.target.drop
+        found = "within the limit, but not on the final data" if within else "not within the limit with what chance may add"
+        advice.append(f"the drop on validation data was {found}: ask for a larger max_drop, or give more.")
     if "latency" in missed:
         advice.append("the channels were cut until the clock agreed, and now it does not: ask for a little less than you need.")
     if search.task.train is None:
         advice.append("no training data was given: train= and loss= let the network recover, which gains most.")
-    elif "time" in search.stopped:
+    elif search.end.cause == "time":
         advice.append(f"more time lets each level train longer: this search had {search.seconds:.0f} s.")
-    return tuple(advice)
+    return (*advice, *_more_samples(search))
+
+
+def _more_samples(search: Search) -> tuple[str, ...]:
+    """What a larger validation set would have allowed: the best file that only the margin for chance kept out."""
+    found = search.trials[search.best]
+    blocked = [t for t in search.trials if _drop(search, t) < search.target.drop < t.drop and t.file_bytes <= search.limit_bytes]
+    if found.drop <= search.target.drop:
+        blocked = [t for t in blocked if t.file_bytes < WORTH * found.file_bytes]
+    have = search.before.numel() if search.before.ndim else 0
+    wanted = [(samples_needed(have, _drop(search, t), t.error, search.target.drop), t) for t in blocked]
+    known = [(needed, trial) for needed, trial in wanted if needed is not None and needed <= MOST * have]
+    if not known:
+        return ()
+    needed, trial = min(known, key=lambda pair: pair[1].file_bytes)
+    fraction = is_fraction(float(search.before.mean()), trial.quality)
+    size, may, allowed = (
+        format_bytes(trial.file_bytes),
+        points(MARGIN * trial.error, fraction),
+        points(search.target.drop, fraction),
+    )
+    return (
+        f"a file of {size} {_lost(search, trial)} on validation data, but on {have:,} samples chance may add {may}: "
+        f"with {_rounded(needed):,} samples it would have been within {allowed}.",
+    )
+
+
+def _rounded(samples: int) -> int:
+    """Up to two digits."""
+    size = 10 ** max(0, len(str(samples)) - 2)
+    return -(-samples // size) * size
 
 
 def _drop(search: Search, trial: Trial) -> float:
-    return trial.quality - float(search.before.mean())
+    return float(search.before.mean()) - trial.quality
 
 
-def _change(search: Search, trial: Trial) -> str:
-    return f"quality {_drop(search, trial):+.4f}"
+def _lost(search: Search, trial: Trial) -> str:
+    return said(-_drop(search, trial), is_fraction(float(search.before.mean()), trial.quality))

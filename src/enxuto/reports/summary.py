@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Any
 
+from enxuto.evaluation.points import points
 from enxuto.reports import words
 from enxuto.reports.document import Document, Entry, Measured, MemoryUse, StepRecord
 from enxuto.sizes import format_bytes
@@ -91,8 +92,7 @@ def goal(document: Document) -> str:
     if target.latency is not None:
         asked.append(f"at most {words.percent(target.latency, 0)} of the latency")
     if target.max_drop is not None:
-        drop = f"{100 * target.max_drop:g} points" if document.is_fraction else f"{target.max_drop:g}"
-        asked.append(f"at most {drop} of quality lost")
+        asked.append(f"at most {points(target.max_drop, document.is_fraction)} of quality lost")
     return ", ".join(asked)
 
 

@@ -1,0 +1,158 @@
+"""The best quality that fits into so many bytes: untrained recipes first, then ever longer trained ones.
+
+A generator yields a recipe and is sent what became of it, so that it can be tested as a function. It knows no clock: how long a
+level may train is asked of whoever runs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+from enxuto.plan.history import Trial
+from enxuto.plan.levels import FINISH_RATE, SPARSEST, level, level_densities, trained
+from enxuto.steps.prune import Prune
+from enxuto.steps.quantize import Quantize
+from enxuto.steps.share import Share
+from enxuto.task import Step
+
+Recipe = tuple[Step, ...]
+Tries = Generator[Recipe, Trial | None, None]
+BITS = (8, 6, 5, 4, 3, 2)
+CODINGS: tuple[tuple[Step, ...], ...] = (
+    tuple(Share(bits=bits, biases=8) for bits in BITS),
+    tuple(Quantize(bits=bits, per="network", fit="absmax", biases=8) for bits in BITS),
+    tuple(Quantize(bits=bits, biases=8) for bits in BITS),
+)
+"""Ways to write weights down, each from gentle to harsh: shared values, one scale for the network, one for each channel."""
+TIGHT = 0.97  # of the bytes allowed: a file that uses so many is not made larger
+AIM = 0.985
+PROBES = 4  # files that are made to find the density that just fits
+FINER = 2  # codings finer than the one that fits, tried with fewer weights
+PATIENCE = 2  # rounds of ever longer training that may bring nothing
+TRAINED_BITS = (4, 3, 5)
+
+
+@dataclass
+class Fitting:
+    """The recipes for one network and one limit. `epochs(passes, before)` says how long a level trains in a round of so many
+    trainings, more than `before`; 0 when the time that is left holds no such round.
+    """
+
+    base: Recipe
+    fold: Recipe
+    density: float  # of the weights, before anything is pruned
+    limit: float
+    epochs: Callable[[float, float], float]
+    best: Trial | None = None  # of those that fit
+    recipe: Recipe = ()  # of the best
+    sizes: dict[Recipe, int] = field(default_factory=dict)
+    drops: dict[Recipe, float] = field(default_factory=dict)  # of those that fit
+
+    def recipes(self) -> Tries:
+        """All of them, until the rounds bring nothing more, nothing is lost, or the time holds no further round."""
+        fitting = []
+        for coding in CODINGS:
+            place = yield from self._coarsest_needed(coding)
+            fitting.append((place, coding))
+        for place, coding in fitting:
+            for finer in coding[max(0, place - FINER) : place]:
+                yield from self._filled(self._pruned((finer,)), self._guess())
+        yield from self._rounds()
+
+    @property
+    def lossless(self) -> bool:
+        """True when the best that fits loses nothing: no recipe can do better."""
+        return self.best is not None and self.best.drop <= 0
+
+    def _try(self, recipe: Recipe) -> Generator[Recipe, Trial | None, int | None]:
+        """The bytes of the file; None when the recipe could not be applied."""
+        if recipe in self.sizes:
+            return self.sizes[recipe]
+        trial = yield recipe
+        if trial is None:
+            return None
+        self.sizes[recipe] = trial.file_bytes
+        if trial.file_bytes <= self.limit:
+            self.drops[recipe] = trial.drop
+            if self.best is None or trial.drop < self.best.drop:
+                self.best, self.recipe = trial, recipe
+        return trial.file_bytes
+
+    def _coarsest_needed(self, coding: Sequence[Step]) -> Generator[Recipe, Trial | None, int]:
+        """Halving the choice: the place of the gentlest coding that fits without pruning; behind the last if none does."""
+        low, high = 0, len(coding)
+        while low < high:
+            middle = (low + high) // 2
+            size = yield from self._try((*self.base, *self.fold, coding[middle]))
+            if size is not None and size <= self.limit:
+                high = middle
+            else:
+                low = middle + 1
+        return high
+
+    def _filled(self, made: Callable[[float], Recipe], density: float) -> Generator[Recipe, Trial | None, float]:
+        """The density at which the file uses the bytes allowed, moved from a first guess."""
+        known: list[tuple[float, float]] = []
+        for _ in range(PROBES):
+            density = min(density, self.density)
+            size = yield from self._try(made(density))
+            if size is None or TIGHT * self.limit <= size <= self.limit or (density == self.density and size <= self.limit):
+                break
+            known.append((math.log(density), math.log(size)))
+            density = math.exp(_moved(known, math.log(AIM * self.limit)))
+        return density
+
+    def _pruned(self, finish: Recipe) -> Callable[[float], Recipe]:
+        """Recipes without training, by density."""
+        return lambda density: (*self.base, *self._prune(density), *self.fold, *finish)
+
+    def _learned(self, finish: Recipe, epochs: float) -> Callable[[float], Recipe]:
+        """Recipes that are pruned level by level with training between, and trained at the end, by density."""
+
+        def made(density: float) -> Recipe:
+            steps = self.base
+            for step in level_densities(self.density, density):
+                steps = (*steps, *level(step, epochs))
+            return (*steps, *self.fold, *finish, *trained(epochs, FINISH_RATE))
+
+        return made
+
+    def _prune(self, density: float) -> Recipe:
+        return (Prune(round(1 - density, 4)),) if density < self.density else ()
+
+    def _rounds(self) -> Tries:
+        """Each round trains longer than the one before; what did best in the first is what the others train."""
+        start: float = yield from self._filled(self._pruned((Share(bits=4, biases=8),)), self._guess())
+        densities = {bits: min(start * 7 / (bits + 3), self.density) for bits in TRAINED_BITS}
+        untrained, epochs, idle = self.recipe, 0.0, 0
+        while idle < PATIENCE and not self.lossless:
+            passes = len(level_densities(self.density, min(densities.values()))) + 2 * len(densities) + 2
+            epochs = self.epochs(passes, epochs)
+            if not epochs:
+                return
+            before = self.best
+            if untrained:
+                yield from self._try((*untrained, *trained(epochs, FINISH_RATE)))
+            drops = {}
+            for bits, density in densities.items():
+                made = self._learned((Share(bits=bits, biases=8),), epochs)
+                densities[bits] = yield from self._filled(made, density)
+                drops[bits] = self.drops.get(made(densities[bits]), math.inf)
+            keep = min(drops, key=drops.__getitem__)
+            densities = {keep: densities[keep]}
+            idle = 0 if self.best is not before else idle + 1
+
+    def _guess(self) -> float:
+        """A first density for shared values of 4 bits, from whatever file is known: bytes fall about as the weights left."""
+        known = [size for recipe, size in self.sizes.items() if not any(isinstance(step, Prune) for step in recipe)]
+        return max(SPARSEST, min(1.0, AIM * self.limit / min(known, default=self.limit))) * self.density
+
+
+def _moved(known: Sequence[tuple[float, float]], wanted: float) -> float:
+    """Where a falling line through the two points nearest to what is wanted meets it; both axes are logarithms."""
+    near = sorted(known, key=lambda point: abs(point[1] - wanted))[:2]
+    (x, y), *others = near
+    slope = (y - others[0][1]) / (x - others[0][0]) if others and others[0][0] != x else 1.0
+    return x + (wanted - y) / min(max(slope, 0.3), 3.0)

@@ -1,0 +1,89 @@
+"""The best quality that fits: the bytes allowed are used, training grows with the time, the end comes when nothing is gained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+import enxuto as ex
+from enxuto.plan.fitting import PATIENCE, TIGHT, Fitting, Recipe
+from enxuto.plan.history import Trial
+
+WEIGHTS = 1000.0
+
+
+def size_of(recipe: Recipe) -> int:
+    """A plausible file: each weight that is left takes its bits and its place."""
+    density, bits = 1.0, 32
+    for step in recipe:
+        density = 1 - step.sparsity if isinstance(step, ex.Prune) else density
+        bits = step.bits if isinstance(step, (ex.Share, ex.Quantize)) else bits
+    gone = 1 - density
+    place = -math.log2(density) - (gone / density * math.log2(gone) if gone else 0.0)
+    return round(100 + WEIGHTS * density * (bits + place) / 8)
+
+
+def drop_of(recipe: Recipe) -> float:
+    """Fewer weights and coarser codes lose more, training brings back."""
+    trained = sum(step.epochs for step in recipe if isinstance(step, ex.Recover))
+    return 300 / size_of(recipe) ** 0.9 / (1 + trained)
+
+
+def play(
+    limit: float, epochs: Callable[[float, float], float], drop: Callable[[Recipe], float] = drop_of, *, most: int = 500
+) -> tuple[Fitting, list[tuple[Recipe, int]]]:
+    """Everything that is tried, answered by the two functions above."""
+    fitting = Fitting((), (), 1.0, limit, epochs)
+    recipes, tried, trial = fitting.recipes(), [], None
+    for _ in range(most):
+        try:
+            recipe = recipes.send(trial)
+        except StopIteration:
+            return fitting, tried
+        tried.append((recipe, size_of(recipe)))
+        trial = Trial(0.0, "", size_of(recipe), 0.0, False, "", drop(recipe))
+    raise AssertionError("no end")
+
+
+def never(passes: float, before: float) -> float:
+    return 0.0
+
+
+@pytest.mark.parametrize("limit", [180, 300, 420, 700])
+def test_files_use_the_bytes_that_are_allowed(limit: int) -> None:
+    fitting, tried = play(limit, never)
+    assert fitting.best is not None
+    assert TIGHT * limit <= fitting.best.file_bytes <= limit
+    assert len({recipe for recipe, _ in tried}) == len(tried)
+
+
+def test_without_training_all_ways_to_write_weights_are_tried() -> None:
+    _, tried = play(300, never)
+    kinds = {(type(step), getattr(step, "per", "")) for recipe, _ in tried for step in recipe}
+    assert kinds == {(ex.Share, ""), (ex.Quantize, "network"), (ex.Quantize, "channel"), (ex.Prune, "")}
+
+
+def test_training_grows_until_the_time_holds_no_more_and_still_fits() -> None:
+    lengths = iter([0.5, 1.5, 4.5, 0.0])
+    fitting, _ = play(200, lambda passes, before: next(lengths))
+    assert [step.epochs for step in fitting.recipe if isinstance(step, ex.Recover)][-1] == 4.5
+    assert TIGHT * 200 <= size_of(fitting.recipe) <= 200
+    assert next(lengths, None) is None
+
+
+def test_rounds_that_bring_nothing_end_the_search() -> None:
+    asked = []
+
+    def epochs(passes: float, before: float) -> float:
+        asked.append(before)
+        return 3 * before or 1.0
+
+    play(200, epochs, lambda recipe: 300 / size_of(recipe) ** 0.9)
+    assert len(asked) <= PATIENCE + 1
+
+
+def test_a_network_that_loses_nothing_is_not_trained() -> None:
+    _, tried = play(700, lambda passes, before: 1.0, lambda recipe: 0.0)
+    assert not any(isinstance(step, ex.Recover) for recipe, _ in tried for step in recipe)
