@@ -16,7 +16,7 @@ from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.recording import measured
 from enxuto.memory.tracker import Tracker, plain_tensors
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own
-from enxuto.memory.workspace import complete_, workspace
+from enxuto.memory.workspace import Workspaces, complete_
 from enxuto.sizes import tensor_bytes
 from enxuto.task import Batch
 
@@ -78,7 +78,8 @@ def _foreseen(
         given = given if batch_size is None else resized(given, batch_size)
         double.train(step.loss is not None)
         made = step.make_optimizer(double)
-        tracker = Tracker(double, *([] if made is None else [made]), workspace=workspace, complete_=complete_, weigh=True)
+        inside = Workspaces()
+        tracker = Tracker(double, *([] if made is None else [made]), workspace=inside, complete_=complete_, weigh=True)
         numbers = _AnyNumber(made)
         if made is not None:
             with numbers:
@@ -93,7 +94,8 @@ def _foreseen(
                 tracker.update(COPIES * largest)
     trained = {} if made is None else dict(double.named_parameters())
     idle = frozenset(path for path, parameter in trained.items() if parameter.requires_grad and parameter.grad is None)
-    return Profile(tracker.blocks(), tuple(tracker.moments), predicted=True), idle
+    profile = Profile(tracker.blocks(), tuple(tracker.moments), predicted=True, words=inside.words, unsure_bytes=inside.most)
+    return profile, idle
 
 
 class _AnyNumber(TorchDispatchMode):

@@ -58,7 +58,8 @@ class Moment(NamedTuple):
 class Profile:
     """The memory of one training step or one inference, moment by moment.
 
-    A moment is one operator. `predicted` says whether it was foreseen or measured, `words` what to know about it.
+    A moment is one operator. `predicted` says whether it was foreseen or measured, `words` what to know about it; `unsure_bytes`
+    is the most at one moment that is a guess, by rules of other processors, and 0 where all is known.
     `rss_bytes` is the resident size of the whole process at each moment, where it was recorded; `seconds` how long the
     step took then.
     Raises: TaskError when there is no moment.
@@ -70,6 +71,7 @@ class Profile:
     words: str = ""
     rss_bytes: tuple[int, ...] | None = None
     seconds: float | None = None
+    unsure_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not self.moments:

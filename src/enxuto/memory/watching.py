@@ -14,7 +14,7 @@ from enxuto.errors import TaskError
 from enxuto.memory.profile import BACKWARD, INPUTS, Block, Moment, Profile
 from enxuto.memory.recording import resident_bytes
 from enxuto.memory.tracker import Tracker
-from enxuto.memory.workspace import workspace
+from enxuto.memory.workspace import Workspaces
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -35,6 +35,7 @@ class Watch:
         self.fullest: Profile | None = None  # the step in which the most was alive
         self.tracker = Tracker(model, *optimizers, workspace=self._inside, on_moment=self._moment)
         self._live = live
+        self._workspaces = Workspaces()
         self._view: Live | None = None
         self._hooks: list[Any] = []
         self._last: tuple[tuple[Block, ...], tuple[Moment, ...]] | None = None
@@ -87,7 +88,7 @@ class Watch:
     # what runs
 
     def _inside(self, func: Any, args: tuple[Any, ...], outputs: Any) -> int:
-        self._briefly = workspace(func, args, outputs)
+        self._briefly = self._workspaces(func, args, outputs)
         return self._briefly
 
     def _moment(self) -> None:
