@@ -164,10 +164,9 @@ def _runs(task: Task, *, batch_size: int | None, optimizer: str, precision: Prec
     import torch
 
     from enxuto.batches import samples
-    from enxuto.errors import Error, TaskError
     from enxuto.memory import predict
     from enxuto.memory import record as measure
-    from enxuto.memory.footprint import INFERENCE, TRAINING
+    from enxuto.memory.training import INFERENCE, TRAINING
     from enxuto.progress import say
 
     make: MakeOptimizer = getattr(torch.optim, OPTIMIZERS[optimizer])
@@ -178,16 +177,8 @@ def _runs(task: Task, *, batch_size: int | None, optimizer: str, precision: Prec
     for what, batch, more in wanted:
         say(f"foreseeing the {what}")
         more |= {"batch_size": batch_size, "precision": precision}
-        try:
-            predicted = predict(task.model, batch, **more)
-            recorded = measure(task.model, batch, **more) if record else None
-        except Error:
-            raise
-        except Exception as error:
-            raise TaskError(
-                f"the {what} fails with precision={precision}: {type(error).__name__}: {error}; "
-                "the batch, the loss and the model must fit each other."
-            ) from error
+        predicted = predict(task.model, batch, **more)
+        recorded = measure(task.model, batch, **more) if record else None
         found.append(_Run(what, batch_size or samples(batch), predicted, recorded))
     return found
 

@@ -12,13 +12,11 @@ from torch import nn
 from enxuto.batches import samples
 from enxuto.memory.outline import Outline, outline
 from enxuto.memory.prediction import foreseen
-from enxuto.memory.training import Pass
+from enxuto.memory.training import INFERENCE, TRAINING, Pass
 from enxuto.surgery import to_float
 from enxuto.task import Task
 
 logger = logging.getLogger(__name__)
-
-INFERENCE, TRAINING = "inference", "training step"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def predict(
     `batch` is what the model takes, or with `loss` a pair (inputs, targets); `batch_size` asks for another number of samples. A
     training step is a steady one: the optimizer's states are there already. `device` asks for another device. A model that cannot
     be followed without values is really run, as `record` does, and the profile says so in `words`.
-    Raises: TaskError or RangeError when the arguments make no sense; whatever the model raises on the batch.
+    Raises: TaskError or RangeError when the arguments make no sense, or the model, the loss or the optimizer fails on the batch.
     """
     step = Pass(loss, optimizer, precision, accumulation)
     step.check(model, batch)
@@ -53,7 +53,7 @@ def predict(
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         words = f"measured in a real run, because the model cannot be followed without values ({reason})"
-        really = measured(model, batch, step, batch_size, device)  # raises what the model itself raises
+        really = measured(model, batch, step, batch_size, device)  # raises when the model itself fails
         logger.warning("%s", words)
         return really.because(words)
 

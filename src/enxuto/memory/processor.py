@@ -9,7 +9,7 @@ import torch
 
 KINDS = ("AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX")
 """Processors by what oneDNN uses of them, each with all that those before it have; names of its ONEDNN_MAX_CPU_ISA."""
-READ = "torch 2.13, x86; half precision on AVX512_CORE_BF16"
+READ = "torch 2.13 on x86; convolutions in half precision on AVX512_CORE_BF16"
 """Where the rules were read."""
 
 
@@ -30,9 +30,9 @@ def kind() -> str:
     return KINDS[min(level, KINDS.index(asked)) if asked in KINDS else level]
 
 
-def read_here(*, half: bool) -> bool:
-    """True if the rules were read on such a processor, for 32 bits or half precision."""
-    known = KINDS[3:5] if half else KINDS
+def read_here(*, half_convolution: bool) -> bool:
+    """True if the rules were read on such a processor; those of convolutions in half precision were on few."""
+    known = KINDS[3:5] if half_convolution else KINDS
     return torch.__version__.startswith("2.13.") and kind() in known
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from enxuto import batches
 from enxuto.batches import leaves, mapped, resized
 from enxuto.copies import copied
-from enxuto.errors import TaskError
+from enxuto.errors import Error, TaskError
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.tracker import Tracker
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own
@@ -40,16 +41,31 @@ def record(
 
     The arguments are those of `predict`. A step before it makes the optimizer's states. What operators need inside
     themselves is the allocator's report less what tensors hold; it counts as temporaries.
+    Raises: TaskError or RangeError when the arguments make no sense, or the model, the loss or the optimizer fails on the batch.
     """
     step = Pass(loss, optimizer, precision, accumulation)
     step.check(model, batch)
     return measured(model, batch, step, batch_size, device)
 
 
-@torch.inference_mode(False)  # whatever mode the caller is in
 def measured(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None) -> Profile:
-    """What `record` gives, of a step that is described already."""
+    """What `record` gives, of a step that is described already. Raises TaskError with the reason when it fails."""
     check_device(device)
+    try:
+        return _on_copy(model, batch, step, batch_size, device)
+    except Error:
+        raise
+    except Exception as error:
+        size = batch_size or batches.batch_size(batch[0] if step.loss is not None else batch)
+        one = "; one sample is too few for a batch norm, so try batch_size=2" if size == 1 and step.loss is not None else ""
+        raise TaskError(
+            f"the {step.name} with batch_size={size}, precision={step.precision} fails: {type(error).__name__}: {error}; "
+            f"the batch, the loss and the model must fit each other{one}."
+        ) from error
+
+
+@torch.inference_mode(False)  # whatever mode the caller is in
+def _on_copy(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None) -> Profile:
     double = copied(model).train(step.loss is not None)
     given = mapped(batch, lambda tensor: step.cast(of_its_own(tensor).to(device)))
     given = given if batch_size is None else resized(given, batch_size)

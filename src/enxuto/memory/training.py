@@ -20,6 +20,8 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16}
 
+INFERENCE, TRAINING = "inference", "training step"
+
 Loss = Callable[[Any, Any], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -49,6 +51,11 @@ class Pass:
             raise RangeError(f"{named('accumulation', self.accumulation)} is no number of passes; use 1 or more.")
         if self.optimizer is not None and self.loss is None:
             raise TaskError("an optimizer was given but no loss; a training step needs loss=, as in F.cross_entropy.")
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return INFERENCE if self.loss is None else TRAINING
 
     def check(self, model: nn.Module, batch: Any) -> None:
         """Raises TaskError when the model is none, or a training step gets something else than a pair (inputs, targets)."""

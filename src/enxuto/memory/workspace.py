@@ -59,8 +59,8 @@ class Workspaces:
         if asked is not None:
             return asked
         told = max(0, rule(args, outputs))
-        if told and not read_here(half=first.element_size() == HALF):
-            name = func.overloadpacket.__name__
+        name = func.overloadpacket.__name__
+        if told and not read_here(half_convolution=name.startswith("convolution") and first.element_size() == HALF):
             self.unsure[name] = max(told, self.unsure.get(name, 0))
         return told
 
