@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -112,6 +113,36 @@ def test_a_convolution_alone_is_foreseen(name: str, precision: Any) -> None:
     assert foreseen.peak_bytes == pytest.approx(found.peak_bytes, rel=0.03)
     foreseen, found = memory.predict(layer, (x, x), **step), memory.record(layer, (x, x), **step)
     assert foreseen.peak_bytes == pytest.approx(found.peak_bytes, rel=0.05)
+
+
+def random_network(seed: int) -> tuple[nn.Module, int]:
+    """A small convolutional network as anybody might write one, and the channels of its images."""
+    choose = random.Random(seed)
+    first = channels = choose.choice([1, 3, 4])
+    layers: list[nn.Module] = []
+    for _ in range(choose.randint(2, 4)):
+        out, size, stride = choose.choice([4, 6, 12, 16, 20, 32, 48]), choose.choice([1, 3, 5, 7]), choose.choice([1, 2])
+        kinds = (
+            nn.Conv2d(channels, out, size, stride, size // 2, bias=choose.random() < 0.5),
+            nn.Conv2d(channels, out, 3, padding=2, dilation=2),
+            nn.Conv2d(channels, channels, 3, stride, 1, groups=channels),
+            nn.ConvTranspose2d(channels, out, 3, stride, 1),
+        )
+        layers.append(choose.choice(kinds))
+        channels = getattr(layers[-1], "out_channels", out)
+        layers += [nn.BatchNorm2d(channels)] * choose.randint(0, 1) + [nn.ReLU(inplace=choose.random() < 0.5)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 64), nn.Linear(64, 10)), first
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_random_network_is_foreseen_in_bf16(seed: int) -> None:
+    model, channels = random_network(seed)
+    x, y = torch.randn(11, channels, 20, 20), torch.randint(10, (11,))
+    for batch, step in ((x, {}), ((x, y), {"loss": F.cross_entropy, "optimizer": torch.optim.SGD})):
+        foreseen = memory.predict(model, batch, precision="bf16-mixed", **step)
+        found = memory.record(model, batch, precision="bf16-mixed", **step)
+        assert foreseen.peak_bytes == pytest.approx(found.peak_bytes, rel=0.01)
+        assert foreseen.unsure_bytes == 0
 
 
 def test_a_weight_that_a_hook_computes_is_followed() -> None:

@@ -135,9 +135,14 @@ def test_a_model_that_depends_on_values_is_measured_and_says_so(caplog):
     assert "measured in a real run" in caplog.text
 
 
-def test_the_error_of_a_broken_model_is_its_own():
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        ex.memory.predict(nn.Linear(4, 4), torch.randn(2, 5))
+@pytest.mark.parametrize("ask", [ex.memory.predict, ex.memory.record])
+def test_a_model_that_fails_on_the_batch_is_told_with_its_reason(ask):
+    with pytest.raises(TaskError, match=r"inference with batch_size=2.*cannot be multiplied"):
+        ask(nn.Linear(4, 4), torch.randn(2, 5))
+    with pytest.raises(TaskError, match="missing 1 required positional argument"):
+        ask(nn.Bilinear(4, 4, 2), torch.randn(2, 4))
+    with pytest.raises(TaskError, match=r"batch_size=1,.*more than 1 value per channel.*try batch_size=2"):
+        ask(nn.BatchNorm1d(4), (torch.randn(2, 4), torch.randn(2, 4)), loss=F.mse_loss, batch_size=1)
 
 
 def test_compressed_layers_are_followed_too():

@@ -25,8 +25,8 @@ from enxuto.memory.recording import allocations
 from enxuto.sizes import tensor_bytes
 
 aten = torch.ops.aten
-ROWS = {aten.convolution: (0,), aten.convolution_backward: (0, 1)}
-"""The operators that are asked, and which of their arguments are rows of samples; the last of these is the image."""
+ROWS = {aten.convolution: (0,), aten.convolution_backward: (0, 1), aten.mm: (), aten.addmm: ()}
+"""The operators that are asked, and which of their arguments are rows of samples; of a convolution, the last is the image."""
 EASY_BYTES, EASY_WORK = 1 << 23, 100e6
 """A batch of so many bytes and floating point operations is run as it is: some milliseconds of an ordinary core."""
 MOST_BYTES, MOST_WORK = 1 << 27, 4e9
@@ -67,6 +67,7 @@ class _Question:
     func: Any
     args: tuple[Any, ...]
     threads: int
+    mkldnn: bool  # whether torch may use oneDNN
 
     @property
     def rows(self) -> tuple[_Shape, ...]:
@@ -78,7 +79,7 @@ class _Question:
 
     @cached_property
     def backend(self) -> str:
-        """Which of its ways torch takes; small batches may go another one."""
+        """Which of its ways torch takes for a convolution; small batches may go another one."""
         at = ROWS[self.func.overloadpacket][-1]
         x, weight = (torch.zeros(1, dtype=shape.dtype).expand(shape.size) for shape in self.args[at : at + 2])
         return backend(x, weight, self.args[at + 3 : at + 9])
@@ -92,18 +93,19 @@ def inside(func: Any, args: tuple[Any, ...], outputs: Any) -> int | None:
 
     None when it is not asked (see `ROWS`), is too large even for few samples, or cannot be run, as while a profiler runs.
     """
-    if func.overloadpacket not in ROWS:
+    if func.overloadpacket not in ROWS or not all(tensor.numel() for tensor in args if isinstance(tensor, Tensor)):
         return None
-    question = _Question(func, _frozen(args), torch.get_num_threads())
-    samples = question.rows[0].size[0]
+    question = _Question(func, _frozen(args), torch.get_num_threads(), torch._C._get_mkldnn_enabled())
+    half = next(arg for arg in question.args if isinstance(arg, _Shape)).dtype.itemsize == HALF
     size_bytes = sum(tensor_bytes(tensor) for tensor in tree_leaves((args, outputs)) if isinstance(tensor, Tensor))
     work = flop_registry[func.overloadpacket](*args, out_val=outputs)
     most, easy = max(size_bytes / MOST_BYTES, work / MOST_WORK), max(size_bytes / EASY_BYTES, work / EASY_WORK)
     try:
         with _disable_current_modes(), torch.no_grad(), torch._C._DisableAutocast():
-            if not samples:
-                return None
-            if not question.backend.startswith(MKLDNN) and question.rows[0].dtype.itemsize == HALF:
+            if not question.rows:  # products, which need nothing in 32 bits
+                return _beyond(_changes(question)) if half and most <= 1 else None
+            samples = question.rows[0].size[0]
+            if half and not question.backend.startswith(MKLDNN):
                 most, easy = SLOWER * most, SLOWER * easy
             return _answer(question, samples, most / samples, easy / samples)
     except (TaskError, RuntimeError):

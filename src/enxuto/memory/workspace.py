@@ -60,7 +60,7 @@ class Workspaces:
             return asked
         told = max(0, rule(args, outputs))
         name = func.overloadpacket.__name__
-        if told and not read_here(half_convolution=name.startswith("convolution") and first.element_size() == HALF):
+        if told and not read_here(half_convolution=name.startswith("convolution") and first.dtype in PACKED):
             self.unsure[name] = max(told, self.unsure.get(name, 0))
         return told
 
