@@ -85,6 +85,19 @@ def test_rules_stand_in_where_nothing_can_be_asked(layer: nn.Module, monkeypatch
     assert memory.predict(layer, (x, x), **step).peak_bytes == pytest.approx(found.peak_bytes, rel=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:TF32")  # torch's own, of the switch
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 12, 3, dilation=2), nn.Conv2d(8, 12, 3), nn.ConvTranspose2d(8, 12, 3)], ids=str)
+def test_the_columns_of_a_convolution_without_onednn_are_foreseen(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in half precision on a processor that has none."""
+    monkeypatch.setattr(workspace, "inside", lambda *_: None)
+    x = torch.randn(8, 8, 20, 20)
+    step = {"loss": lambda y, _: y.square().sum(), "optimizer": torch.optim.SGD}
+    with torch.backends.mkldnn.flags(enabled=False):
+        for arguments, more in ((x, {}), ((x, x), step)):
+            found = memory.record(layer, arguments, **more).peak_bytes
+            assert memory.predict(layer, arguments, **more).peak_bytes == pytest.approx(found, rel=0.05)
+
+
 def test_a_profiler_that_runs_already_is_no_hindrance() -> None:
     layer, x = nn.Conv2d(7, 9, 3), torch.randn(4, 7, 20, 20)
     with torch.autograd.profiler.profile():

@@ -71,14 +71,15 @@ def _pointwise(weight: Tensor) -> bool:
     return all(size == 1 for size in weight.shape[2:])
 
 
-def _columns(x: Tensor, weight: Tensor, maps: Tensor, rest: Sequence[Any]) -> int:
-    """Bytes of the unfolded input of a convolution by matrix product."""
-    stride, padding, _, transposed = rest[:4]
-    if transposed:  # a sample at a time
-        return x.element_size() * math.prod(weight.shape[1:]) * math.prod(x.shape[2:])
+def _columns(x: Tensor, weight: Tensor, maps: Tensor, rest: Sequence[Any], *, backward: bool = False) -> int:
+    """Bytes of the unfolded input of a convolution by matrix product, of one sample or of all."""
+    stride, padding, dilation, transposed = rest[:4]
+    samples = 1 if any(step > 1 for step in dilation) or (transposed and backward) else x.shape[0]
+    if transposed:
+        return samples * x.element_size() * math.prod(weight.shape[1:]) * math.prod(x.shape[2:])
     if _pointwise(weight) and all(s == 1 for s in stride) and not any(padding):
         return 0
-    return x.element_size() * x.shape[0] * math.prod(weight.shape[1:]) * math.prod(maps.shape[2:])
+    return samples * x.element_size() * math.prod(weight.shape[1:]) * math.prod(maps.shape[2:])
 
 
 def convolution(args: tuple[Any, ...], y: Tensor) -> int:
@@ -140,7 +141,7 @@ def convolution_backward(args: tuple[Any, ...], outputs: Sequence[Any]) -> int:
     rest, wanted = rest[:-1], rest[-1]
     chosen = backend(x, weight, rest)
     if chosen.startswith("Slow"):
-        return _columns(x, weight, gradient, rest) + copies_of([gradient])
+        return _columns(x, weight, gradient, rest, backward=True) + copies_of([gradient])
     if not chosen.startswith(MKLDNN):
         return 0
     if channels_last(x, weight, gradient):

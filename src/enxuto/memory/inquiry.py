@@ -31,8 +31,8 @@ EASY_BYTES, EASY_WORK = 1 << 23, 100e6
 """A batch of so many bytes and floating point operations is run as it is: some milliseconds of an ordinary core."""
 MOST_BYTES, MOST_WORK = 1 << 27, 4e9
 """More than that is not run for an answer."""
-SLOWER = 20
-"""How many times longer half precision takes where oneDNN does not have it: about a floating point operation a nanosecond."""
+SLOWER = 5
+"""How many times longer half precision takes where oneDNN does not have it (measured: 3 to 4 operations a nanosecond)."""
 
 Changes = tuple[int, ...]
 """What the allocator gave out, and took back (negative), in its order."""
