@@ -38,7 +38,7 @@ def predict(
     accumulation: int = 1,
     device: str | None = None,
 ) -> Profile:
-    """The memory of one inference, or with `loss` of one training step, without running or allocating it.
+    """The memory of one inference, or with `loss` of one training step, without running it; lone layers run on a few samples.
 
     `batch` is what the model takes, or with `loss` a pair (inputs, targets); `batch_size` asks for another number of samples. A
     training step is a steady one: the optimizer's states are there already. `device` asks for another device. A model that cannot
