@@ -72,7 +72,6 @@ CATCH_ALL = {
     "enxuto.groups.rehearse.__init__": "a model that does not run in double precision runs in its own",
     "enxuto.groups.rehearse.failure": "why a cut does not work is what it is asked for",
     "enxuto.memory.prediction.predict": "a model that cannot be followed without values is run with them, whatever the reason",
-    "enxuto.memory.recording.measured": "a model, loss or optimizer of a user's fails in any way it likes; the reason is told",
     "enxuto.memory.trials.measured_pace": "a precision that does not run here, whatever the reason, is no choice",
     "enxuto.groups.trace.small_batch": "a model that does not take fewer samples gets the whole batch",
     "enxuto.memory.footprint._foreseen": "why the memory of a network cannot be foreseen is what the report says",
