@@ -137,7 +137,7 @@ def test_a_model_that_depends_on_values_is_measured_and_says_so(caplog):
 
 @pytest.mark.parametrize("ask", [ex.memory.predict, ex.memory.record])
 def test_a_model_that_fails_on_the_batch_is_told_with_its_reason(ask):
-    with pytest.raises(TaskError, match=r"inference with batch_size=2.*cannot be multiplied"):
+    with pytest.raises(TaskError, match=r"inference fails with batch_size=2.*cannot be multiplied"):
         ask(nn.Linear(4, 4), torch.randn(2, 5))
     with pytest.raises(TaskError, match="missing 1 required positional argument"):
         ask(nn.Bilinear(4, 4, 2), torch.randn(2, 4))

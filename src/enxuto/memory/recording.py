@@ -59,7 +59,7 @@ def measured(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, d
         size = batch_size or batches.batch_size(batch[0] if step.loss is not None else batch)
         one = "; one sample is too few for a batch norm, so try batch_size=2" if size == 1 and step.loss is not None else ""
         raise TaskError(
-            f"the {step.name} with batch_size={size}, precision={step.precision} fails: {type(error).__name__}: {error}; "
+            f"the {step.name} fails with batch_size={size}, precision={step.precision}: {type(error).__name__}: {error}; "
             f"the batch, the loss and the model must fit each other{one}."
         ) from error
 
