@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from enxuto.errors import LayerError
+from enxuto.errors import ArtifactError, LayerError
 from enxuto.layers import Affine, Coded, Rehearsal, Table, code_
 from enxuto.surgery import duplicate, leaves_, left_in_float, replace_, to_float, twins, weights
 from toys import Mlp, ResidualCnn, Tied, output, photograph, seeded, unchanged
@@ -112,3 +112,23 @@ def test_a_decoder_leaves_its_cache_out_in_copies_only():
     small = duplicate(model)
     assert len(small(torch.randn(2, 4))) == 1
     assert len(model(torch.randn(2, 4))) == 2
+
+
+def test_a_network_with_coded_layers_does_not_write_a_folder_that_cannot_be_read():
+    class Pretrained(Mlp):
+        def save_pretrained(self, folder):
+            self.kept = folder
+
+    model = seeded(Pretrained)
+    small = duplicate(model)
+    small.save_pretrained("plain")
+    assert small.kept == "plain"
+    code_(small.fc2, "weight", Affine(8).encode(small.fc2.weight))
+    again = duplicate(small)
+    for coded in (small, again):
+        with pytest.raises(ArtifactError, match=r"'fc2' is CodedLinear: from_pretrained could not read .* enxuto\.save"):
+            coded.save_pretrained("coded")
+    assert small.kept == "plain"
+    to_float(again).save_pretrained("floats")
+    model.save_pretrained("original")
+    assert model.kept == "original"

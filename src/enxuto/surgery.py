@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from enxuto.copies import copied
+from enxuto.errors import ArtifactError
 from enxuto.layers.coded import Coded, code_, decode_, weight_names
 from enxuto.layers.computed import computed, has_computed, without_computed_
 from enxuto.layers.grids import CodedTensor
+from enxuto.layers.lowrank import LowRankConv, LowRankLinear
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.select import Patterns, matches, select
 from enxuto.task import Change
@@ -28,7 +32,23 @@ def duplicate(model: nn.Module) -> nn.Module:
     for module in made.modules():
         if getattr(vars(module).get("config"), "use_cache", False) is True:
             vars(module)["config"].use_cache = False
+    if hasattr(made, "save_pretrained"):
+        vars(made)["save_pretrained"] = types.MethodType(_save_pretrained, made)
     return made
+
+
+def _save_pretrained(self: Any, *arguments: Any, **named: Any) -> Any:
+    """Hugging Face's own way to keep a network, whose folder holds plain layers and nothing else.
+
+    Raises: ArtifactError for a network with coded or thin layers, which from_pretrained could not read back.
+    """
+    other = [path for path, module in self.named_modules() if isinstance(module, (Coded, LowRankLinear, LowRankConv))]
+    if other:
+        raise ArtifactError(
+            f"save_pretrained keeps plain layers, and '{other[0]}' is {type(self.get_submodule(other[0])).__name__}: from_"
+            "pretrained could not read the folder back; use enxuto.save(model, 'small.nxt', original=network)."
+        )
+    return type(self).save_pretrained(self, *arguments, **named)
 
 
 def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
