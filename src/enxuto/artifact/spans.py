@@ -60,7 +60,13 @@ _BROKEN = (
     *(zipfile.BadZipFile, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError),
     *(OverflowError, MemoryError, RuntimeError),
 )
-_GRAPH, _INITIALIZER = 7, 5  # fields of ModelProto and GraphProto
+_GRAPH, _FUNCTION = 7, 25  # fields of ModelProto
+_NODE, _INITIALIZER = 1, 5  # of GraphProto
+_BODY = 7  # of FunctionProto: its nodes
+_OUTPUT, _ATTRIBUTE = 2, 5  # of NodeProto
+_TENSOR, _SUBGRAPH = 5, 6  # of AttributeProto
+_LEAST_CONSTANT = 256  # bytes of a tensor in a node; the sizes and axes that most nodes hold stay between the tensors
+_DEEPEST_GRAPH = 16  # graphs inside of graphs (loops, branches) that are looked into
 _DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA = 1, 2, 4, 8, 9  # of TensorProto
 
 
@@ -183,14 +189,40 @@ def _onnx_spans(path: Path) -> list[Span]:
             refuse_files_beside(data, str(path))
             for field, start, end in fields(data, 0, len(data)):
                 if field == _GRAPH:
+                    found += _graph_tensors(data, start, end, 1)
+                elif field == _FUNCTION:
                     for inner, first, last in fields(data, start, end):
-                        if inner == _INITIALIZER:
-                            found += _onnx_tensor(data, first, last)
+                        found += _node_tensors(data, first, last, 1) if inner == _BODY else []
     except (OSError, ValueError) as error:  # an empty file cannot be mapped: ValueError
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"'{path}' is no readable ONNX file ({error}); export it again.") from error
     return found
+
+
+def _graph_tensors(data: mmap.mmap, start: int, end: int, depth: int) -> list[Span]:
+    """The tensors that a graph holds as its own and inside its nodes (Constant, and the graphs of loops and branches)."""
+    found: list[Span] = []
+    for field, first, last in fields(data, start, end):
+        if field == _INITIALIZER:
+            found += _onnx_tensor(data, first, last)
+        elif field == _NODE and last - first >= _LEAST_CONSTANT:
+            found += _node_tensors(data, first, last, depth)
+    return found
+
+
+def _node_tensors(data: mmap.mmap, start: int, end: int, depth: int) -> list[Span]:
+    name, found = "", []
+    for field, first, last in fields(data, start, end):
+        if field == _OUTPUT and not name:
+            name = data[first:last].decode(errors="replace")
+        elif field == _ATTRIBUTE and last - first >= _LEAST_CONSTANT:
+            for inner, begin, stop in fields(data, first, last):
+                if inner == _TENSOR and stop - begin >= _LEAST_CONSTANT:
+                    found += _onnx_tensor(data, begin, stop)
+                elif inner == _SUBGRAPH and depth < _DEEPEST_GRAPH:
+                    found += _graph_tensors(data, begin, stop, depth + 1)
+    return [replace(span, name=span.name or name) for span in found]
 
 
 def _onnx_tensor(data: mmap.mmap, start: int, end: int) -> list[Span]:

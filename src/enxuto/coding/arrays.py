@@ -1,6 +1,7 @@
 """Arrays of any numeric type as a stream, bit for bit: wide elements as planes of bytes, which code better apart.
 
-Works on the bit patterns, so NaN payloads, infinities and -0.0 come back exactly. The planes are streams of `integers`.
+Elements that repeat are coded by what they repeat (`repeats`). All methods work on the bit patterns, so NaN payloads, infinities
+and -0.0 come back exactly. The planes are streams of `integers`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.coding.bits import Codes, Data
+from enxuto.coding import repeats
+from enxuto.coding.bits import Codes, Data, read_varint, write_varint
 from enxuto.coding.integers import costs, decode_integers, encode_integers, entropy_bytes
 from enxuto.coding.stream import (
     CONSTANT,
+    MATCHES,
     METHODS,
     NARROW,
     PLANES,
     RAW,
     SPARSE,
+    VALUES,
     check_filled,
     read_constant,
     read_parts,
@@ -43,7 +47,10 @@ def encode_array(array: NDArray[Any], *, fast: bool = False) -> bytes:
     Shapes: array [...].
     """
     if array.dtype.itemsize == 1:
-        return encode_integers(array.view(np.uint8), 2 if array.dtype == np.bool_ else 256, fast=fast)
+        codes = array.view(np.uint8)
+        coded = encode_integers(codes, 2 if array.dtype == np.bool_ else 256, fast=fast)
+        matches = b"" if fast or array.dtype == np.bool_ else _matches(codes.reshape(-1))
+        return min(coded, matches or coded, key=len)
     values = patterns(array)
     if values.size == 0:
         return b""
@@ -75,6 +82,8 @@ def decode_array(data: Data, dtype: np.dtype[Any] | str, shape: tuple[int, ...])
     dtype = np.dtype(dtype)
     count = math.prod(shape)
     if dtype.itemsize == 1:
+        if count and len(data) and data[0] == MATCHES and dtype != np.bool_:
+            return np.frombuffer(repeats.read_matches(memoryview(data)[1:], count), np.uint8).copy().view(dtype).reshape(shape)
         codes = decode_integers(data, count, 2 if dtype == np.bool_ else 256)
         return codes.view(dtype).reshape(shape)
     little = dtype.newbyteorder("<")
@@ -122,7 +131,7 @@ def join(planes: Sequence[Codes], rotated: bool) -> NDArray[Any]:
 
 
 def _values(data: Data, count: int, pattern: np.dtype[Any], nested: bool) -> NDArray[Any]:
-    """Unsigned values from a stream of `encode_array`; a sparse stream may not hold another one."""
+    """Unsigned values from a stream of `encode_array`; what is inside another one may not hold a third."""
     if not check_filled(data, count):
         return np.empty(0, pattern)
     method, body, wide = data[0], data[1:], pattern.itemsize
@@ -147,6 +156,14 @@ def _values(data: Data, count: int, pattern: np.dtype[Any], nested: bool) -> NDA
         values = np.zeros(count, pattern)
         values[filled] = _values(rest, int(filled.sum()), pattern, nested=True)
         return values
+    if method == VALUES and not nested:
+        symbols, at = read_varint(body, 0)
+        if not 0 < symbols <= min(repeats.MAX_VALUES, count):
+            raise ArtifactError(f"{count} elements cannot have {symbols} different values; the file is damaged.")
+        different, codes = read_parts(body, at, 2)
+        return _values(different, symbols, pattern, nested=True)[decode_integers(codes, count, symbols)]
+    if method == MATCHES:
+        return np.frombuffer(repeats.read_matches(body, count * wide), pattern).copy()
     raise unknown(method, "elements")
 
 
@@ -156,6 +173,8 @@ def _tried(array: NDArray[Any], values: NDArray[Any], fast: bool) -> list[bytes]
     if values.size > _FEW:
         shape = array.shape if values.size == array.size else values.shape
         coded = [_planes(values, shape, fast), _sparse(values, shape, fast)]
+        if not fast:
+            coded += [_few_values(values, shape), _matches(values)]
     if values.size <= _FEW or array.dtype.kind in "iu":
         coded.append(_narrow(values))
     return [data for data in coded if data]
@@ -191,6 +210,24 @@ def _sparse(values: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
     kept = values[filled]
     planes = [_planes(kept, kept.shape, fast)] if kept.size > _FEW else []
     return bytes([SPARSE]) + write_parts([mask, min([bytes([RAW]) + kept.tobytes(), *planes], key=len)])
+
+
+def _few_values(values: NDArray[Any], shape: tuple[int, ...]) -> bytes:
+    """The different values, and which of them each element is; empty when they are many."""
+    found = repeats.table_of(values)
+    if found is None:
+        return b""
+    table, codes = found
+    stream = min(
+        [bytes([RAW]) + table.tobytes(), _planes(table, table.shape, fast=False), _narrow(table) or table.tobytes()], key=len
+    )
+    coded = encode_integers(codes.reshape(shape), table.size)
+    return write_parts([stream, coded], bytes([VALUES]) + write_varint(table.size))
+
+
+def _matches(values: NDArray[Any]) -> bytes:
+    """What stood before, told by where; empty when nothing did."""
+    return bytes([MATCHES]) + repeats.write_matches(values) if repeats.repeating(values) else b""
 
 
 def _constant(values: NDArray[Any]) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from enxuto.coding.bits import Data, read_varint, write_varint
 from enxuto.errors import ArtifactError
 
-METHODS = ("constant", "raw", "static", "adaptive", "classes", "runs", "text", "narrow", "planes", "sparse")
-CONSTANT, RAW, STATIC, ADAPTIVE, CLASSES, RUNS, TEXT, NARROW, PLANES, SPARSE = range(10)
+METHODS = ("constant", "raw", "static", "adaptive", "classes", "runs", "text", "narrow", "planes", "sparse", "values", "matches")
+CONSTANT, RAW, STATIC, ADAPTIVE, CLASSES, RUNS, TEXT, NARROW, PLANES, SPARSE, VALUES, MATCHES = range(12)
 
 
 def write_constant(value: int) -> bytes:

@@ -1,0 +1,100 @@
+"""Arrays whose values repeat: few different ones, or passages that stood before. Trained weights have neither; filter banks,
+networks rounded but kept as floats, and tied tensors do, and no coder of single bytes sees it.
+
+Both are tried only where a part of the array shows that they may pay.
+"""
+
+from __future__ import annotations
+
+import lzma
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enxuto.coding.bits import Data
+from enxuto.errors import ArtifactError
+
+MAX_VALUES = 1 << 16  # as many as there may be symbols
+_SMALLEST = 256  # bytes below which nothing is tried
+_PART = 1 << 16  # elements that are looked at, in each of _PARTS places
+_PARTS = 16
+_WINDOW = 16  # bytes of a passage
+_KEPT = 32  # one passage in so many is remembered, chosen by what it says, so that it is chosen again elsewhere
+_OFTEN = 0.004  # of the passages seen before, from which on matches may pay
+_FEW = 0.5  # different values for each element, up to which a table of them may pay
+_LARGEST_WINDOW = 1 << 26
+_SETTINGS = ((3, 0, 2), (0, 2, 2))  # bits of literal context, of literal place and of place, of LZMA: texts, and words of 4 bytes
+
+
+def repeating(values: NDArray[Any]) -> bool:
+    """True when passages of 16 bytes are often there a second time. Shapes: values [count] of unsigned integers."""
+    from enxuto.coding.kernels import passages
+
+    if values.nbytes < _SMALLEST:
+        return False
+    step = max(_PART, values.size // _PARTS)
+    seen = np.concatenate(
+        [
+            passages(
+                values[start : start + _PART], max(1, _WINDOW // values.dtype.itemsize), min(_KEPT, 1 + values.size // _PART)
+            )
+            for start in range(0, values.size, step)
+        ]
+    )
+    return seen.size > 0 and 1 - np.unique(seen).size / seen.size > _OFTEN
+
+
+def table_of(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint16]] | None:
+    """The different values in ascending order and the place of each element among them; None when they are many.
+
+    Shapes: values [count] -> table [symbols], codes [count].
+    """
+    if values.nbytes < _SMALLEST:
+        return None
+    sample = values[:: max(1, values.size // _PART)]
+    if np.unique(sample).size > _FEW * sample.size:
+        return None
+    table, codes = np.unique(values, return_inverse=True)
+    return (table, codes.astype(np.uint16).reshape(-1)) if table.size <= min(MAX_VALUES, _FEW * values.size) else None
+
+
+def write_matches(values: NDArray[Any]) -> bytes:
+    """The bytes of the values by LZMA: which setting, then its raw stream."""
+    data = values.tobytes()
+    return min((bytes([n]) + lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(n, len(data))) for n in (0, 1)), key=len)
+
+
+def read_matches(body: Data, nbytes: int) -> bytes:
+    """The bytes that `write_matches` wrote; never more memory than twice of them.
+
+    Raises: ArtifactError when they are not so many, or the stream is damaged.
+    """
+    if not len(body) or body[0] >= len(_SETTINGS):
+        raise ArtifactError(f"matches of {len(body)} bytes name no setting; the file is damaged.")
+    reader = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(body[0], nbytes))
+    try:
+        found = reader.decompress(bytes(body[1:]), max_length=nbytes)
+        while len(found) < nbytes and not reader.eof and not reader.needs_input:
+            found += reader.decompress(b"", max_length=nbytes - len(found))
+        more = b"" if reader.eof else reader.decompress(b"", max_length=1)
+    except lzma.LZMAError as error:
+        raise ArtifactError(f"matches cannot be read ({error}); the file is damaged.") from error
+    if len(found) != nbytes or more or not reader.eof or reader.unused_data:
+        raise ArtifactError(f"matches do not give {nbytes} bytes; the file is damaged.")
+    return found
+
+
+def _filters(setting: int, nbytes: int) -> list[dict[str, int]]:
+    context, literal, place = _SETTINGS[setting]
+    window = min(_LARGEST_WINDOW, 1 << max(12, (nbytes - 1).bit_length()))
+    return [
+        {
+            "id": lzma.FILTER_LZMA1,
+            "preset": 9 | lzma.PRESET_EXTREME,
+            "dict_size": window,
+            "lc": context,
+            "lp": literal,
+            "pb": place,
+        }
+    ]
