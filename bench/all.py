@@ -15,6 +15,7 @@ SCRIPTS = (
     ("file_size.py", "lenet-300-100"),
     ("file_size.py", "resnet-20"),
     ("file_coders.py",),
+    ("file_zstd.py",),
     ("file_speed.py",),
     ("file_large.py",),
     ("speed_resnet.py",),

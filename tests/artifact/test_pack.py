@@ -24,7 +24,8 @@ from torch import nn
 from enxuto.artifact import container, index
 from enxuto.artifact.container import Reader, read, write
 from enxuto.artifact.index import NUMPY
-from enxuto.artifact.pack import REST, added, difference, pack, unpack
+from enxuto.artifact.pack import REST, pack, unpack
+from enxuto.coding.differences import added, difference
 from enxuto.errors import ArtifactError, OutputError
 from enxuto.progress import listening
 
@@ -122,6 +123,7 @@ def test_a_file_without_tensors_comes_back(tmp_path):
 
 def test_a_tensor_of_several_pieces_comes_back(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "PIECE", 1000)
+    monkeypatch.setattr("enxuto.artifact.pack._SMALL", 0)  # such small pieces cost more than the file as one
     wide = {"a": trained(37, 70), "flat": trained(1, 4321)[0], "wide": trained(2, 1777), "half": trained(50, 50).half()}
     save_file(wide, tmp_path / "x.safetensors")
     near = {name: value + (torch.rand(value.shape) < 0.1) * 1e-4 for name, value in wide.items()}
@@ -451,3 +453,89 @@ def test_killed_at_any_moment_the_old_file_or_the_new_one_is_there(tmp_path):
             seen.add(found)
         process.stdin.close()
     assert len(seen) == 2
+
+
+def constant(name, array):
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
+
+
+def test_weights_in_nodes_in_branches_and_in_functions_are_tensors(tmp_path):
+    one, two, three = (np.random.default_rng(seed).normal(size=(20, 30)).astype(np.float32) for seed in range(3))
+    result = helper.make_tensor_value_info("r", TensorProto.FLOAT, [20, 30])
+    branches = [helper.make_graph([constant("r", array)], "branch", [], [result]) for array in (two, two + 1)]
+    domain = "stranger"
+    function = helper.make_function(domain, "Three", [], ["t"], [constant("t", three)], [helper.make_opsetid("", 17)])
+    nodes = [
+        constant("one", one),
+        helper.make_node("If", ["c"], ["both"], then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("Three", [], ["third"], domain=domain),
+        helper.make_node("Sum", ["one", "both", "third"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [20, 30])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
+    path = tmp_path / "nodes.onnx"
+    onnx.save(helper.make_model(graph, functions=[function], opset_imports=opsets), path)
+    same(path, tmp_path)
+    with Reader(tmp_path / "packed.nxt") as reader:
+        assert {name: entry.shape for name, entry in reader.entries.items() if name != REST} == {
+            "one": (20, 30),
+            "r": (20, 30),
+            "r#2": (20, 30),
+            "t": (20, 30),
+        }
+        assert np.array_equal(reader.array("one"), one)
+
+
+def test_a_tensor_that_is_there_twice_is_kept_once(tmp_path):
+    weight = trained()
+    save_file({"embed": weight, "between": trained(seed=1), "head": weight.clone()}, tmp_path / "tied.safetensors")
+    same(tmp_path / "tied.safetensors", tmp_path)
+    tied = (tmp_path / "packed.nxt").stat().st_size
+    save_file({"embed": weight, "between": trained(seed=1)}, tmp_path / "once.safetensors")
+    same(tmp_path / "once.safetensors", tmp_path)
+    assert tied < (tmp_path / "packed.nxt").stat().st_size + 150
+    save_file({"embed": weight + 1e-6, "between": trained(seed=2), "head": weight + 1e-6}, tmp_path / "tuned.safetensors")
+    same(tmp_path / "tuned.safetensors", tmp_path, parent=tmp_path / "tied.safetensors")
+
+
+@pytest.mark.parametrize(
+    "again", [[[1, "x", "nobody"]], [[0, "x", "w"]], [[9, "x", "w"]], [["1", "x", "w"]], [[1, "w"]], [None], {"a": 1}, "w"]
+)
+def test_a_lie_about_what_is_there_twice_is_refused(tmp_path, again):
+    write(
+        tmp_path / "lie.nxt",
+        {"packed": "onnx", "gaps": [0, 0, 0], "again": again},
+        [container.Section("w", "uint8", (4,), None, np.arange(4, dtype=np.uint8))],
+    )
+    with pytest.raises(ArtifactError, match="what cannot be"):
+        unpack(tmp_path / "lie.nxt", tmp_path / "out")
+
+
+def test_a_tensor_cannot_be_there_more_often_than_a_file_of_that_size_may_hold(tmp_path):
+    again = [[1, f"x{number}", "w"] for number in range(40)]
+    zeros = container.Section("w", "uint8", (1 << 22,), None, np.zeros(1 << 22, np.uint8))
+    write(tmp_path / "bomb.nxt", {"packed": "onnx", "gaps": [0] * 42, "again": again}, [zeros])
+    with pytest.raises(ArtifactError, match="what cannot be"):
+        unpack(tmp_path / "bomb.nxt", tmp_path / "out")
+
+
+def test_a_file_of_many_equal_constants_is_packed_all_the_same(tmp_path):
+    save_file({f"zero{i}": torch.zeros(1 << 20) for i in range(20)}, tmp_path / "zeros.safetensors")
+    same(tmp_path / "zeros.safetensors", tmp_path)
+
+
+def test_a_file_that_repeats_itself_outside_of_tensors_is_kept_as_one_piece(tmp_path):
+    passage = os.urandom(3000)
+    node = helper.make_node("Identity", ["x"], ["y"])
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    model = helper.make_model(helper.make_graph([node], "g", info[:1], info[1:]))
+    for number in range(20):
+        model.metadata_props.add(key=str(number), value=passage.hex())
+    onnx.save(model, tmp_path / "talk.onnx")
+    same(tmp_path / "talk.onnx", tmp_path)
+    assert (tmp_path / "packed.nxt").stat().st_size < 6_000

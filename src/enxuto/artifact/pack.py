@@ -1,11 +1,13 @@
 """Any file with tensors in it as a .nxt file, and back, byte for byte: `pack` and `unpack`.
 
 A packed file is the tensors of the original and, as one more tensor, all bytes between them. `unpack` puts both together
-again and knows no other format. With a parent, a tensor is kept as its difference to the parent's.
+again and knows no other format. With a parent, a tensor is kept as its difference to the parent's; one that is there
+twice is kept once. Where the file as it stands is smaller by matches alone, it is kept so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import zlib
@@ -18,18 +20,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enxuto.artifact.container import Reader, write
+from enxuto.artifact.container import Reader, memory_limit_bytes, write
 from enxuto.artifact.index import NUMPY, Entry
 from enxuto.artifact.protobuf import refuse_files_beside
 from enxuto.artifact.sections import Section
 from enxuto.artifact.spans import REST, Span, find_spans
 from enxuto.coding import encode_array
+from enxuto.coding.differences import added, difference
+from enxuto.coding.repeats import repeating, write_matches
 from enxuto.errors import ArtifactError, OutputError
 from enxuto.files import whole_file
 from enxuto.progress import say
 
 _CHUNK = 1 << 22
 _SAMPLE = 1 << 16  # elements by which a difference is weighed against the tensor itself
+_SMALL, _LARGEST_WHOLE = 1 << 20, 1 << 26  # bytes of a file that is tried whole always, and where it repeats itself
+_ONE_STREAM = 1 << 22  # bytes that one stream of bytes holds; elements of 16 bytes reach 16 times as far
+_MUCH = 0.1  # of the passages of a file seen before, from which on it may be smaller as one piece
+_ABOUT = 160  # bytes that a file needs beside what it holds, at most
+_CLEARLY = 0.98  # of the bytes otherwise, which the file as one piece must reach: its tensors cannot be read one by one
+_EDGE = 64  # bytes by which tensors are told apart before all of them are compared
 PathLike = str | os.PathLike[str]
 Array = NDArray[Any]
 
@@ -47,12 +57,21 @@ def pack(source: PathLike, path: PathLike, *, parent: PathLike | None = None, fa
     size = source.stat().st_size
     gaps = _gaps(spans, size)
     with _File(source) as file, _Parent(parent) as before:
-        kept: dict[str, int] = {}
-        sections = _sections(file, spans, gaps, before, kept)
-        meta: dict[str, Any] = {"packed": kind, "name": _word(source), "gaps": [length for _, length in gaps]}
-        if parent is not None:
-            meta |= {"parent": _word(Path(parent)), "differences": kept}
-        return write(path, meta, sections, fast=fast)
+        about = {"packed": kind, "name": _word(source)}
+
+        def written(again: list[list[Any]]) -> dict[str, int]:
+            kept: dict[str, int] = {}
+            meta: dict[str, Any] = about | {"gaps": [length for _, length in gaps]} | ({"again": again} if again else {})
+            if parent is not None:
+                meta |= {"parent": _word(Path(parent)), "differences": kept}
+            return write(path, meta, _sections(file, spans, gaps, before, kept, {name for _, name, _ in again}), fast=fast)
+
+        again = _again(file, spans)
+        ledger = written(again)
+        if again and size > memory_limit_bytes(sum(ledger.values())):  # more than a reader would believe
+            ledger = written([])
+        whole = None if fast else _whole(file, size, int(_CLEARLY * sum(ledger.values())) - _ABOUT)
+        return ledger if whole is None else write(path, about | {"gaps": [size]}, [whole])
 
 
 def unpack(source: PathLike, path: PathLike, *, parent: PathLike | None = None) -> int:
@@ -63,12 +82,12 @@ def unpack(source: PathLike, path: PathLike, *, parent: PathLike | None = None) 
     """
     _check_apart(path, source, parent)
     with Reader(source) as reader, _Parent(parent) as before:
-        gaps, differences = _checked(reader, parent)
+        gaps, differences, names = _checked(reader, parent)
         rest = b"".join(part.tobytes() for part in reader.pieces(REST)) if REST in reader.entries else b""
-        total = sum(entry.nbytes for entry in reader.entries.values())
+        total = sum(reader.entries[name].nbytes for name in names)
         at = done = 0
         with whole_file(path) as temporary, temporary.open("wb") as out:
-            for entry, gap in zip([*(e for e in reader.entries.values() if e.name != REST), None], gaps, strict=True):
+            for entry, gap in zip([*(reader.entries[name] for name in names), None], gaps, strict=True):
                 out.write(rest[at : at + gap])
                 at += gap
                 for part in _restored(reader, entry, before, differences) if entry is not None else ():
@@ -94,10 +113,10 @@ def spliced(reader: Reader) -> bytes:
 
     Raises: ArtifactError as `unpack`; a file that was packed with a parent is refused.
     """
-    gaps, _ = _checked(reader, None)
+    gaps, _, names = _checked(reader, None)
     rest = reader.array(REST).tobytes() if REST in reader.entries else b""
     parts, at = [], 0
-    for name, gap in zip([*(name for name in reader.entries if name != REST), ""], gaps, strict=True):
+    for name, gap in zip([*names, ""], gaps, strict=True):
         parts.append(rest[at : at + gap])
         at += gap
         if name:
@@ -117,23 +136,95 @@ def _word(path: Path) -> str:
     return path.name.encode(errors="replace").decode()
 
 
-def _checked(reader: Reader, parent: PathLike | None) -> tuple[list[int], dict[str, int]]:
-    """The gaps and the checksums of the parent's tensors, when the file is a packed one and the parent is given if needed."""
+def _checked(reader: Reader, parent: PathLike | None) -> tuple[list[int], dict[str, int], list[str]]:
+    """The gaps, the checksums of the parent's tensors, and the tensor that stands between each two gaps.
+
+    Raises: ArtifactError when the file is no packed one, contradicts itself, or needs a parent that is not given.
+    """
     gaps, differences = reader.meta.get("gaps"), reader.meta.get("differences", {})
     if "packed" not in reader.meta or not isinstance(gaps, list):
         raise ArtifactError(
             f"'{reader.path}' holds a network, not a packed file; load it with enxuto.load, or write it with `enxuto export`."
         )
-    tensors = [name for name in reader.entries if name != REST]
-    whole = all(type(gap) is int and gap >= 0 for gap in gaps) and isinstance(differences, dict)
-    rest = Entry(REST, "uint8", (sum(gaps),), None) if whole and any(gaps) else None
-    if not whole or len(gaps) != len(tensors) + 1 or reader.entries.get(REST) != rest or set(differences) - set(tensors):
+    names = _names(reader)
+    whole = all(type(gap) is int and gap >= 0 for gap in gaps) and isinstance(differences, dict) and names is not None
+    rest = _rest(sum(gaps)) if whole and any(gaps) else None
+    if (
+        not whole
+        or names is None
+        or len(gaps) != len(names) + 1
+        or reader.entries.get(REST) != rest
+        or set(differences) - set(names)
+    ):
         raise ArtifactError(f"'{reader.path}' says of itself what cannot be; it is damaged: copy or pack it again.")
     if differences and parent is None:
         raise ArtifactError(
             f"'{reader.path}' holds differences to '{reader.meta.get('parent')}'; unpack it with that file as --parent."
         )
-    return gaps, differences
+    return gaps, differences, names
+
+
+def _names(reader: Reader) -> list[str]:
+    """The kept tensor that stands at each place of the file: its own, or the one that it repeats; none where that is a lie."""
+    names = [name for name in reader.entries if name != REST]
+    kept, total = set(names), sum(entry.nbytes for entry in reader.entries.values())
+    again = reader.meta.get("again", [])
+    for item in again if isinstance(again, list) else [None]:
+        place, first = (item[0], item[2]) if isinstance(item, list) and len(item) == 3 else (-1, "")
+        if type(place) is not int or not 0 < place <= len(names) or not isinstance(first, str) or first not in kept:
+            return []
+        names.insert(place, first)
+        total += reader.entries[first].nbytes
+        if total > memory_limit_bytes(reader.size):
+            return []
+    return names
+
+
+def _rest(nbytes: int) -> Entry:
+    """How the bytes between the tensors are kept: many of them as elements of 16 bytes, for longer streams."""
+    return (
+        Entry(REST, "uint8", (nbytes,), None) if nbytes <= _ONE_STREAM else Entry(REST, "complex128", (-(-nbytes // 16),), None)
+    )
+
+
+def _rest_section(data: bytes) -> Section:
+    entry = _rest(len(data))
+    array = np.frombuffer(data + bytes(-len(data) % NUMPY[entry.dtype].itemsize), NUMPY[entry.dtype])
+    return Section(REST, entry.dtype, entry.shape, None, array)
+
+
+def _again(file: _File, spans: list[Span]) -> list[list[Any]]:
+    """Place, name and first one of each tensor whose bytes stood before in the file."""
+    found: list[list[Any]] = []
+    alike: dict[tuple[str, int, bytes], list[Span]] = {}
+    for place, span in enumerate(spans):
+        middle = span.offset + span.nbytes // 2
+        edge = file.read(span.offset, min(_EDGE, span.nbytes)) + file.read(middle, min(_EDGE, span.nbytes - span.nbytes // 2))
+        before = alike.setdefault((span.dtype, span.nbytes, edge), [])
+        first = next((other for other in before if _digest(file, other) == _digest(file, span)), None) if before else None
+        if first is None:
+            before.append(span)
+        else:
+            found.append([place, span.name, first.name])
+    return found
+
+
+def _digest(file: _File, span: Span) -> bytes:
+    digest = hashlib.sha256()
+    for start in range(0, span.nbytes, _CHUNK):
+        digest.update(file.read(span.offset + start, min(_CHUNK, span.nbytes - start)))
+    return digest.digest()
+
+
+def _whole(file: _File, size: int, limit: int) -> Section | None:
+    """The file as one piece, where matches alone take fewer bytes than `limit`."""
+    if size > _LARGEST_WHOLE:
+        return None
+    data = file.read(0, size)
+    letters = np.frombuffer(data, np.uint8)
+    if size > _SMALL and not repeating(letters, _MUCH):
+        return None
+    return _rest_section(data) if len(write_matches(letters)) < limit else None
 
 
 def _gaps(spans: list[Span], size: int) -> list[tuple[int, int]]:
@@ -144,15 +235,18 @@ def _gaps(spans: list[Span], size: int) -> list[tuple[int, int]]:
 
 
 def _sections(
-    file: _File, spans: list[Span], gaps: list[tuple[int, int]], before: _Parent, kept: dict[str, int]
+    file: _File, spans: list[Span], gaps: list[tuple[int, int]], before: _Parent, kept: dict[str, int], twice: set[str]
 ) -> Iterator[Section]:
-    """The tensors, then what is between them; the names of differences and the parent's checksums are put into `kept`."""
+    """The tensors but those that are there `twice`, then what is between them; the names of differences and the parent's
+    checksums are put into `kept`."""
     rest = b"".join(file.read(start, length) for start, length in gaps)
     total = sum(span.nbytes for span in spans)
     done = 0
     for span in spans:
         say("packing", done, total)
         done += span.nbytes
+        if span.name in twice:
+            continue
         own = _Stored(file, span.offset, Entry(span.name, span.dtype, span.shape, None))
         other = before.tensor(own.entry)
         if other is not None and _pays(own, other):
@@ -162,7 +256,7 @@ def _sections(
             yield Section(span.name, span.dtype, span.shape, None, own)
     say("packing", total, total)
     if rest:
-        yield Section(REST, "uint8", (len(rest),), None, np.frombuffer(rest, np.uint8))
+        yield _rest_section(rest)
 
 
 def _restored(reader: Reader, entry: Entry, before: _Parent, differences: dict[str, int]) -> Iterator[Array]:
@@ -175,44 +269,6 @@ def _restored(reader: Reader, entry: Entry, before: _Parent, differences: dict[s
     for part in reader.pieces(entry.name):
         yield part if other is None else added(part, other.piece(at, at + part.size))
         at += part.size
-
-
-def difference(own: Array, other: Array) -> Array:
-    """What leads from the other elements to these: small numbers where they are close, 0 where they are the same.
-
-    Bit patterns are ordered as the floats are (those of negative ones turned round), subtracted, and the sign moved to
-    the lowest bit. Exact for every pattern. Shapes: [count] of one dtype -> [count] of that dtype.
-    """
-    a, b = _ordered(own), _ordered(other)
-    down = a - b
-    top = down.dtype.type(8 * down.dtype.itemsize - 1)
-    folded: Array = (down << down.dtype.type(1)) ^ (np.zeros(1, down.dtype) - (down >> top))
-    return folded.view(own.dtype)
-
-
-def added(change: Array, other: Array) -> Array:
-    """The elements of which `difference` gave this change."""
-    folded, b = _unsigned(change), _ordered(other)
-    one = folded.dtype.type(1)
-    down = (folded >> one) ^ (np.zeros(1, folded.dtype) - (folded & one))
-    return _ordered_back(down + b, change.dtype)
-
-
-def _unsigned(values: Array) -> Array:
-    return np.ascontiguousarray(values).view(f"u{min(8, values.dtype.itemsize)}")
-
-
-def _ordered(values: Array) -> Array:
-    bits = _unsigned(values)
-    top = bits.dtype.type(1 << 8 * bits.dtype.itemsize - 1)
-    return np.where(bits & top, ~bits, bits | top) if values.dtype.kind not in "iu" or values.dtype == np.uint16 else bits
-
-
-def _ordered_back(bits: Array, dtype: np.dtype[Any]) -> Array:
-    top = bits.dtype.type(1 << 8 * bits.dtype.itemsize - 1)
-    if dtype.kind not in "iu" or dtype == np.uint16:
-        bits = np.where(bits & top, bits & ~top, ~bits)
-    return bits.view(dtype)
 
 
 def _pays(own: _Stored, other: _Stored | _Packed) -> bool:

@@ -49,8 +49,9 @@ def encode_array(array: NDArray[Any], *, fast: bool = False) -> bytes:
     if array.dtype.itemsize == 1:
         codes = array.view(np.uint8)
         coded = encode_integers(codes, 2 if array.dtype == np.bool_ else 256, fast=fast)
-        matches = b"" if fast or array.dtype == np.bool_ else _matches(codes.reshape(-1))
-        return min(coded, matches or coded, key=len)
+        if fast or array.dtype == np.bool_ or not repeats.repeating(codes.reshape(-1)):
+            return coded
+        return min(coded, bytes([MATCHES]) + repeats.write_matches(codes), key=len)
     values = patterns(array)
     if values.size == 0:
         return b""
@@ -174,7 +175,7 @@ def _tried(array: NDArray[Any], values: NDArray[Any], fast: bool) -> list[bytes]
         shape = array.shape if values.size == array.size else values.shape
         coded = [_planes(values, shape, fast), _sparse(values, shape, fast)]
         if not fast:
-            coded += [_few_values(values, shape), _matches(values)]
+            coded += _repeated(values, shape)
     if values.size <= _FEW or array.dtype.kind in "iu":
         coded.append(_narrow(values))
     return [data for data in coded if data]
@@ -212,22 +213,17 @@ def _sparse(values: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
     return bytes([SPARSE]) + write_parts([mask, min([bytes([RAW]) + kept.tobytes(), *planes], key=len)])
 
 
-def _few_values(values: NDArray[Any], shape: tuple[int, ...]) -> bytes:
-    """The different values, and which of them each element is; empty when they are many."""
+def _repeated(values: NDArray[Any], shape: tuple[int, ...]) -> list[bytes]:
+    """The streams for elements that repeat: the different values and which one each is; what stood before, told by where."""
     found = repeats.table_of(values)
+    matches = bytes([MATCHES]) + repeats.write_matches(values) if found is not None or repeats.repeating(values) else b""
     if found is None:
-        return b""
+        return [matches]
     table, codes = found
-    stream = min(
-        [bytes([RAW]) + table.tobytes(), _planes(table, table.shape, fast=False), _narrow(table) or table.tobytes()], key=len
-    )
+    planes = _planes(table, table.shape, fast=False)
+    streams = [bytes([RAW]) + table.tobytes(), *(data for data in (planes, _narrow(table)) if data)]
     coded = encode_integers(codes.reshape(shape), table.size)
-    return write_parts([stream, coded], bytes([VALUES]) + write_varint(table.size))
-
-
-def _matches(values: NDArray[Any]) -> bytes:
-    """What stood before, told by where; empty when nothing did."""
-    return bytes([MATCHES]) + repeats.write_matches(values) if repeats.repeating(values) else b""
+    return [matches, write_parts([min(streams, key=len), coded], bytes([VALUES]) + write_varint(table.size))]
 
 
 def _constant(values: NDArray[Any]) -> bool:

@@ -22,13 +22,14 @@ _PARTS = 16
 _WINDOW = 16  # bytes of a passage
 _KEPT = 32  # one passage in so many is remembered, chosen by what it says, so that it is chosen again elsewhere
 _OFTEN = 0.004  # of the passages seen before, from which on matches may pay
+_SAMPLE_BYTES = 1 << 18  # by which a setting is chosen
 _FEW = 0.5  # different values for each element, up to which a table of them may pay
 _LARGEST_WINDOW = 1 << 26
-_SETTINGS = ((3, 0, 2), (0, 2, 2))  # bits of literal context, of literal place and of place, of LZMA: texts, and words of 4 bytes
+_SETTINGS = ((3, 0, 2), (1, 2, 2))  # bits of literal context, of literal place and of place, of LZMA: texts, and words of 4 bytes
 
 
-def repeating(values: NDArray[Any]) -> bool:
-    """True when passages of 16 bytes are often there a second time. Shapes: values [count] of unsigned integers."""
+def repeating(values: NDArray[Any], often: float = _OFTEN) -> bool:
+    """True when passages of 16 bytes are there a second time, `often` of all. Shapes: values [count] of unsigned integers."""
     from enxuto.coding.kernels import passages
 
     if values.nbytes < _SMALLEST:
@@ -42,7 +43,7 @@ def repeating(values: NDArray[Any]) -> bool:
             for start in range(0, values.size, step)
         ]
     )
-    return seen.size > 0 and 1 - np.unique(seen).size / seen.size > _OFTEN
+    return seen.size > 0 and 1 - np.unique(seen).size / seen.size > often
 
 
 def table_of(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint16]] | None:
@@ -60,9 +61,12 @@ def table_of(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint16]] | 
 
 
 def write_matches(values: NDArray[Any]) -> bytes:
-    """The bytes of the values by LZMA: which setting, then its raw stream."""
+    """The bytes of the values by LZMA: which setting, the better one on a part in the middle, then its raw stream."""
     data = values.tobytes()
-    return min((bytes([n]) + lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(n, len(data))) for n in (0, 1)), key=len)
+    start = max(0, len(data) - _SAMPLE_BYTES) // 2 // 8 * 8
+    part = data[start : start + _SAMPLE_BYTES]
+    setting = min(range(len(_SETTINGS)), key=lambda number: len(_compressed(part, number)))
+    return bytes([setting]) + _compressed(data, setting)
 
 
 def read_matches(body: Data, nbytes: int) -> bytes:
@@ -85,13 +89,17 @@ def read_matches(body: Data, nbytes: int) -> bytes:
     return found
 
 
+def _compressed(data: bytes, setting: int) -> bytes:
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(setting, len(data)))
+
+
 def _filters(setting: int, nbytes: int) -> list[dict[str, int]]:
     context, literal, place = _SETTINGS[setting]
     window = min(_LARGEST_WINDOW, 1 << max(12, (nbytes - 1).bit_length()))
     return [
         {
             "id": lzma.FILTER_LZMA1,
-            "preset": 9 | lzma.PRESET_EXTREME,
+            "preset": 9,
             "dict_size": window,
             "lc": context,
             "lp": literal,

@@ -1,0 +1,100 @@
+"""Arrays that repeat are coded by what they repeat, come back bit for bit, and damage in them is found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enxuto.coding import decode_array, encode_array
+from enxuto.coding.repeats import read_matches, repeating, table_of, write_matches
+from enxuto.coding.stream import MATCHES, METHODS, VALUES
+from enxuto.errors import ArtifactError
+
+law = settings(deadline=None, derandomize=True, max_examples=40)
+
+
+def bits(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 2**32, shape, dtype=np.uint32)
+
+
+def bank(size=128):
+    """Cosines and sines, as a network holds them that computes a spectrum by a convolution."""
+    angle = 2 * np.pi * np.outer(np.arange(size // 2 + 1), np.arange(size)) / size
+    return np.concatenate([np.cos(angle), np.sin(angle)]).astype(np.float32)
+
+
+@law
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["uint16", "float32", "int64", "complex128", "uint8"]), st.integers(1, 60))
+def test_what_repeats_comes_back_bit_for_bit(seed, dtype, different):
+    chance = np.random.default_rng(seed)
+    values = chance.integers(0, 256, different * np.dtype(dtype).itemsize, dtype=np.uint8).view(dtype)
+    array = np.concatenate([values[chance.integers(0, different, 400)], np.tile(values, 9)])
+    coded = encode_array(array)
+    assert decode_array(coded, array.dtype, array.shape).tobytes() == array.tobytes()
+    assert len(coded) <= 1 + array.nbytes
+
+
+def test_weights_rounded_but_kept_as_floats_take_the_bits_of_their_rounding():
+    codes = np.random.default_rng(0).integers(0, 16, (256, 100))
+    floats = (codes * np.float32(0.0123)).astype(np.float32)
+    coded = encode_array(floats)
+    assert METHODS[coded[0]] == METHODS[VALUES]
+    assert len(coded) < codes.size / 2 + 200  # four bits each, and the table
+    assert decode_array(coded, "float32", floats.shape).tobytes() == floats.tobytes()
+
+
+def test_a_tensor_whose_second_half_is_its_first_takes_half():
+    once = bits(5000)
+    coded = encode_array(np.tile(once, 2))
+    assert METHODS[coded[0]] == METHODS[MATCHES]
+    assert len(coded) < 1.05 * once.nbytes
+
+
+def test_a_filter_bank_takes_a_third_of_what_its_bytes_take_apart():
+    apart = encode_array(bank(), fast=True)
+    coded = encode_array(bank())
+    assert len(coded) < len(apart) / 3
+    assert decode_array(coded, "float32", bank().shape).tobytes() == bank().tobytes()
+
+
+def test_trained_weights_are_not_tried():
+    weights = np.random.default_rng(0).normal(size=40_000).astype(np.float32).view(np.uint32)
+    assert not repeating(weights)
+    assert table_of(weights) is None
+    assert repeating(np.tile(weights[:9000], 2))
+
+
+def test_passages_of_zeros_alone_are_no_repetition():
+    assert not repeating(np.zeros(10_000, np.uint32))
+
+
+def test_fast_streams_hold_neither():
+    assert encode_array(np.tile(bits(3000), 3), fast=True)[0] not in (VALUES, MATCHES)
+
+
+@pytest.mark.parametrize("change", ["cut", "longer", "no setting", "shorter count", "longer count", "empty"])
+def test_damage_in_matches_is_found(change):
+    body = write_matches(np.tile(bits(200), 3))
+    count = 2400
+    if change == "cut":
+        body = body[:-9]
+    elif change == "longer":
+        body += b"\0\0"
+    elif change == "no setting":
+        body = b"\7" + body[1:]
+    elif change == "empty":
+        body = b""
+    count += {"shorter count": -1, "longer count": 1}.get(change, 0)
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_matches(body, count)
+
+
+def test_more_values_than_elements_are_refused():
+    codes = np.random.default_rng(0).integers(0, 200, 2000)
+    coded = encode_array((codes * np.float32(0.3)).astype(np.float32))
+    assert coded[0] == VALUES
+    for count in (150, 0):
+        with pytest.raises(ArtifactError):
+            decode_array(coded, "float32", (count,))
