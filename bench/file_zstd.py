@@ -1,6 +1,7 @@
 """Packed files beside `zstd -19`, the simple baseline: files of every kind that people pack, some made to repeat, each way.
 
-Further files can be named on the command line. No file may be larger than zstd's by more than half a percent.
+Further files can be named on the command line. No file may be larger than zstd's by more than half a percent, or 100 bytes: a
+.nxt file has names and checksums for some 60.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from common import tell
 from enxuto import zoo
 from enxuto.artifact.pack import pack, unpack
 
-ALLOWED = 1.005
+ALLOWED, FRAME = 1.005, 100
 
 
 def graph(path: Path, tensors: dict[str, np.ndarray], *, in_nodes: bool = False) -> None:
@@ -75,9 +76,12 @@ def main() -> int:
             other = len(zstandard.ZstdCompressor(level=19).compress(data))
             size = packed.stat().st_size
             rows.append({"file": path.name, "bytes": len(data), "zstd -19": other, "packed": size, "of zstd": size / other})
-    worst = max(row["of zstd"] for row in rows)
-    tell("file_zstd", f"no packed file is larger than that of zstd -19 by half a percent: worst {worst:.3f} of it", rows)
-    return int(worst > ALLOWED)
+    larger = [row for row in rows if row["packed"] > max(ALLOWED * row["zstd -19"], row["zstd -19"] + FRAME)]
+    claim = (
+        f"files not larger than those of zstd -19 by half a percent or {FRAME} bytes: {len(rows) - len(larger)} of {len(rows)}"
+    )
+    tell("file_zstd", claim, rows)
+    return int(bool(larger))
 
 
 if __name__ == "__main__":
