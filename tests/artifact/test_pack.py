@@ -123,7 +123,7 @@ def test_a_file_without_tensors_comes_back(tmp_path):
 
 def test_a_tensor_of_several_pieces_comes_back(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "PIECE", 1000)
-    monkeypatch.setattr("enxuto.artifact.pack._SMALL", 0)  # such small pieces cost more than the file as one
+    monkeypatch.setattr("enxuto.artifact.pack._LARGEST_WHOLE", 0)  # such small pieces cost more than the file as one
     wide = {"a": trained(37, 70), "flat": trained(1, 4321)[0], "wide": trained(2, 1777), "half": trained(50, 50).half()}
     save_file(wide, tmp_path / "x.safetensors")
     near = {name: value + (torch.rand(value.shape) < 0.1) * 1e-4 for name, value in wide.items()}

@@ -54,6 +54,7 @@ def table_of(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint16]] | 
     if values.nbytes < _SMALLEST:
         return None
     sample = values[:: max(1, values.size // _PART)]
+    sample = sample[sample != 0]  # zeros alone are better told apart (a stream of method sparse)
     if np.unique(sample).size > _FEW * sample.size:
         return None
     table, codes = np.unique(values, return_inverse=True)
