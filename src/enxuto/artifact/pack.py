@@ -7,7 +7,6 @@ twice is kept once. Where the file as it stands is smaller by matches alone, it 
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import zlib
@@ -25,6 +24,7 @@ from enxuto.artifact.index import NUMPY, Entry
 from enxuto.artifact.protobuf import refuse_files_beside
 from enxuto.artifact.sections import Section
 from enxuto.artifact.spans import REST, Span, find_spans
+from enxuto.artifact.twins import twins
 from enxuto.coding import encode_array
 from enxuto.coding.differences import added, difference
 from enxuto.coding.repeats import repeating, write_matches
@@ -39,7 +39,6 @@ _ONE_STREAM = 1 << 22  # bytes that one stream of bytes holds; elements of 16 by
 _MUCH = 0.1  # of the passages of a file seen before, from which on it may be smaller as one piece
 _ABOUT = 160  # bytes that a file needs beside what it holds, at most
 _CLEARLY = 0.98  # of the bytes otherwise, which the file as one piece must reach: its tensors cannot be read one by one
-_EDGE = 64  # bytes by which tensors are told apart before all of them are compared
 PathLike = str | os.PathLike[str]
 Array = NDArray[Any]
 
@@ -66,7 +65,7 @@ def pack(source: PathLike, path: PathLike, *, parent: PathLike | None = None, fa
                 meta |= {"parent": _word(Path(parent)), "differences": kept}
             return write(path, meta, _sections(file, spans, gaps, before, kept, {name for _, name, _ in again}), fast=fast)
 
-        again = _again(file, spans)
+        again = twins(file.read, spans)
         ledger = written(again)
         if again and size > memory_limit_bytes(sum(ledger.values())):  # more than a reader would believe
             ledger = written([])
@@ -191,29 +190,6 @@ def _rest_section(data: bytes) -> Section:
     entry = _rest(len(data))
     array = np.frombuffer(data + bytes(-len(data) % NUMPY[entry.dtype].itemsize), NUMPY[entry.dtype])
     return Section(REST, entry.dtype, entry.shape, None, array)
-
-
-def _again(file: _File, spans: list[Span]) -> list[list[Any]]:
-    """Place, name and first one of each tensor whose bytes stood before in the file."""
-    found: list[list[Any]] = []
-    alike: dict[tuple[str, int, bytes], list[Span]] = {}
-    for place, span in enumerate(spans):
-        middle = span.offset + span.nbytes // 2
-        edge = file.read(span.offset, min(_EDGE, span.nbytes)) + file.read(middle, min(_EDGE, span.nbytes - span.nbytes // 2))
-        before = alike.setdefault((span.dtype, span.nbytes, edge), [])
-        first = next((other for other in before if _digest(file, other) == _digest(file, span)), None) if before else None
-        if first is None:
-            before.append(span)
-        else:
-            found.append([place, span.name, first.name])
-    return found
-
-
-def _digest(file: _File, span: Span) -> bytes:
-    digest = hashlib.sha256()
-    for start in range(0, span.nbytes, _CHUNK):
-        digest.update(file.read(span.offset + start, min(_CHUNK, span.nbytes - start)))
-    return digest.digest()
 
 
 def _whole(file: _File, size: int, limit: int) -> Section | None:
