@@ -11,6 +11,7 @@ SCRIPTS = (
     ("fuzz_file.py",),
     ("hostile_files.py",),
     ("strangers.py",),
+    ("search_margin.py",),
     ("speed_mobilenet.py",),
     ("file_size.py", "lenet-300-100"),
     ("file_size.py", "resnet-20"),
