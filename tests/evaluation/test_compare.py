@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 from pathlib import Path
 from statistics import median
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from enxuto.errors import ExportError, RangeError, TaskError
 from enxuto.evaluation.compare import Files, _choose, evaluate_pair
 from enxuto.evaluation.environment import environment
-from enxuto.evaluation.latency import latencies
+from enxuto.evaluation.latency import _clock, latencies
 from enxuto.evaluation.measurement import Exported
 from enxuto.evaluation.memory import peak_memory
 from enxuto.exporters import export
@@ -47,6 +48,11 @@ def test_a_wider_network_takes_longer_and_more_memory(files):
     weights_bytes = 16384 * 74 * 4  # 4.8 MB
     assert 0.9 * weights_bytes < peak_memory(files["wide"], sample) < 6 * weights_bytes
     assert peak_memory(files["narrow"], sample) < 0.5 * weights_bytes
+
+
+def test_a_single_thread_is_timed_by_its_own_clock_which_other_programs_do_not_move():
+    assert _clock(threads=1) is time.thread_time
+    assert _clock(threads=2) is time.perf_counter
 
 
 @pytest.mark.parametrize("bad", [{"rounds": 0}, {"threads": 0}])
