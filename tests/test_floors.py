@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1] / "src" / "enxuto"
 FLOORS: list[tuple[str, ...]] = [
     # ground floor
     ("errors",),
+    ("extras",),
     ("checks",),
     ("sizes",),
     ("progress",),

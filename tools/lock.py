@@ -29,7 +29,9 @@ def main() -> None:
     """Runtime packages in one file, what tests and benches need besides in the other."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    runtime = closure([Requirement(text).name for text in project["dependencies"]] + ["hatchling", "editables"])
+    asked = [text for name in ("run", "compress", "all") for text in extras[name]]
+    needed = {Requirement(text).name for text in [*project["dependencies"], *asked]} - {project["name"]}
+    runtime = closure([*needed, "hatchling", "editables"])
     everything = closure([*runtime, *(Requirement(text).name for text in extras["dev"] + extras["bench"])])
     lines = {name: f"{name}=={version}\n" for name, version in sorted(everything.items())}
     Path("requirements.lock").write_text(HEAD + "".join(lines[name] for name in lines if name in runtime))

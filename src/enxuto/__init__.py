@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from enxuto.extras import explained
+
 if TYPE_CHECKING:
     from enxuto import memory
     from enxuto.artifact.save import ledger, load
@@ -91,7 +93,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"enxuto.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'enxuto' has no attribute {name!r}; its names are {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"enxuto.{_HOMES[name]}"), name)
+    with explained(f"enxuto.{name}"):
+        value = getattr(importlib.import_module(f"enxuto.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -12,6 +12,7 @@
     ├── ArtifactError       (ValueError)    a .nxt file that is truncated, altered, foreign or for another network
     ├── DataError           (ValueError)    a folder that holds no data set
     ├── ExportError         (RuntimeError)  a model that a runtime does not take
+    ├── MissingPackageError (ImportError)   a package that an extra would have installed
     └── OutputError         (OSError)       a file or folder that cannot be written
 
 Messages have three clauses: what was asked (with its value), where, and what would work.
@@ -85,6 +86,10 @@ class DataError(Error, ValueError):
 
 class ExportError(Error, RuntimeError):
     """A runtime does not take the model."""
+
+
+class MissingPackageError(Error, ImportError):
+    """A package is not installed that another extra of enxuto brings."""
 
 
 class OutputError(Error, OSError):

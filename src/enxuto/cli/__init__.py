@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
-import typer
+from enxuto.extras import explained
 
-from enxuto.cli import compress, demo, evaluate, export, init, inspect, memory, pack, terminal
+with explained("the enxuto command"):
+    import typer
+
+    from enxuto.cli import compress, demo, evaluate, export, init, inspect, memory, pack, terminal
 
 HELP = """Makes trained PyTorch networks physically smaller and faster, and proves it.
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from enxuto.errors import Error, without_escapes
+from enxuto.extras import explained
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -126,7 +127,11 @@ def session(*, json: bool, quiet: bool, debug: bool) -> Iterator[Session]:
     run = Session(json=json, quiet=quiet, debug=debug, stdout=sys.stdout)
     level = logging.DEBUG if debug else logging.ERROR if quiet else logging.WARNING
     try:
-        with _log_to_stderr(level), contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+        with (
+            explained("the command"),
+            _log_to_stderr(level),
+            contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext(),
+        ):
             yield run
     except Error as error:
         _traceback(run)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from enxuto.extras import explained
+
 if TYPE_CHECKING:
     from enxuto.memory.arena import Arena, lay_out
     from enxuto.memory.boards import Device, devices
@@ -73,7 +75,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'enxuto.memory' has no attribute {name!r}; its names are {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"enxuto.memory.{_HOMES[name]}"), name)
+    with explained(f"enxuto.memory.{name}"):
+        value = getattr(importlib.import_module(f"enxuto.memory.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

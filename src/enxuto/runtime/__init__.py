@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from enxuto.errors import ExportError
-from enxuto.evaluation.session import RUNTIME_ERRORS, open_session
+from enxuto.extras import explained
+
+with explained("enxuto.runtime"):
+    from enxuto.evaluation.session import RUNTIME_ERRORS, open_session
 
 __all__ = ["Network", "open"]
 
