@@ -141,3 +141,11 @@ def test_runs_have_a_page_of_their_own(tmp_path: Path) -> None:
     assert page.count('class="chart"') == 4
     assert "<b onmouseover" not in page
     assert "Recorded: 70 B" in page
+
+
+def test_what_did_not_change_is_shown_once() -> None:
+    (section,) = sections(uses(before=run(), after=run()))
+    assert (section.networks, len(section.over_time), len(section.by_layer)) == (1, 1, 1)
+    assert section.words == "original and compressed hold the same at the fullest moment, so one of them is shown"
+    (section,) = sections(uses(before=run(2), after=run(1)))
+    assert (section.networks, len(section.over_time)) == (2, 2)

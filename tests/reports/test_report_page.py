@@ -210,6 +210,24 @@ def test_trials_without_a_quality_are_listed_but_not_drawn() -> None:
     assert "gave NaN" in render(least(history=trials))
 
 
+def test_the_goals_are_lines_where_they_can_be_compared() -> None:
+    asked = {"target": {"size": 80, "compression": 20, "max_drop": 0.01}}
+    judged = {"original": {"file_bytes": 1000, "quality": 0.9}, "quality_name": "evaluate"}
+    assert charts.goals(least(**asked, **judged)) == (50, pytest.approx(0.89))
+    assert charts.goals(least(**asked, **judged | {"quality_name": "test"})) == (50, None), "trials were judged on other data"
+    assert charts.goals(least(**judged)) == (None, None)
+    trials = [{"recipe": "Prune(0.5)", "file_bytes": 50, "quality": 0.88}]
+    figure = charts.history(least(**asked, **judged, history=trials))[0].figure
+    assert len(figure.layout.shapes) == 2
+    assert [note.text for note in figure.layout.annotations] == ["goal: 50 B", "goal: 89.00 %"]
+
+
+def test_the_columns_of_the_ledger_are_words() -> None:
+    page = render(example())
+    assert ">weights</th>" in page
+    assert ">payload</th>" not in page
+
+
 def test_a_file_that_did_not_shrink_is_said_aloud() -> None:
     document = Document.from_json({"original": {"file_bytes": 100}, "compressed": {"file_bytes": 120}})
     assert "which is not smaller" in ship.sentences(document)[0]

@@ -93,20 +93,47 @@ def history(document: Document) -> list[Chart]:
     quality = summary.quality_word(document) if document.quality_name != "test" else "validation quality"
     unit = ", %" if document.is_fraction else ""
     figure.update_yaxes(title={"text": f"{quality}{unit}", "font": {"size": 13}}, fixedrange=True, automargin=True)
-    if document.target and document.target.size:
-        figure.add_vline(x=document.target.size / 1000, line={"color": ROOT, "dash": "dot", "width": 1.5})
-        figure.add_annotation(
-            x=document.target.size / 1000,
-            y=0,
-            yref="paper",
-            text="goal",
-            showarrow=False,
-            xanchor="left",
-            yanchor="bottom",
-        )
+    _draw_goals(figure, document)
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
     caption = f"{words.plural(len(trials), 'trial')} of the search by file size and quality."
     return [Chart("history", "Quality against file size, one dot a recipe", caption, figure)]
+
+
+def _draw_goals(figure: go.Figure, document: Document) -> None:
+    """A line across for the largest file and one for the least quality that were asked for."""
+    size, least = goals(document)
+    line = {"color": ROOT, "dash": "dot", "width": 1.5}
+    if size is not None:
+        figure.add_vline(x=size / 1000, line=line)
+        words_ = {"text": f"goal: {format_bytes(round(size))}", "showarrow": False, "xanchor": "left", "yanchor": "bottom"}
+        figure.add_annotation(x=size / 1000, y=0, yref="paper", **words_)
+    if least is not None:
+        figure.add_hline(y=least * (100 if document.is_fraction else 1), line=line)
+        told = f"goal: {words.quality(least, document.is_fraction)}"
+        figure.add_annotation(
+            x=1,
+            xref="paper",
+            y=least * (100 if document.is_fraction else 1),
+            text=told,
+            showarrow=False,
+            xanchor="right",
+            yanchor="bottom",
+        )
+
+
+def goals(document: Document) -> tuple[float | None, float | None]:
+    """The largest file in bytes and the least quality that were asked for, None where nothing was.
+
+    The least quality is known where the original's was measured on what the trials were judged on.
+    """
+    target = document.target
+    if target is None:
+        return None, None
+    sizes = [float(target.size)] if target.size else []
+    sizes += [document.original.file_bytes / target.compression] if target.compression else []
+    judged = document.quality_name != "test" and document.original.quality is not None and target.max_drop is not None
+    least = document.original.quality - target.max_drop if judged else None  # type: ignore[operator]
+    return (min(sizes) if sizes else None), least
 
 
 def _dots(document: Document, trials: Sequence[Trial], name: str, colour: str, symbol: str, mode: str) -> go.Scatter:

@@ -6,7 +6,7 @@ The networks before and after stand beside each other to one scale, areas of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
@@ -49,6 +49,10 @@ def sections(uses: Sequence[MemoryUse]) -> list[Section]:
 def _section(name: str, use: MemoryUse) -> Section:
     title = words.printable(use.what).capitalize()
     title += f", {words.plural(use.batch, 'sample')}" if use.batch else ""
+    if use.before and use.after and use.before.by_category == use.after.by_category:  # said once, drawn once
+        first, second = map(words.printable, use.names)
+        same = f"{first} and {second} hold the same at the fullest moment, so one of them is shown"
+        use = replace(use, after=None, words="; ".join(part for part in (use.words, same) if part))
     known = [(which, run) for which, run in zip(use.names, (use.before, use.after), strict=True) if run is not None]
     most = max([run.peak_bytes for _, run in known], default=1)
     return Section(

@@ -25,6 +25,15 @@ KINDS = (
     "header",
 )  # columns of the ledger, in this order; others follow
 
+IN_WORDS = {
+    "payload": "weights",
+    "table": "code tables",
+    "grid": "scales",
+    "codebook": "codebooks",
+    "bias": "biases",
+    "float": "left in float",
+}
+
 HEADER = "(header)"
 
 
@@ -210,6 +219,11 @@ def ledger_kinds(document: Document) -> list[str]:
     """The kinds of bytes the compressed file has, in the order of the columns."""
     found = dict.fromkeys(entry.kind or "payload" for entry in document.ledger)
     return [kind for kind in KINDS if kind in found] + [kind for kind in found if kind not in KINDS]
+
+
+def kind_word(kind: str) -> str:
+    """What a kind of bytes is called: the ledger's own words are those of the format."""
+    return words.printable(IN_WORDS.get(kind, kind))
 
 
 def ledger_gap(document: Document) -> str:

@@ -61,7 +61,7 @@ def _stories(changes: Sequence[LayerChange], style: str) -> list[tuple[str, str,
 def ledger_table(document: Document) -> Table:
     """Every byte of the compressed file by layer and kind, with totals, beside the bytes of the original."""
     kinds = summary.ledger_kinds(document)
-    table = _table("where the bytes are", ["layer", "before", *kinds, "after", "change"], left=1)
+    table = _table("where the bytes are", ["layer", "before", *map(summary.kind_word, kinds), "after", "change"], left=1)
     for layer in summary.layer_bytes(document):
         table.add_row(*_texts(layer.path, *_byte_cells(layer, kinds)))
     table.add_section()
