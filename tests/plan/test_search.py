@@ -161,15 +161,20 @@ def test_norms_that_cannot_be_folded_do_not_stop_the_search(tmp_path: Path) -> N
     assert all("Fold" not in trial.recipe for trial in found.trials)
 
 
-class SlowLoader(list):  # type: ignore[type-arg]
+class SlowLoader:
     """Training data that takes its time: `seconds` for each batch after the first `free`."""
 
     def __init__(self, batches: list[object], seconds: float, free: int) -> None:
-        super().__init__(batches)
-        self.seconds, self.left = seconds, free
+        self.batches, self.seconds, self.left = batches, seconds, free
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> object:
+        return self.batches[index]
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        for batch in super().__iter__():
+        for batch in self.batches:
             self.left -= 1
             if self.left < 0:
                 time.sleep(self.seconds)
