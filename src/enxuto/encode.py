@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
+from enxuto.functional.affine import PIECE
 from enxuto.layers.coded import code_, coded_names, dense, weight_names
 from enxuto.layers.grids import Affine, CodedTensor, Grid, Table, TableTensor
 from enxuto.layers.rehearsal import Rehearsal
@@ -25,13 +26,12 @@ def code_weights_(
 
     What was done, and what was left: a weight that shares no more values than the grid has codes keeps them, as a scale for
     each channel would make other values of one.
-    Raises: ShapeError before anything is changed, when one of them does not fit the grid.
+    Raises: ShapeError when one of them does not fit the grid; the model, a copy, is of no use then.
     """
     kept = [weight for weight in chosen if _stays(weight.tensor, grid)]
     fresh = [weight for weight in chosen if weight not in kept]
     changes = []
-    encoded = _encoded([(weight.read(), weight.path) for weight in fresh], grid, together)
-    for weight, tensor in zip(fresh, encoded, strict=True):
+    for weight, tensor in zip(fresh, _encoded(((weight.read(), weight.path) for weight in fresh), grid, together), strict=True):
         values, before = weight.read(), weight.tensor
         for twin in twins(model, weight):
             twin.code_(tensor)
@@ -65,7 +65,7 @@ def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool, t
     chosen = weights(model, layers)
     pairs = zip(chosen, leaves_(model, chosen), strict=True)
     fresh = [(weight, leaf) for weight, leaf in pairs if _waits(leaf, grid)]
-    values = [(leaf.kept().detach(), weight.path) for weight, leaf in fresh]
+    values = ((leaf.kept().detach(), weight.path) for weight, leaf in fresh)
     for (_, leaf), tensor in zip(fresh, _encoded(values, grid, together), strict=True):
         leaf.see_(tensor, now=now or leaf.grid is not None)
 
@@ -76,10 +76,13 @@ def _waits(leaf: Rehearsal, grid: Grid) -> bool:
     return leaf.grid is None if leaf.named == suited else not _stays(leaf, grid)
 
 
-def _encoded(values: Sequence[tuple[Tensor, str]], grid: Grid, together: bool) -> Sequence[CodedTensor]:
+def _encoded(values: Iterable[tuple[Tensor, str]], grid: Grid, together: bool) -> Iterator[CodedTensor]:
+    """The codes of each weight, one after the other: with one scale for all, or with a grid of its own."""
     if together and isinstance(grid, Affine):
-        return grid.encode_together(values)
-    return [(grid.suited(value) if isinstance(grid, Affine) else grid).encode(value, path) for value, path in values]
+        yield from grid.encode_together(list(values))
+        return
+    for value, path in values:
+        yield (grid.suited(value) if isinstance(grid, Affine) else grid).encode(value, path)
 
 
 def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:
@@ -127,6 +130,8 @@ def _bias_grid(values: Tensor, bits: int) -> Affine:
 
 
 def _error(values: Tensor, coded: Tensor) -> str:
-    power = float(values.float().square().sum())
-    noise = float((coded.float() - values.float()).square().sum())
+    power = noise = 0.0
+    for few, those in zip(values.flatten().split(PIECE), coded.flatten().split(PIECE), strict=True):
+        power += float(few.float().square().sum())
+        noise += float((those.float() - few.float()).square().sum())
     return f"relative error {(noise / power) ** 0.5 if power else 0.0:.2%}"

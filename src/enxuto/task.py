@@ -176,6 +176,8 @@ def check_finite(model: nn.Module) -> None:
             raise TaskError(f"'{path}' is a {tensor.layout} tensor; only dense ones can be kept: use .to_dense().")
         if not tensor.is_floating_point():
             continue
+        if not tensor.numel() or all(map(math.isfinite, map(float, tensor.detach().aminmax()))):
+            continue
         values = tensor.detach()
         fine = torch.isfinite(values) if isinstance(tensor, nn.Parameter) else ~torch.isnan(values)  # a mask of -inf is a buffer
         if not bool(fine.all()):

@@ -189,3 +189,16 @@ def test_no_code_is_beyond_the_number_of_symbols(grid):
     coded = grid.encode(weight())
     assert isinstance(coded, (AffineTensor, TableTensor))
     assert 0 <= int(coded.integers().min()) <= int(coded.integers().max()) < coded.symbols <= 2**grid.bits
+
+
+@pytest.mark.parametrize("grid", [Affine(1), Affine(3), Affine(4, "group", 9), Affine(8, "tensor"), Table(3), Table(8)])
+def test_a_weight_coded_and_decoded_in_pieces_is_the_same_to_the_bit(grid, monkeypatch):
+    weight = torch.randn(40, 27, generator=torch.Generator().manual_seed(0))
+    whole = grid.encode(weight)
+    values = whole()
+    for name in ("functional.affine.PIECE", "layers.grids.PIECE", "functional.table.PIECE"):
+        monkeypatch.setattr(f"enxuto.{name}", 8)
+    pieces = grid.encode(weight)
+    assert torch.equal(pieces.codes, whole.codes)
+    assert torch.equal(pieces(), values)
+    assert torch.equal(pieces.symbol_bytes().int(), whole.integers())

@@ -191,7 +191,7 @@ def _sections(model: nn.Module) -> tuple[list[Section], dict[str, str]]:
         seen[identity] = name
         owner = name.rpartition(".")[0]
         if owner in coded and name.endswith(".codes"):
-            codes = coded[owner].integers().to(torch.uint8).cpu().numpy()
+            codes = coded[owner].symbol_bytes().cpu().numpy()
             sections.append(Section(name, "uint8", coded[owner].shape, coded[owner].symbols, codes))
         else:
             sections.append(_from_torch(name, tensor, half=owner in coded and name.endswith(".codebook")))

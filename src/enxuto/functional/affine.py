@@ -10,6 +10,7 @@ from torch import Tensor
 
 CLIP_STEPS = 40  # candidates of `fit_scale` between CLIP_LOWEST and 1 times the largest magnitude
 CLIP_LOWEST = 0.3
+PIECE = 2**20  # values that are worked on at once: what a step takes beside its weights does not grow with them
 
 
 def largest_code(bits: int) -> int:
@@ -26,7 +27,7 @@ def absmax_scale(rows: Tensor, bits: int) -> Tensor:
 
     Shapes: rows [rows, in] -> [rows].
     """
-    largest = rows.abs().amax(dim=1)
+    largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
     scale = (largest / largest_code(bits)).clamp_min(torch.finfo(rows.dtype).tiny)
     return torch.where(largest > 0, scale, torch.ones_like(scale))
 
@@ -39,14 +40,18 @@ def fit_scale(rows: Tensor, bits: int) -> Tensor:
     networks for rapid-deployment" (which solves the same problem in closed form for given distributions).
     One bit has the closed form mean |x| (Rastegari et al. 2016, "XNOR-Net", eq. 6).
     """
+    if len(rows) > 1 and rows.numel() > PIECE:
+        return torch.cat([fit_scale(few, bits) for few in rows.split(max(1, PIECE // rows.shape[1]))])
     if bits == 1:
         mean = rows.abs().mean(dim=1, dtype=torch.float64).to(rows.dtype)
         return torch.where(mean > 0, mean, torch.ones_like(mean))
     widest, limit = absmax_scale(rows, bits), largest_code(bits)
     steps = rows / widest[:, None]  # in steps of the widest grid: no square is too small or too large for a float
     best, least = torch.ones_like(widest), torch.full_like(widest, torch.inf)
+    rounded = torch.empty_like(steps)
     for ratio in torch.linspace(1.0, CLIP_LOWEST, CLIP_STEPS).tolist():
-        error = ((steps / ratio).round().clamp(-limit, limit) * ratio - steps).square().sum(dim=1)
+        torch.div(steps, ratio, out=rounded).round_().clamp_(-limit, limit).mul_(ratio).sub_(steps)
+        error = rounded.square_().sum(dim=1)
         best, least = torch.where(error < least, ratio, best), torch.minimum(error, least)
     return (widest * best).clamp_min(torch.finfo(rows.dtype).tiny)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 
 BINS = 4096  # values beyond this many distinct ones are first put into a histogram
 ROUNDS = 20  # of exact refinement on all values
+PIECE = 2**14  # values that are summed at once in double precision; the values themselves stay as they are
 
 Floats = NDArray[np.float64]
+Values = NDArray[np.floating[Any]]
 
 
 def fit_codebook(values: Tensor, entries: int, *, zero: bool) -> Tensor:
@@ -28,13 +31,14 @@ def fit_codebook(values: Tensor, entries: int, *, zero: bool) -> Tensor:
     Deviation: k-means ignores the zeros and keeps their entry aside (Han et al. 2016, "Deep Compression", section 3,
     keeps pruned weights out of the clustering in the same way).
     """
-    flat = values.detach().flatten().to(torch.float64).cpu().numpy()
+    wide = values.dtype == torch.float64
+    flat: Values = (values.detach() if wide else values.detach().float()).flatten().cpu().numpy()
+    ordered = np.sort(flat[flat != 0] if zero else flat)
     if zero:
-        centres = one_dimensional_kmeans(flat[flat != 0], max(1, entries - 1))
-        centres = np.unique(np.append(centres, 0.0))
-        centres = _refine(np.sort(flat[flat != 0]), centres, fixed_zero=True)
+        centres = np.unique(np.append(_kmeans(ordered, max(1, entries - 1)), 0.0))
+        centres = _refine(ordered, centres, fixed_zero=True)
     else:
-        centres = one_dimensional_kmeans(flat, entries)
+        centres = _kmeans(ordered, entries)
     return torch.from_numpy(centres).to(values)
 
 
@@ -54,9 +58,13 @@ def one_dimensional_kmeans(values: Floats, clusters: int) -> Floats:
     >>> one_dimensional_kmeans(np.array([0.0, 0.1, 5.0, 5.1]), 2)
     array([0.05, 5.05])
     """
-    if values.size == 0:
+    return _kmeans(np.sort(values), clusters)
+
+
+def _kmeans(ordered: Values, clusters: int) -> Floats:
+    """The same of sorted values."""
+    if ordered.size == 0:
         return np.zeros(0)
-    ordered = np.sort(values.astype(np.float64))
     points, counts = _bins(ordered)
     if points.size <= clusters:
         return points
@@ -66,27 +74,60 @@ def one_dimensional_kmeans(values: Floats, clusters: int) -> Floats:
     return _refine(ordered, sums / np.add.reduceat(counts, starts), fixed_zero=False)
 
 
-def _bins(ordered: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    points, counts = np.unique(ordered, return_counts=True)
-    if points.size <= BINS:
-        return points, counts
+def _bins(ordered: Values) -> tuple[Floats, NDArray[np.int64]]:
+    """Points that stand for sorted values, and how many each stands for: the values themselves, or the means of bins."""
+    new = np.empty(ordered.size, dtype=bool)
+    new[:1] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    if np.count_nonzero(new) <= BINS:
+        starts = np.flatnonzero(new)
+        return ordered[starts].astype(np.float64), np.diff(starts, append=ordered.size)
+    del new
     # half of the bins equally wide, half equally full: an outlier then does not leave the rest in one bin
-    even = np.linspace(ordered[0], ordered[-1], BINS // 2 + 1)
+    even = np.linspace(float(ordered[0]), float(ordered[-1]), BINS // 2 + 1)
     edges = np.union1d(even, ordered[np.linspace(0, ordered.size - 1, BINS // 2, dtype=np.int64)])
-    index = np.searchsorted(edges, ordered, side="right") - 1
-    counts = np.bincount(index)
-    sums = np.bincount(index, weights=ordered)
+    counts, sums = np.zeros(edges.size, dtype=np.int64), np.zeros(edges.size)
+    for start in range(0, ordered.size, PIECE):
+        few = ordered[start : start + PIECE].astype(np.float64)
+        index = np.searchsorted(edges, few, side="right") - 1
+        counts += np.bincount(index, minlength=edges.size)
+        np.add.at(sums, index, few)
     return sums[counts > 0] / counts[counts > 0], counts[counts > 0]
 
 
-def _refine(ordered: Floats, centres: Floats, *, fixed_zero: bool) -> Floats:
+class _Sums:
+    """Sums of the first values of a sorted array, in double precision, kept at every PIECE-th."""
+
+    def __init__(self, ordered: Values) -> None:
+        self.ordered, self.kept = ordered, [0.0]
+        for start in range(0, ordered.size, PIECE):
+            self.kept.append(self._on(start, start + PIECE))
+
+    def __call__(self, count: int) -> float:
+        """The sum of the first `count` values."""
+        return self._on(count // PIECE * PIECE, count)
+
+    def _on(self, start: int, stop: int) -> float:
+        few = self.ordered[start:stop].astype(np.float64)
+        return float(np.cumsum(np.append(self.kept[start // PIECE], few))[-1])  # one after the other, as in one long sum
+
+
+def _first_above(ordered: Values, limits: Floats) -> NDArray[np.int64]:
+    """Where the values above each limit begin; the limits are rounded down, lest all values be copied in double precision."""
+    near = limits.astype(ordered.dtype)
+    near = np.where(near > limits, np.nextafter(near, -np.inf, dtype=ordered.dtype), near)
+    return np.searchsorted(ordered, near, side="right")
+
+
+def _refine(ordered: Values, centres: Floats, *, fixed_zero: bool) -> Floats:
     """Lloyd's rounds on sorted values: prefix sums make each round a handful of lookups."""
-    prefix = np.concatenate([[0.0], np.cumsum(ordered)])
+    sums = _Sums(ordered)
     for _ in range(ROUNDS):
-        cuts = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2, side="right")
+        cuts = _first_above(ordered, (centres[1:] + centres[:-1]) / 2)
         bounds = np.concatenate([[0], cuts, [ordered.size]])
         counts = np.diff(bounds)
-        means = np.where(counts > 0, np.diff(prefix[bounds]) / np.maximum(counts, 1), centres)
+        totals = np.diff([sums(int(bound)) for bound in bounds])
+        means = np.where(counts > 0, totals / np.maximum(counts, 1), centres)
         if fixed_zero:
             means[centres == 0] = 0.0
         if np.array_equal(means, centres):

@@ -7,7 +7,7 @@ Codes are packed: 1, 2, 4 or 8 bits each in memory. The entropy coder, which mak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from enxuto.checks import named, whole
 from enxuto.errors import RangeError, ShapeError
-from enxuto.functional.affine import absmax_scale, fit_scale, largest_code, short, to_codes
+from enxuto.functional.affine import PIECE, absmax_scale, fit_scale, largest_code, short, to_codes
 from enxuto.functional.table import fit_codebook, nearest_entries
 
 Per = Literal["tensor", "channel", "group"]
@@ -93,6 +93,8 @@ class Affine:
     def encode_together(self, weights: Sequence[tuple[Tensor, str]]) -> list[AffineTensor]:
         """All weights, of which each has one scale, with the same one."""
         rows = [self.rows(_finite(weight, path), path) for weight, path in weights]
+        if self.fit == "absmax" and self.bits > 1:  # the widest row decides alone
+            rows = [max(rows, key=lambda row: float(row.abs().amax()) if row.numel() else 0.0)] if rows else []
         scale = self.scales(torch.cat(rows, dim=1)) if rows else torch.empty(0)
         return [AffineTensor.of(self, weight, scale) for weight, _ in weights]
 
@@ -132,7 +134,7 @@ def check_bits(bits: int) -> None:
 
 def _finite(weight: Tensor, path: str) -> Tensor:
     values = weight.detach().float()
-    if not bool(torch.isfinite(values).all()):
+    if values.numel() and not all(map(math.isfinite, map(float, values.aminmax()))):
         raise RangeError(f"'{path}' holds values that are not finite in 32 bits, which no grid covers; train or scale it again.")
     return values
 
@@ -143,10 +145,15 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     Shapes: codes [n] integers below 2^bits -> uint8 [ceil(n · width / 8)].
     """
     width = storage_bits(bits)
+    if width == 8:
+        return codes.to(torch.uint8)
     per_byte = 8 // width
-    padded = torch.nn.functional.pad(codes.to(torch.int32), (0, -codes.numel() % per_byte)).view(-1, per_byte)
     shifts = torch.arange(per_byte, dtype=torch.int32, device=codes.device) * width
-    return (padded << shifts).sum(dim=1).to(torch.uint8)
+    made = torch.empty(-(-codes.numel() // per_byte), dtype=torch.uint8, device=codes.device)
+    for few, packed in zip(codes.split(PIECE), made.split(PIECE // per_byte), strict=True):
+        padded = torch.nn.functional.pad(few.to(torch.int32), (0, -few.numel() % per_byte)).view(-1, per_byte)
+        packed.copy_((padded << shifts).sum(dim=1))
+    return made
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -160,6 +167,18 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 def storage_bits(bits: int) -> int:
     """The width of a code in memory: the next of 1, 2, 4, 8."""
     return 1 << math.ceil(math.log2(bits))
+
+
+def pieces(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of a matrix in pieces of at most PIECE values that lie side by side in memory.
+
+    >>> list(pieces(1, PIECE + 1))
+    [(slice(0, 1, None), slice(0, 1048576, None)), (slice(0, 1, None), slice(1048576, 1048577, None))]
+    """
+    high = max(1, PIECE // max(1, width))
+    for row in range(0, rows, high):
+        for column in range(0, width, PIECE):
+            yield slice(row, min(row + high, rows)), slice(column, min(column + PIECE, width))
 
 
 class CodedTensor(nn.Module):
@@ -182,6 +201,41 @@ class CodedTensor(nn.Module):
     def integers(self) -> Tensor:
         """The codes, one each: int32, in the shape of the weight."""
         return unpack(self.codes, self.grid.bits, math.prod(self.shape)).view(self.shape)
+
+    def symbol_bytes(self) -> Tensor:
+        """The codes, one a byte: uint8, in the shape of the weight."""
+        made = torch.empty(math.prod(self.shape), dtype=torch.uint8, device=self.codes.device)
+        for start, few in enumerate(made.split(PIECE)):
+            few.copy_(self._some(start * PIECE, few.numel()))
+        return made.view(self.shape)
+
+    def _some(self, start: int, count: int) -> Tensor:
+        """`count` of the codes from the one at `start` on: int32 [count]."""
+        per_byte = 8 // storage_bits(self.grid.bits)
+        first, skipped = divmod(start, per_byte)
+        packed = self.codes[first : -(-(start + count) // per_byte)]
+        return unpack(packed, self.grid.bits, skipped + count)[skipped:]
+
+    def _rows(self) -> int:
+        """How many rows, which decode alike, the weight has."""
+        return 1
+
+    def _decoded(self, codes: Tensor, rows: slice) -> Tensor:
+        """What codes of these rows mean. Shapes: int32 [rows, any] -> float32, the same."""
+        raise NotImplementedError
+
+    def forward(self) -> Tensor:
+        """The weight, decoded; piece by piece, so that no more than the weight itself is held, unless a graph is traced."""
+        rows = self._rows()
+        width = math.prod(self.shape) // max(1, rows)
+        if rows * width <= PIECE or torch.compiler.is_compiling():
+            return self._decoded(self.integers().view(rows, width), slice(None)).view(self.shape).to(self.dtype)
+        made = torch.empty(rows, width, dtype=self.dtype, device=self.codes.device)
+        for few, part in pieces(rows, width):
+            target = made[few, part]
+            codes = self._some(few.start * width + part.start, target.numel()).view(target.shape)
+            target.copy_(self._decoded(codes, few))
+        return made.view(self.shape)
 
     def become_(self, other: CodedTensor) -> None:
         """Takes over the codes and the grid of another tensor of the same kind, for every layer that shares this one."""
@@ -230,8 +284,11 @@ class AffineTensor(CodedTensor):
         """The weight with the given scales [scales]."""
         made = cls(grid, weight.shape, weight.dtype).to(weight.device)
         made.scale = shipped_scale(grid, scale.detach())
-        signed = to_codes(weight.detach().float().reshape(made.scale.numel(), -1), made.scale.float(), grid.bits)
-        codes = (signed + 1) / 2 if grid.bits == 1 else signed + largest_code(grid.bits)
+        rows, scales = weight.detach().reshape(made.scale.numel(), -1), made.scale.float()
+        codes = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
+        for few, part in pieces(*rows.shape):
+            signed = to_codes(rows[few, part].float(), scales[few], grid.bits)
+            codes[few, part] = ((signed + 1) / 2 if grid.bits == 1 else signed + largest_code(grid.bits)).to(torch.uint8)
         made.codes = pack(codes.flatten(), grid.bits)
         return made
 
@@ -241,12 +298,16 @@ class AffineTensor(CodedTensor):
 
     def signed(self) -> Tensor:
         """The codes around zero: int32, in the shape of the weight."""
-        codes = self.integers()
+        return self._signed(self.integers())
+
+    def _signed(self, codes: Tensor) -> Tensor:
         return codes * 2 - 1 if self.grid.bits == 1 else codes - largest_code(self.grid.bits)
 
-    def forward(self) -> Tensor:
-        rows = self.signed().view(self.scale.numel(), -1).to(torch.float32) * self.scale.to(torch.float32)[:, None]
-        return rows.view(self.shape).to(self.dtype)
+    def _rows(self) -> int:
+        return self.scale.numel()
+
+    def _decoded(self, codes: Tensor, rows: slice) -> Tensor:
+        return self._signed(codes).to(torch.float32) * self.scale[rows].to(torch.float32)[:, None]
 
     def recode(self, weight: Tensor) -> AffineTensor:
         self.grid.rows(weight)  # refuses a zero where one bit has no code for it
@@ -280,15 +341,17 @@ class TableTensor(CodedTensor):
         if _fit_in_half(entries):
             entries = entries.half().float()  # the file then keeps two bytes for each
         made.codebook = entries
-        made.codes = pack(nearest_entries(weight.detach().float().flatten(), entries), grid.bits)
+        values = weight.detach().flatten()
+        codes = [nearest_entries(few.float(), entries).to(torch.uint8) for few in values.split(PIECE)]
+        made.codes = pack(torch.cat(codes), grid.bits)
         return made
 
     @property
     def symbols(self) -> int:
         return max(1, self.codebook.numel())
 
-    def forward(self) -> Tensor:
-        return self.codebook[self.integers()].to(self.dtype)
+    def _decoded(self, codes: Tensor, rows: slice) -> Tensor:
+        return self.codebook[codes]
 
     def recode(self, weight: Tensor) -> TableTensor:
         if bool((weight == 0).any()) and not bool((self.codebook == 0).any()):
