@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAMES = {"lightning-fabric": "lightning_fabric", "pyyaml": "yaml", "scikit-learn": "sklearn"}  # as they are imported
 BROUGHT = {"markupsafe": "jinja2", "google": "onnx"}  # with another package, which has it as its own dependency
 UNSEEN = {"onnxscript"}  # torch imports it, in its exporter
-ELSEWHERE = {"plotly", "torchao", "executorch"}
+ELSEWHERE = {"torchao", "executorch"}
 
 
 def imported() -> set[str]:

@@ -70,13 +70,13 @@ def test_an_unknown_name_is_refused_with_the_names_there_are():
     "module", ["enxuto", "enxuto.errors", "enxuto.sizes", "enxuto.files", "enxuto.progress", "enxuto.coding"]
 )
 def test_importing_what_needs_no_torch_loads_none(module):
-    heavy = ("torch", "onnx", "onnxruntime", "plotly", "sklearn", "scipy", "lightning_fabric")
+    heavy = ("torch", "onnx", "onnxruntime", "sklearn", "scipy", "lightning_fabric")
     assert python(f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])") == "[]"
 
 
 def test_a_steps_import_does_not_load_the_trainer_or_a_runtime():
     code = "import sys, enxuto; enxuto.Quantize, enxuto.Recover, enxuto.load; print([n for n in {0!r} if n in sys.modules])"
-    assert python(code.format(("onnxruntime", "lightning_fabric", "plotly", "sklearn"))) == "[]"
+    assert python(code.format(("onnxruntime", "lightning_fabric", "sklearn"))) == "[]"
 
 
 def test_the_error_that_catches_all_is_public():

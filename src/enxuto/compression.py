@@ -63,8 +63,7 @@ def compress(
     model, records = run(task, steps, checkpoints=FolderCheckpoints(work) if search is None else search.checkpoints)
     artifact = folder / "small.nxt"
     save(model, artifact, original=task.model)
-    max_drop = target.drop if target is not None else math.inf
-    evaluation, exports = measure(task, artifact, folder, work / ORIGINAL, max_drop=max_drop)
+    evaluation, exports = measure(task, artifact, folder, work / ORIGINAL, max_drop=target.drop if target else math.inf)
     verdict = judge(target, evaluation) if target is not None else ()
     result = Result(
         task=task,
@@ -81,6 +80,7 @@ def compress(
         verdict=tuple(line.words for line in verdict),
         advice=advise(search, verdict) if search is not None else (),
         history=tuple(search.trials) if search is not None else (),
+        judged_quality=float(search.before.mean()) if search is not None else None,
     )
     result.write(folder / "result.json")
     shutil.rmtree(work, ignore_errors=True)

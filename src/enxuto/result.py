@@ -41,6 +41,7 @@ class Result:
     verdict: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     history: tuple[Trial, ...] = ()
+    judged_quality: float | None = None  # of the original, on the data on which the trials were judged
 
     @cached_property
     def memory(self) -> tuple[Footprint, ...]:
@@ -69,6 +70,7 @@ class Result:
             "ledger": [asdict(entry) for entry in self.ledger],
             "before_ledger": [asdict(entry) for entry in self.before],
             "history": [asdict(trial) for trial in self.history],
+            "judged_quality": self.judged_quality,
             "memory": [asdict(footprint) for footprint in self.memory],
         }
         return _finite(plain)

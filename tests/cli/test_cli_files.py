@@ -212,7 +212,7 @@ def test_help_names_every_command_and_the_exit_codes(monkeypatch: pytest.MonkeyP
 
 
 def test_the_command_line_loads_nothing_heavy_before_it_must() -> None:
-    heavy = ("torch", "numpy", "onnx", "onnxruntime", "plotly", "jinja2", "sklearn")
+    heavy = ("torch", "numpy", "onnx", "onnxruntime", "jinja2", "sklearn")
     code = f"import sys, enxuto.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 
 from enxuto.errors import ArtifactError
-from enxuto.reports import Document
+from enxuto.reports import Document, svg
 from enxuto.reports.document import MemoryUse
-from enxuto.reports.memory import COLOURS, sections
+from enxuto.reports.memory import COLOURS, holders, sections, stacks
 from enxuto.reports.page import render, write_memory_html
 
 EVIL = "</script><b onmouseover=alert(1)>"
@@ -42,38 +43,71 @@ def document(**use: Any) -> Document:
     return Document.from_json({"original": {"file_bytes": 1000}, "compressed": {"file_bytes": 100}, "memory": [use]})
 
 
+def drawn(markup: str) -> ET.Element:
+    """A drawing as XML, which must be valid."""
+    return ET.fromstring(markup)
+
+
 def test_the_areas_hold_every_byte_and_have_one_scale() -> None:
-    (section,) = sections(uses(before=run(4), after=run(1)))
-    before, after = section.over_time
-    for chart, scale in ((before, 4), (after, 1)):
-        areas = [trace for trace in chart.figure.data if trace.stackgroup]
-        assert [trace.name for trace in areas] == ["weights", "activations"], "what is nowhere is not drawn"
-        assert sum(trace.y[1] for trace in areas) == 70 * scale
-        assert all(trace.x[-1] == 40 for trace in areas)
-        assert chart.figure.layout.yaxis.range == before.figure.layout.yaxis.range
+    (use,) = uses(before=run(4), after=run(1))
+    (section,) = sections([use])
+    heights = []
+    for chart, known, scale in zip(section.over_time, (use.before, use.after), (4, 1), strict=True):
+        assert known is not None
+        assert stacks(known) == {"weights": [10 * scale] * 3, "activations": [10 * scale, 70 * scale, 15 * scale]}
+        areas = [str(path.get("d")) for path in drawn(chart.drawing).iter("path")]
+        assert len(areas) == 2, "what is nowhere is not drawn"
+        steps = [float(step) for step in re.findall(r"V([0-9.]+)", areas[0])]  # of all bytes: the largest is drawn first
+        ground, levels = steps[-1], steps[:-1]
+        assert len(levels) == 3
+        heights.append(ground - min(levels))
+        assert (ground - levels[0]) / heights[-1] == pytest.approx(10 / 70, abs=0.01)
+        assert all(f"H{svg.WIDTH:.1f}" in area for area in areas), "the last moment lasts until the end"
+    assert heights[0] / heights[1] == pytest.approx(4, abs=0.02)
 
 
 def test_the_layer_under_the_cursor_is_told_with_its_phase_operator_and_bytes() -> None:
     (section,) = sections(uses(before=run(), after=run()))
-    notes = section.over_time[0].figure.data[-1].hovertext
-    assert notes[1] == "<b>blocks.0.fc1</b><br>forward: aten.addmm.default<br>weights 10 B<br>activations 60 B<br>all 70 B"
-    assert notes[0].startswith("<b>(model)</b>")
+    notes = [title.text for title in drawn(section.over_time[0].drawing).iter("title")]
+    assert notes[1] == "blocks.0.fc1\nforward: aten.addmm.default\nweights 10 B\nactivations 60 B\nall 70 B"
+    assert str(notes[0]).startswith("(model)\n")
+    assert len(notes) == 3
 
 
-def test_the_maps_hold_the_peak_and_their_areas_compare() -> None:
-    (section,) = sections(uses(before=run(4), after=run(1)))
-    before, after = (chart.figure.data[0] for chart in section.by_layer)
-    assert (before["values"][0], after["values"][0]) == (280, 70)
-    for data in (before, after):
-        sums = dict.fromkeys(data.ids, 0)
-        for parent, value in zip(data.parents, data["values"], strict=True):
-            if parent:
-                sums[parent] += value
-        sizes = dict(zip(data.ids, data["values"], strict=True))
-        assert all(total in (0, sizes[tile]) for tile, total in sums.items())
-    sides = [data.domain.x[1] - data.domain.x[0] for data in (before, after)]
-    assert sides[1] ** 2 / sides[0] ** 2 == pytest.approx(1 / 4)
-    assert "fc2, weights" in before.labels
+def test_moments_too_short_for_a_cursor_are_told_by_the_fullest_of_them() -> None:
+    many = run() | {"moments": 1000, "at": list(range(1000)), "peak": 501, "peak_bytes": 999, "layers": []}
+    many |= {"phases": ["forward"] * 1000, "operators": ["aten.mm.default"] * 1000, "paths": [f"fc{at}" for at in range(1000)]}
+    many["bytes"] = {"weights": [999 if at == 501 else 1 for at in range(1000)]}
+    (section,) = sections(uses(before=many))
+    boxes = [box for box in drawn(section.over_time[0].drawing).iter("rect") if box.get("class") == "under"]
+    assert 20 < len(boxes) < 100
+    assert all(float(box.get("width", "nan")) >= 6 for box in boxes[:-1])
+    assert [box.findtext("title") for box in boxes if "999" in str(box.findtext("title"))] == [
+        "fc501\nforward: aten.mm.default\nweights 999 B\nall 999 B"
+    ]
+
+
+def test_the_bars_hold_the_peak_and_their_lengths_compare() -> None:
+    (use,) = uses(before=run(4), after=run(1))
+    (section,) = sections([use])
+    longest = []
+    for chart, known, scale in zip(section.by_layer, (use.before, use.after), (4, 1), strict=True):
+        assert known is not None
+        rows = dict(holders(known, known))
+        assert rows == {"blocks.0.fc1": {"activations": 60 * scale, "weights": 6 * scale}, "fc2": {"weights": 4 * scale}}
+        pieces = [box for box in drawn(chart.drawing).iter("rect") if box.find("title") is not None]
+        assert len(pieces) == 3
+        longest.append(max(float(box.get("width", "nan")) for box in pieces))
+        assert f"fc2, weights: {4 * scale} B" in [box.findtext("title") for box in pieces]
+    assert longest[0] / longest[1] == pytest.approx(4, abs=0.01)
+
+
+def test_what_a_step_put_into_a_layer_is_counted_with_the_layer() -> None:
+    after = run() | {"layers": [["fc2.coded.weight", "weights", 3], ["fc2.coded.bias", "weights", 1], ["fc2", "activations", 5]]}
+    (use,) = uses(before=run(4), after=after)
+    assert use.before is not None
+    assert use.after is not None
+    assert dict(holders(use.after, use.before)) == {"fc2": {"weights": 4, "activations": 5}}
 
 
 def test_the_table_tells_what_became_of_each_category() -> None:
@@ -106,7 +140,8 @@ def test_one_network_alone_is_shown_alone() -> None:
 def test_names_are_never_markup() -> None:
     (section,) = sections(uses(before=run(path=EVIL), after=run(path=EVIL)))
     for chart in (*section.over_time, *section.by_layer):
-        assert "<b onmouse" not in json.dumps(chart.figure.to_plotly_json(), default=str)
+        assert "<b onmouse" not in chart.drawing
+        assert EVIL in "".join(drawn(chart.drawing).itertext())
     page = render(document(what=EVIL, words=EVIL, before=run(path=EVIL), after=run(path=EVIL)))
     assert not re.search("<b onmouseover", page)
 
@@ -115,7 +150,7 @@ def test_a_category_of_a_later_version_is_shown_too() -> None:
     later = run()
     later["bytes"]["caches"] = [1, 1, 1]
     (section,) = sections(uses(before=later, after=run()))
-    assert "caches" in [trace.name for trace in section.over_time[0].figure.data]
+    assert "caches" in [text.text for text in drawn(section.over_time[0].drawing).iter("text")]
     assert "caches" in [row.measure for row in section.rows]
     assert "caches" not in COLOURS
 

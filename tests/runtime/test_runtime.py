@@ -110,7 +110,7 @@ def test_a_file_runs_where_only_numpy_numba_and_onnxruntime_are(two):
     """Blocked, as if they were not installed: torch, onnx and whatever else enxuto needs to compress."""
     path, batch, expected = two
     np.savez(path.with_suffix(".npz"), *batch)
-    blocked = ("torch", "onnx", "onnxscript", "scipy", "rich", "typer", "jinja2", "plotly", "sklearn", "safetensors", "yaml")
+    blocked = ("torch", "onnx", "onnxscript", "scipy", "rich", "typer", "jinja2", "sklearn", "safetensors", "yaml")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
         "import numpy as np, enxuto.runtime as runtime\n"

@@ -1,82 +1,116 @@
-"""The charts of the page, as plotly figures: what is shown and how it is labelled.
-
-Colours of text and grid lines are the page's, so that they follow light, dark and paper.
-"""
+"""The charts of a result: where the bytes are, how long calls take, what the search tried. How they are drawn is in svg.py."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from statistics import median, quantiles
 
-import plotly.graph_objects as go
+from markupsafe import Markup
 
-from enxuto.reports import summary, words
-from enxuto.reports.document import Document, Entry, Trial
+from enxuto.reports import summary, svg, words
+from enxuto.reports.document import Document, Trial
+from enxuto.reports.svg import AFTER, BEFORE, LINE, WIDTH, Chart
 from enxuto.sizes import format_bytes
 
-# Readable under white letters and beside each other on light and dark paper.
-COLOURS = ("#2f6f8f", "#8a5a2b", "#5b6f2e", "#8a3d5c", "#4f52a0", "#2e7563", "#9a4a2f", "#6b5b7b")
-ROOT, BEFORE, AFTER = "#5a6270", "#8b93a0", "#2e8b6e"
+LEFT, TOP, HEIGHT = 56, 28, 270  # of the frame of the search: room for numbers at its left, for words above it
+STRIP = 56  # of everything that was timed
 
 
-@dataclass(frozen=True)
-class Chart:
-    """One figure with its title and what it shows, for readers who cannot see it."""
-
-    id: str
-    title: str
-    caption: str
-    figure: go.Figure
+def bytes_before(document: Document) -> list[svg.Bar]:
+    """The bytes of every layer in the original's file, in its order."""
+    return [(layer.path, {"weights": layer.before}) for layer in summary.layer_bytes(document) if layer.before]
 
 
-def treemaps(document: Document) -> list[Chart]:
-    """Bytes by layer, before and after; each fills its own frame, so areas compare within one map only."""
+def bytes_after(document: Document) -> list[svg.Bar]:
+    """The bytes of every layer in the compressed file by kind, in the same order."""
+    rows = summary.layer_bytes(document)
+    return [(row.path, {summary.kind_word(kind): size for kind, size in row.kinds.items()}) for row in rows if row.after]
+
+
+def layers(document: Document) -> list[Chart]:
+    """Bytes by layer, before and after; each has its own scale, so lengths compare within one chart only."""
+    kinds = [summary.kind_word(kind) for kind in summary.ledger_kinds(document)]
+    palette = {kind: svg.PALETTE[at % len(svg.PALETTE)] for at, kind in enumerate(kinds)}
     charts = []
-    colours = _colours([*document.before_ledger, *document.ledger])
-    for which, entries in (("before", summary.before_ledger(document)), ("after", document.ledger)):
-        total = sum(entry.bytes for entry in entries)
+    for which, rows, colours in (
+        ("before", bytes_before(document) if document.before_ledger else [], {"weights": BEFORE}),
+        ("after", bytes_after(document) if document.ledger else [], palette),
+    ):
+        total = sum(sum(parts.values()) for _, parts in rows)
         if total > 0:
-            title = f"{which.capitalize()}: {format_bytes(total)}"
-            largest = max(summary.totals(entries).items(), key=lambda item: item[1])
-            caption = f"Bytes by layer {which} compression; the largest is {largest[0]}"
-            caption += f" with {words.percent(largest[1] / total, 0)}."
-            charts.append(Chart(f"bytes-{which}", title, caption, _treemap(entries, colours)))
+            name, parts = max(rows, key=lambda row: sum(row[1].values()))
+            caption = f"Bytes by layer {which} compression; the largest is {name}"
+            caption += f" with {words.percent(sum(parts.values()) / total, 0)}."
+            shown = svg.largest(rows)
+            drawing = svg.bars(caption, shown, colours, max(sum(parts.values()) for _, parts in shown))
+            charts.append(Chart(f"bytes-{which}", f"{which.capitalize()}: {format_bytes(total)}", caption, drawing))
     return charts
 
 
-def latency(document: Document) -> list[Chart]:
-    """Every latency sample as a dot beside the box of its quartiles; empty without samples."""
+Run = tuple[str, tuple[float, ...], str]
+"""The name, the samples in milliseconds and the colour of something that was timed."""
+
+
+def timed(document: Document) -> list[Run]:
+    """Everything that was timed."""
     runs = [(f"original {document.original.precision}".strip(), document.original.latency_samples_ms, BEFORE)]
     for index, export in enumerate(document.exports):
         runs.append((summary.exported_name(document, index), export.latency_samples_ms, AFTER))
     if not any(summary.is_chosen(document, index) for index in range(len(document.exports))):
         name = f"compressed {document.compressed.precision}".strip()
         runs.insert(1, (name, document.compressed.latency_samples_ms, AFTER))
-    runs = [run for run in runs if run[1]]
+    return [run for run in runs if run[1]]
+
+
+def latency(document: Document) -> list[Chart]:
+    """Every latency sample as a dot over the middle half and the median; empty without samples."""
+    runs = timed(document)
     if not runs:
         return []
-    figure = go.Figure(layout=layout(height=90 + 70 * len(runs)))
-    for name, samples, colour in reversed(runs):  # plotly draws upwards
-        figure.add_trace(
-            go.Box(
-                x=list(samples),
-                name=safe(words.printable(name)).replace(" (", "<br>("),
-                boxpoints="all",
-                jitter=0.5,
-                pointpos=0,
-                marker={"color": colour, "size": 4, "opacity": 0.55},
-                line={"color": colour, "width": 1.5},
-                fillcolor="rgba(128,128,128,0.12)",
-                hovertemplate="%{x:.4g} ms<extra></extra>",
-            )
-        )
-    figure.update_xaxes(
-        title={"text": "milliseconds a call", "font": {"size": 13}}, rangemode="tozero", fixedrange=True, nticks=6
+    slowest = summary.slowest_ms(document)
+    unit, size = words.time_unit(slowest)
+    most = max(max(samples) for _, samples, _ in runs)
+    numbers = svg.Scale(0, 1.04 * most / size, 8, WIDTH - 8)
+    strips = [_strip(run, STRIP * at, replace(numbers, high=1.04 * most), slowest) for at, run in enumerate(runs)]
+    foot = STRIP * len(runs) + 4
+    caption = "Latency samples of everything that was timed; the dots are single runs, the box is the middle half. "
+    caption += " ".join(f"{name}: median {words.milliseconds(median(samples), slowest)}." for name, samples, _ in runs)
+    drawing = svg.drawing(foot + 2 * LINE + 6, caption, svg.axis_across(numbers, foot, 0, f"{unit} a call"), *strips)
+    return [Chart("latency", "Latency of single calls", caption, drawing)]
+
+
+def _strip(run: Run, top: float, across: svg.Scale, slowest: float) -> Markup:
+    """One run: its name and median above, its samples over the box of their middle half below."""
+    name, samples, colour = run
+    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+    middle = across(median(samples))
+    box = svg.element(
+        "rect",
+        title=f"{name}: the middle half of {words.plural(len(samples), 'call')}, {words.spread(samples, slowest)}",
+        x=across(low),
+        y=top + 22,
+        width=max(across(high) - across(low), 1),
+        height=24,
+        rx=2,
+        fill=colour,
+        stroke=colour,
+        class_="box",
     )
-    figure.update_yaxes(fixedrange=True, automargin=True)
-    caption = "Latency samples of each export; the dots are single runs, the box is the middle half."
-    return [Chart("latency", "Latency of single calls", caption, figure)]
+    dots = [
+        svg.element(
+            "circle",
+            title=words.milliseconds(sample, slowest),
+            cx=across(sample),
+            cy=top + 34 + 3 * (at * 3 % 7 - 3),  # so that no dot hides its neighbour
+            r=2.2,
+            fill=colour,
+            class_="sample",
+        )
+        for at, sample in enumerate(samples)
+    ]
+    told = svg.label(WIDTH, top + 14, f"median {words.milliseconds(median(samples), slowest)}", "end", "quiet halo")
+    line = svg.element("line", x1=middle, x2=middle, y1=top + 20, y2=top + 48, stroke=colour, stroke_width=2.5)
+    return Markup("").join([svg.label(0, top + 14, name, kind="halo"), told, box, *dots, line])
 
 
 def history(document: Document) -> list[Chart]:
@@ -84,161 +118,72 @@ def history(document: Document) -> list[Chart]:
     trials = [trial for trial in document.history if trial.quality is not None]
     if not trials:
         return []
-    figure = go.Figure(layout=layout(height=380))
-    kept = [trial for trial in trials if trial.kept]
-    tried = [trial for trial in trials if not trial.kept]
-    figure.add_trace(_dots(document, tried, "tried", BEFORE, "circle-open", "markers"))
-    figure.add_trace(_dots(document, kept, "best so far", AFTER, "circle", "lines+markers"))
-    figure.update_xaxes(title={"text": "kilobytes of the file", "font": {"size": 13}}, fixedrange=True, nticks=6)
-    quality = summary.quality_word(document) if document.quality_name != "test" else "validation quality"
-    unit = ", %" if document.is_fraction else ""
-    figure.update_yaxes(title={"text": f"{quality}{unit}", "font": {"size": 13}}, fixedrange=True, automargin=True)
-    _draw_goals(figure, document)
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
-    caption = f"{words.plural(len(trials), 'trial')} of the search by file size and quality."
-    return [Chart("history", "Quality against file size, one dot a recipe", caption, figure)]
-
-
-def _draw_goals(figure: go.Figure, document: Document) -> None:
-    """A line across for the largest file and one for the least quality that were asked for."""
     size, least = goals(document)
-    line = {"color": ROOT, "dash": "dot", "width": 1.5}
+    scale = 100 if document.is_fraction else 1
+    levels = [_level(trial) for trial in trials] + ([least] if least is not None else [])
+    across = svg.around([trial.file_bytes for trial in trials] + ([size] if size is not None else []), LEFT, WIDTH - 8)
+    up = svg.around([scale * level for level in levels], HEIGHT, TOP)
+    quality = summary.quality_word(document) if document.quality_name != "test" else "validation quality"
+    parts = [
+        svg.axis_across(across, HEIGHT, TOP, "size of the file", svg.round_bytes),
+        svg.axis_up(up, LEFT, WIDTH, f"{quality}, %" if document.is_fraction else quality),
+        *_goal_lines(document, across, up),
+    ]
+    way = " ".join(f"{across(trial.file_bytes):.1f},{up(scale * _level(trial)):.1f}" for trial in trials if trial.kept)
+    parts.append(svg.element("polyline", points=way, stroke=AFTER, class_="way"))
+    for trial in sorted(trials, key=lambda trial: trial.kept):  # the best are drawn over the others
+        dot = {"cx": across(trial.file_bytes), "cy": up(scale * _level(trial)), "r": 5}
+        colours = {"fill": AFTER, "class_": "kept"} if trial.kept else {"stroke": BEFORE, "class_": "tried"}
+        parts.append(svg.element("circle", title=_told(document, trial), **dot, **colours))
+    key, height = svg.legend(
+        [("best so far", AFTER)] * any(trial.kept for trial in trials)
+        + [("tried", BEFORE)] * any(not trial.kept for trial in trials),
+        HEIGHT + 2 * LINE + 4,
+    )
+    caption = f"{words.plural(len(trials), 'trial')} of the search by file size and quality."
+    caption += f" Asked for: {summary.goal(document)}." if size is not None or least is not None else ""
+    whole = svg.drawing(HEIGHT + 2 * LINE + 4 + height, caption, *parts, key)
+    return [Chart("history", "Quality against file size, one dot a recipe", caption, whole)]
+
+
+def _level(trial: Trial) -> float:
+    assert trial.quality is not None
+    return trial.quality
+
+
+def _told(document: Document, trial: Trial) -> str:
+    figures = f"{format_bytes(trial.file_bytes)}, {words.quality(trial.quality, document.is_fraction)}"
+    return "\n".join(filter(None, [trial.recipe, f"{figures}, after {words.seconds(trial.seconds)}", trial.why]))
+
+
+def _goal_lines(document: Document, across: svg.Scale, up: svg.Scale) -> list[Markup]:
+    """A line up for the largest file and one across for the least quality that were asked for."""
+    size, least = goals(document)
+    parts = []
     if size is not None:
-        figure.add_vline(x=size / 1000, line=line)
-        words_ = {"text": f"goal: {format_bytes(round(size))}", "showarrow": False, "xanchor": "left", "yanchor": "bottom"}
-        figure.add_annotation(x=size / 1000, y=0, yref="paper", **words_)
+        x, told = across(size), f"goal: {format_bytes(round(size))}"
+        right = x + 6 + svg.LETTER * len(told) > WIDTH
+        parts.append(svg.line(x, TOP, x, HEIGHT, "goal-line"))
+        parts.append(svg.label(x - 6 if right else x + 6, HEIGHT - 8, told, "end" if right else "start", "halo"))
     if least is not None:
-        figure.add_hline(y=least * (100 if document.is_fraction else 1), line=line)
-        told = f"goal: {words.quality(least, document.is_fraction)}"
-        figure.add_annotation(
-            x=1,
-            xref="paper",
-            y=least * (100 if document.is_fraction else 1),
-            text=told,
-            showarrow=False,
-            xanchor="right",
-            yanchor="bottom",
-        )
+        y = up(least * (100 if document.is_fraction else 1))
+        parts.append(svg.line(LEFT, y, WIDTH, y, "goal-line"))
+        parts.append(svg.label(WIDTH, y - 6, f"goal: {words.quality(least, document.is_fraction)}", "end", "halo"))
+    return parts
 
 
 def goals(document: Document) -> tuple[float | None, float | None]:
     """The largest file in bytes and the least quality that were asked for, None where nothing was.
 
-    The least quality is known where the original's was measured on what the trials were judged on.
+    The least quality is that of the original on the data on which the trials were judged, less what may be lost.
     """
     target = document.target
     if target is None:
         return None, None
     sizes = [float(target.size)] if target.size else []
     sizes += [document.original.file_bytes / target.compression] if target.compression else []
-    judged = document.quality_name != "test" and document.original.quality is not None and target.max_drop is not None
-    least = document.original.quality - target.max_drop if judged else None  # type: ignore[operator]
+    judged = document.judged_quality
+    if judged is None and document.quality_name != "test":
+        judged = document.original.quality
+    least = judged - target.max_drop if judged is not None and target.max_drop is not None else None
     return (min(sizes) if sizes else None), least
-
-
-def _dots(document: Document, trials: Sequence[Trial], name: str, colour: str, symbol: str, mode: str) -> go.Scatter:
-    scale = 100 if document.is_fraction else 1
-    notes = []
-    for trial in trials:
-        figures = f"{format_bytes(trial.file_bytes)}, {words.quality(trial.quality, document.is_fraction)}"
-        when = f"after {words.seconds(trial.seconds)}"
-        notes.append("<br>".join(map(safe, [trial.recipe, f"{figures}, {when}", trial.why])))
-    return go.Scatter(
-        x=[trial.file_bytes / 1000 for trial in trials],
-        y=[scale * trial.quality for trial in trials if trial.quality is not None],
-        name=name,
-        mode=mode,
-        marker={"color": colour, "size": 10, "symbol": symbol, "line": {"width": 2}},
-        line={"color": colour, "width": 1, "dash": "dot"},
-        hovertext=notes,
-        hoverinfo="text",
-    )
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """A module, a layer, or one kind of bytes in it; `path` is that of the layer whose colour it has."""
-
-    label: str
-    path: str
-    bytes: int
-    inside: tuple[_Tile, ...] = ()
-
-
-def _grow(label: str, path: str, items: Sequence[tuple[tuple[str, ...], int]]) -> _Tile:
-    """The tile of everything in `items` (way and bytes); a module merges with its only child."""
-    groups: dict[str, list[tuple[tuple[str, ...], int]]] = {}
-    for way, size in items:
-        if way:
-            groups.setdefault(way[0], []).append((way[1:], size))
-    total = sum(size for _, size in items)
-    below = {step: path if not any(way for way, _ in group) else f"{path}.{step}" for step, group in groups.items()}
-    if len(groups) > 1:
-        tiles = tuple(_grow(step, below[step].lstrip("."), group) for step, group in groups.items())
-        return _Tile(label or "whole file", path, total, tiles)
-    for step, group in groups.items():
-        if below[step] != path:
-            return _grow(f"{label}.{step}".lstrip("."), below[step].lstrip("."), group)
-    return _Tile(label or "whole file", path, total)
-
-
-def _way(entry: Entry) -> tuple[str, ...]:
-    """The way from the root to an entry: modules by name, then the kind of bytes or the tensor."""
-    kind = entry.kind or entry.name.rpartition(".")[2] or "bytes"
-    return (*summary.place(entry).split("."), kind)
-
-
-def _treemap(entries: Sequence[Entry], colours: dict[str, str]) -> go.Figure:
-    """Nested by the dots of the paths; a layer with several tensors or kinds is split once more."""
-    root = _grow("", "", [(_way(entry), entry.bytes) for entry in entries if entry.bytes > 0])
-    tiles: list[tuple[_Tile, str, str]] = []
-
-    def walk(tile: _Tile, parent: str) -> None:
-        tiles.append((tile, f"{len(tiles)}", parent))
-        here = tiles[-1][1]
-        for inner in tile.inside:
-            walk(inner, here)
-
-    walk(root, "")
-    figure = go.Treemap(
-        ids=[own for _, own, _ in tiles],
-        parents=[parent for _, _, parent in tiles],
-        labels=[safe(tile.label) for tile, _, _ in tiles],
-        values=[tile.bytes for tile, _, _ in tiles],
-        text=[format_bytes(tile.bytes) for tile, _, _ in tiles],
-        branchvalues="total",
-        marker={"colors": [colours.get(tile.path, ROOT) for tile, _, _ in tiles], "line": {"width": 1}},
-        textinfo="label+text",
-        textfont={"color": "#ffffff"},
-        hovertemplate="%{label}<br>%{text}, %{percentRoot:.1%}<extra></extra>",
-        tiling={"pad": 1},
-        pathbar={"visible": False},
-    )
-    return go.Figure(figure, layout=layout(height=400, margin=0))
-
-
-def _colours(entries: Sequence[Entry]) -> dict[str, str]:
-    """A colour for every layer, the same in both maps; the header and what only holds layers stay grey."""
-    paths = dict.fromkeys(summary.place(entry) for entry in entries)
-    paths.pop(summary.HEADER, None)
-    return {path: COLOURS[index % len(COLOURS)] for index, path in enumerate(paths)}
-
-
-def layout(height: int, margin: int = 8) -> go.Layout:
-    """What all charts share: no paper of their own, nothing that moves under the finger."""
-    return go.Layout(
-        template="none",
-        height=height,
-        margin={"l": margin, "r": margin, "t": margin, "b": margin and 48},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=False,
-        dragmode=False,
-        font={"family": "system-ui, sans-serif", "size": 13},
-        hoverlabel={"bgcolor": "#20242c", "font": {"color": "#ffffff"}},
-    )
-
-
-def safe(text: str) -> str:
-    """Text that plotly shows as it is: its labels understand some HTML."""
-    return html.escape(text, quote=False)

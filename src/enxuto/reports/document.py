@@ -183,6 +183,7 @@ class Document:
     ledger: tuple[Entry, ...] = ()
     before_ledger: tuple[Entry, ...] = ()
     history: tuple[Trial, ...] = ()
+    judged_quality: float | None = None  # of the original, on the data on which the trials were judged
     memory: tuple[MemoryUse, ...] = ()
     notes: tuple[str, ...] = ()
     environment: Mapping[str, object] = field(default_factory=dict)

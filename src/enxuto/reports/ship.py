@@ -119,7 +119,11 @@ def _row(measure: str, before: float | None, after: list[Any], show: Callable[[A
     for value in after:
         change = "" if value is None or not before else words.times(before, value, *better)
         cells.append(Cell(words.MISSING if value is None else show(value), change))
-    shares = tuple(value / most if value is not None else None for value in values) if most and before is not None else ()
+    shares = (
+        tuple(value / most if value is not None else None for value in values)
+        if most > RIVALS * min(known, default=0) and before is not None
+        else ()
+    )
     return FileRow(measure, tuple(cells), shares)
 
 

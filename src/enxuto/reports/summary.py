@@ -105,6 +105,16 @@ def goal(document: Document) -> str:
     return ", ".join(asked)
 
 
+def notes(document: Document) -> list[str]:
+    """What must be said aloud; what is said of several files is said once, with all their names."""
+    told: dict[str, list[str]] = {}
+    for note in document.notes:
+        first, _, rest = note.partition(" ")
+        told.setdefault(rest, []).append(first)
+    names = [", ".join(firsts[:-1]) + " and " * (len(firsts) > 1) + firsts[-1] for firsts in told.values()]
+    return [f"{name} {rest}".strip() for name, rest in zip(names, told, strict=True)]
+
+
 def slowest_ms(document: Document) -> float:
     """The longest time that is shown: what is compared stands in one unit, that of the largest."""
     found = [(one.latency_ms, one.latency_samples_ms) for one in (document.original, document.compressed)]
@@ -201,7 +211,7 @@ def layer_bytes(document: Document) -> list[LayerBytes]:
     before = totals(before_ledger(document))
     kinds: dict[str, dict[str, int]] = {path: {} for path in before}
     for entry in document.ledger:
-        path = _home(place(entry), before)
+        path = home(place(entry), before)
         of_layer = kinds.setdefault(path, {})
         of_layer[entry.kind or "payload"] = of_layer.get(entry.kind or "payload", 0) + entry.bytes
     layers = [LayerBytes(path, before.get(path), found) for path, found in kinds.items()]
@@ -264,7 +274,7 @@ def row(
     """A row of two numbers as `show` puts them, and what became of the first; `better` are the words for less and more."""
     shown = [words.MISSING if value is None else show(value) for value in (before, after)]
     shares = None
-    if before is not None and after is not None and max(before, after) > 0:
+    if before is not None and after is not None and max(before, after) > 1.005 * min(before, after):
         shares = (before / max(before, after), after / max(before, after))
     return Row(
         measure,
@@ -280,7 +290,7 @@ def _timing(measured: Measured, beside: float) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _home(path: str, known: Mapping[str, int]) -> str:
+def home(path: str, known: Mapping[str, int]) -> str:
     """The path itself or the nearest module above it that the original's file has; else the path as it is."""
     above = path
     while above and above not in known:

@@ -115,10 +115,19 @@ def milliseconds(value: float | None, beside: float | None = None) -> str:
     """
     if value is None:
         return MISSING
-    largest = max(abs(value), abs(beside or 0.0))
-    if largest >= 1000:
-        return f"{significant(value / 1000)} s"
-    return f"{significant(value)} ms" if largest >= 0.1 or value == 0 else f"{significant(value * 1000)} µs"
+    unit, size = time_unit(max(abs(value), abs(beside or 0.0)))
+    return f"{significant(value / size)} {unit}"
+
+
+def time_unit(largest_ms: float) -> tuple[str, float]:
+    """The unit that reads best for times up to this one, and how many milliseconds it has.
+
+    >>> time_unit(0.0125), time_unit(2500)
+    (('µs', 0.001), ('s', 1000.0))
+    """
+    if largest_ms >= 1000:
+        return "s", 1000.0
+    return ("ms", 1.0) if largest_ms >= 0.1 or largest_ms == 0 else ("µs", 0.001)
 
 
 def spread(samples: Sequence[float], beside: float | None = None) -> str:
