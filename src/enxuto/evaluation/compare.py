@@ -26,6 +26,7 @@ from enxuto.evaluation.measurement import Evaluation, Exported, Measurement
 from enxuto.evaluation.memory import peak_memory
 from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.operators import integer_operators
+from enxuto.evaluation.points import is_fraction, points, said
 from enxuto.evaluation.quality import agreement, paired_change, quality
 from enxuto.macs import count_macs
 from enxuto.sizes import file_bytes
@@ -245,13 +246,14 @@ def _choose(
     timed = [export for export in exports if export.latency_ms is not None]
     if not timed:
         return None, ["the network was not exported to a runtime, so there is no latency and no peak memory."]
-    limit, rule = -max_drop, f"beyond max_drop={max_drop:g}"
+    fraction = is_fraction(quality, quality - changes[_ARTIFACT])
+    limit, rule = -max_drop, f"beyond the {points(max_drop, fraction)} of max_drop"
     if math.isinf(max_drop) or changes[_ARTIFACT] < -max_drop:
         limit = changes[_ARTIFACT] - TOLERANCE * abs(quality)
-        rule = f"more than the {changes[_ARTIFACT]:+.4f} of the compressed network itself"
+        rule = f"and the compressed network itself {said(changes[_ARTIFACT], fraction)}"
     good = [export for export in timed if changes[export.precision] >= limit]
     notes = [
-        f"the {export.precision} export changes quality by {changes[export.precision]:+.4f}, {rule}; it was not chosen."
+        f"the {export.precision} export {said(changes[export.precision], fraction)}, {rule}; it was not chosen."
         for export in timed
         if export not in good
     ]
