@@ -155,6 +155,8 @@ def test_a_goal_is_met_from_a_target_alone(tmp_path: Path) -> None:
     assert found.met
     assert os.path.getsize(found.artifact) <= 1600
     assert found.history
+    assert found.judged_quality == pytest.approx(float(found.task.evaluate(found.task.model).mean()))
+    assert found.document()["judged_quality"] == found.judged_quality
     assert sum(trial.kept for trial in found.history) >= 1
 
 

@@ -150,6 +150,8 @@ def test_the_least_document_makes_a_small_whole_page_without_charts() -> None:
     assert len(page) < 12_000
     assert "1.00 kB became 100\u00a0B, 10.0\u00a0times smaller." in page.replace("1.00\u00a0kB", "1.00 kB")
     assert "the recipe was given by hand" in page
+    assert 'id="goal"' not in page
+    assert "The only one; " in page
 
 
 def test_a_missed_goal_says_why_and_what_would_help() -> None:
@@ -277,14 +279,24 @@ def test_the_goals_are_lines_where_they_can_be_compared() -> None:
     assert charts.goals(least(**judged)) == (None, None)
     known = charts.goals(least(**asked, **judged | {"quality_name": "test", "judged_quality": 0.95}))
     assert known == (50, pytest.approx(0.94)), "of the original on the data of the trials"
-    trials = [{"recipe": "Prune(0.5)", "file_bytes": 60, "quality": 0.88, "kept": True, "why": "small"}]
+    trials = [{"recipe": "Prune(0.5)", "file_bytes": 60, "quality": 0.88, "kept": True, "why": "60 B, lost 2 points"}]
     drawing = drawn(charts.history(least(**asked, **judged, history=trials))[0].drawing)
     assert [text.text for text in drawing.iter("text") if (text.text or "").startswith("goal")] == ["goal: 50 B", "goal: 89.00 %"]
     up, across = (each for each in drawing.iter("line") if each.get("class") == "goal-line")
     (dot,) = drawing.iter("circle")
     assert float(up.get("x1", "nan")) < float(dot.get("cx", "nan")), "the dot is right of what was asked: too large"
     assert float(across.get("y1", "nan")) < float(dot.get("cy", "nan")), "and below it: too bad"
-    assert told(drawing) == ["Prune(0.5)\n60 B, 88.00 %, after 0.00 s\nsmall"]
+    assert told(drawing) == ["Prune(0.5)\n60 B, 88.00 %, after 0.00 s\nlost 2 points"]
+
+
+def test_what_stands_beside_a_trial_is_not_said_again() -> None:
+    trials = [{"recipe": "Prune(0.5)", "file_bytes": 6000, "quality": 0.9, "why": "6.00 kB, lost nothing"}]
+    assert "dropped: lost nothing" in render(least(history=trials))
+
+
+def test_paper_has_no_folds() -> None:
+    style = "".join(Page(render(example())).words["style"])
+    assert "details::details-content { content-visibility: visible; }" in style.partition("@media print")[2]
 
 
 def test_what_is_said_of_several_files_is_said_once() -> None:

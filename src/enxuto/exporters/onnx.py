@@ -11,6 +11,7 @@ import ast
 import json
 import os
 import re
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,7 +150,7 @@ def _cause(error: BaseException) -> str:
     """The first of a chain of errors, on one line and without colours: what the others were raised from."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(_COLOURS.sub('', str(error)).split())[:300]}"
+    return f"{type(error).__name__}: {textwrap.shorten(_COLOURS.sub('', str(error)), 300, placeholder=' ...')}"
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def _level(trial: Trial) -> float:
 
 def _told(document: Document, trial: Trial) -> str:
     figures = f"{format_bytes(trial.file_bytes)}, {words.quality(trial.quality, document.is_fraction)}"
-    return "\n".join(filter(None, [trial.recipe, f"{figures}, after {words.seconds(trial.seconds)}", trial.why]))
+    return "\n".join(filter(None, [trial.recipe, f"{figures}, after {words.seconds(trial.seconds)}", summary.outcome(trial)]))
 
 
 def _goal_lines(document: Document, across: svg.Scale, up: svg.Scale) -> list[Markup]:

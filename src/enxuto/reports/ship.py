@@ -35,7 +35,9 @@ def title(file: Shipped) -> str:
 def use(document: Document, file: Shipped) -> str:
     """What a file is good for, beside the others, and how it is opened."""
     good = []
-    if file.file_bytes == min(other.file_bytes for other in document.files):
+    if len(document.files) == 1:
+        good.append("the only one")
+    elif file.file_bytes == min(other.file_bytes for other in document.files):
         good.append("the smallest")
     if _speed(document, file) == "faster":
         good.append("the fastest")

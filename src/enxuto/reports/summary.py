@@ -10,7 +10,7 @@ from typing import Any
 
 from enxuto.evaluation.points import points
 from enxuto.reports import words
-from enxuto.reports.document import Document, Entry, Measured, MemoryUse, StepRecord
+from enxuto.reports.document import Document, Entry, Measured, MemoryUse, StepRecord, Trial
 from enxuto.sizes import format_bytes
 
 QUALITY = {"test": "test quality", "evaluate": "validation quality", "agreement": "agreement with the original"}
@@ -113,6 +113,11 @@ def notes(document: Document) -> list[str]:
         told.setdefault(rest, []).append(first)
     names = [", ".join(firsts[:-1]) + " and " * (len(firsts) > 1) + firsts[-1] for firsts in told.values()]
     return [f"{name} {rest}".strip() for name, rest in zip(names, told, strict=True)]
+
+
+def outcome(trial: Trial) -> str:
+    """Why a trial was kept or dropped, without the size of its file, which stands beside it."""
+    return trial.why.removeprefix(f"{format_bytes(trial.file_bytes)}, ")
 
 
 def slowest_ms(document: Document) -> float:
