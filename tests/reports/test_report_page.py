@@ -302,6 +302,17 @@ def test_paper_has_no_folds() -> None:
 def test_what_is_said_of_several_files_is_said_once() -> None:
     notes = ["a.onnx could not be exported: no", "int8 is slower", "b.onnx could not be exported: no", "Alone"]
     assert summary.notes(least(notes=notes)) == ["a.onnx and b.onnx could not be exported: no", "int8 is slower", "Alone"]
+    notes = [f"x.onnx: the scales of 'fc{at}' are not in it" for at in range(9)]
+    assert summary.notes(least(notes=notes)) == ["x.onnx: the scales of 'fc0', 'fc1', 'fc2' and 6 others are not in it"]
+    assert summary.notes(least(notes=["a 'b' and 'c'", "a 'b' and 'd'", ""])) == ["a 'b' and 'c'", "a 'b' and 'd'"]
+    assert summary.notes(least(notes=["twice said", "twice said"])) == ["twice said"]
+
+
+def test_long_tables_are_folded() -> None:
+    for number, folded in ((5, 0), (40, 1)):
+        page = Page(render(least(ledger=[{"path": f"fc{at}", "bytes": 9} for at in range(number)])))
+        assert page.open == []
+        assert len(page.named("details")) == folded
 
 
 def test_the_columns_of_the_ledger_are_words() -> None:

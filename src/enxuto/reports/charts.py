@@ -13,6 +13,7 @@ from enxuto.reports.svg import AFTER, BEFORE, LINE, WIDTH, Chart
 from enxuto.sizes import format_bytes
 
 LEFT, TOP, HEIGHT = 56, 28, 270  # of the frame of the search: room for numbers at its left, for words above it
+MANY = 60  # trials: from here on their dots are smaller
 STRIP = 56  # of everything that was timed
 
 
@@ -127,14 +128,14 @@ def history(document: Document) -> list[Chart]:
     parts = [
         svg.axis_across(across, HEIGHT, TOP, "size of the file", svg.round_bytes),
         svg.axis_up(up, LEFT, WIDTH, f"{quality}, %" if document.is_fraction else quality),
-        *_goal_lines(document, across, up),
     ]
     way = " ".join(f"{across(trial.file_bytes):.1f},{up(scale * _level(trial)):.1f}" for trial in trials if trial.kept)
     parts.append(svg.element("polyline", points=way, stroke=AFTER, class_="way"))
     for trial in sorted(trials, key=lambda trial: trial.kept):  # the best are drawn over the others
-        dot = {"cx": across(trial.file_bytes), "cy": up(scale * _level(trial)), "r": 5}
+        dot = {"cx": across(trial.file_bytes), "cy": up(scale * _level(trial)), "r": 5 if len(trials) <= MANY else 3.5}
         colours = {"fill": AFTER, "class_": "kept"} if trial.kept else {"stroke": BEFORE, "class_": "tried"}
         parts.append(svg.element("circle", title=_told(document, trial), **dot, **colours))
+    parts += _goal_lines(document, across, up)
     key, height = svg.legend(
         [("best so far", AFTER)] * any(trial.kept for trial in trials)
         + [("tried", BEFORE)] * any(not trial.kept for trial in trials),

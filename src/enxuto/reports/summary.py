@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
@@ -35,6 +36,7 @@ IN_WORDS = {
 }
 
 HEADER = "(header)"
+MANY = 20  # rows of a table: longer ones are folded
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,22 @@ def goal(document: Document) -> str:
 
 
 def notes(document: Document) -> list[str]:
-    """What must be said aloud; what is said of several files is said once, with all their names."""
-    told: dict[str, list[str]] = {}
-    for note in document.notes:
-        first, _, rest = note.partition(" ")
-        told.setdefault(rest, []).append(first)
-    names = [", ".join(firsts[:-1]) + " and " * (len(firsts) > 1) + firsts[-1] for firsts in told.values()]
-    return [f"{name} {rest}".strip() for name, rest in zip(names, told, strict=True)]
+    """What must be said aloud; what is said of several files or of several layers is said once, with their names.
+
+    Two notes are the same but for a name when they differ in their first word, or in the one thing they quote.
+    """
+    told: dict[tuple[str, str], dict[str, None]] = {}
+    for note in filter(None, map(str.strip, document.notes)):
+        quoted = re.findall(r"'[^']*'", note)
+        name = quoted[0] if len(quoted) == 1 else note.partition(" ")[0]
+        before, _, after = note.partition(name)
+        told.setdefault((before, after), {})[name] = None
+    return [f"{before}{_listed(list(names))}{after}" for (before, after), names in told.items()]
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
+    return ", ".join(shown[:-1]) + " and " * (len(shown) > 1) + shown[-1]
 
 
 def outcome(trial: Trial) -> str:
