@@ -224,12 +224,17 @@ def test_the_bars_hold_every_byte_of_both_files_to_scale() -> None:
             assert length == pytest.approx(max(svg.WIDTH * size / most, 0.5), abs=0.06)
 
 
-def test_small_layers_are_summed_up_and_no_byte_is_lost() -> None:
-    rows = [(f"layer{number}", {"weights": number, "scales": 1}) for number in range(30)]
-    shown = svg.largest(rows)
-    assert [name for name, _ in shown] == [*(f"layer{number}" for number in range(19, 30)), "19 others"]
-    assert dict(shown)["19 others"] == {"weights": sum(range(19)), "scales": 19}
-    assert svg.largest(rows[:12]) == rows[:12]
+def test_many_layers_are_summed_up_by_module_and_no_byte_is_lost() -> None:
+    blocks = [(f"blocks.{block}.{name}", {"weights": block, "scales": 1}) for block in range(9) for name in ("fc1", "fc2")]
+    shown = svg.fewer([("embedding", {"weights": 7}), *blocks, ("(header)", {"header": 5})])
+    assert [name for name, _ in shown] == ["embedding", *(f"blocks.{block}" for block in range(9)), "(header)"]
+    assert dict(shown)["blocks.8"] == {"weights": 16, "scales": 2}
+    flat = [(f"layer{number}", {"weights": number, "scales": 1}) for number in range(30)]
+    shown = svg.fewer(flat)
+    assert [name for name, _ in shown] == [*(f"layer{number}" for number in range(15, 30)), "15 others"]
+    assert dict(shown)["15 others"] == {"weights": sum(range(15)), "scales": 15}
+    assert svg.fewer(flat[:16]) == flat[:16]
+    assert svg.fewer([]) == []
 
 
 def test_long_names_keep_their_ends_and_whole_names_are_told() -> None:

@@ -42,7 +42,7 @@ def layers(document: Document) -> list[Chart]:
             name, parts = max(rows, key=lambda row: sum(row[1].values()))
             caption = f"Bytes by layer {which} compression; the largest is {name}"
             caption += f" with {words.percent(sum(parts.values()) / total, 0)}."
-            shown = svg.largest(rows)
+            shown = svg.fewer(rows)
             drawing = svg.bars(caption, shown, colours, max(sum(parts.values()) for _, parts in shown))
             charts.append(Chart(f"bytes-{which}", f"{which.capitalize()}: {format_bytes(total)}", caption, drawing))
     return charts

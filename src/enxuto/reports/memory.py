@@ -88,7 +88,7 @@ def holders(run: MemoryRun, first: MemoryRun) -> list[svg.Bar]:
     for path, category, size in run.layers:
         parts = layers.setdefault(summary.layer_word(summary.home(path, known)), {})
         parts[category] = parts.get(category, 0) + size
-    return svg.largest(list(layers.items()))
+    return svg.fewer(list(layers.items()))
 
 
 def stacks(run: MemoryRun) -> dict[str, list[int]]:

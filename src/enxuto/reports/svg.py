@@ -128,7 +128,10 @@ def round_bytes(count: float) -> str:
 def axis_across(scale: Scale, y: float, top: float, told: str, show: Callable[[float], str] = plain) -> Markup:
     """The numbers along the lower edge at `y`, faint lines up to `top`, and what they count."""
     parts = [line(scale(tick), top, scale(tick), y, "grid") for tick in scale.ticks()]
-    parts += [label(scale(tick), y + LINE, show(tick), "middle") for tick in scale.ticks()]
+    for tick in scale.ticks():
+        text = show(tick)
+        at_edge = scale(tick) + LETTER * len(text) / 2 > WIDTH
+        parts.append(label(WIDTH if at_edge else scale(tick), y + LINE, text, "end" if at_edge else "middle"))
     return Markup("").join([*parts, label((scale.start + scale.end) / 2, y + 2 * LINE, told, "middle", "quiet")])
 
 
@@ -155,16 +158,30 @@ Bar = tuple[str, Mapping[str, int]]
 """A name and its bytes by kind."""
 
 
-def largest(rows: Sequence[Bar], most: int = 12) -> list[Bar]:
-    """The largest rows in the order in which they came, and the others summed up in one more."""
-    if len(rows) <= most:
-        return list(rows)
-    chosen = sorted(range(len(rows)), key=lambda at: -sum(rows[at][1].values()))[: most - 1]
-    rest: dict[str, int] = {}
-    for at, (_, parts) in enumerate(rows):
-        for kind, size in parts.items() if at not in chosen else ():
-            rest[kind] = rest.get(kind, 0) + size
-    return [*(rows[at] for at in sorted(chosen)), (f"{len(rows) - len(chosen)} others", rest)]
+def fewer(rows: Sequence[Bar], most: int = 16) -> list[Bar]:
+    """At most so many rows: layers are summed up by the modules they stand in, as deep as there is room; then the smallest.
+
+    >>> fewer([("a.0", {"weights": 2}), ("a.1", {"weights": 3}), ("b", {"weights": 4})], most=2)
+    [('a', {'weights': 5}), ('b', {'weights': 4})]
+    """
+    for depth in range(max((name.count(".") for name, _ in rows), default=0) + 1, 0, -1):
+        found = _summed((".".join(name.split(".")[:depth]), parts) for name, parts in rows)
+        if len(found) <= most:
+            return found
+    chosen = sorted(range(len(found)), key=lambda at: -sum(found[at][1].values()))[: most - 1]
+    others = f"{len(found) - len(chosen)} others"
+    rest = _summed((others, parts) for at, (_, parts) in enumerate(found) if at not in chosen)
+    return [*(found[at] for at in sorted(chosen)), *rest]
+
+
+def _summed(rows: Iterable[Bar]) -> list[Bar]:
+    """Rows of the same name as one."""
+    sums: dict[str, dict[str, int]] = {}
+    for name, parts in rows:
+        own = sums.setdefault(name, {})
+        for kind, size in parts.items():
+            own[kind] = own.get(kind, 0) + size
+    return list(sums.items())
 
 
 def bars(caption: str, rows: Sequence[Bar], colours: Mapping[str, str], longest: int, keyed: bool = True) -> Markup:
