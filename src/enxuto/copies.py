@@ -24,14 +24,17 @@ _CODE = (types.FunctionType, types.MethodType, types.ModuleType)
 _OWN = ("_parameters", "_buffers", "_modules")
 
 
-def copied(model: nn.Module, tensor: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+def copied(model: nn.Module, tensor: Callable[[Tensor], Tensor] | None = None, *, share: bool = False) -> nn.Module:
     """A deep copy; functions that hold parts of the model hold those of the copy. Tensors come without the graph of a
-    training, or as `tensor` gives them. What Python cannot copy and holds nothing (a lock, a file, a module) is shared.
+    training, or as `tensor` gives them; with `share`, parameters are new ones over the same values, which nobody may write
+    into. What Python cannot copy and holds nothing (a lock, a file, a module) is shared.
 
     Raises: TaskError, with the attribute, for what can be neither copied nor shared.
     """
     reached = list(_reached([model]))
     memo = _tensors(reached, tensor)
+    if share:
+        memo |= {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in _own_parameters(reached)}
     try:
         return _copied(model, reached, dict(memo))
     except (TypeError, RuntimeError, AttributeError, NotImplementedError, copy.Error):
@@ -44,6 +47,22 @@ def copied(model: nn.Module, tensor: Callable[[Tensor], Tensor] | None = None) -
             f"'{place}' of the model is {type(value).__name__}, which cannot be copied ({error}), and steps work on copies; "
             "make it in forward, or take it out of the model before compressing."
         ) from error
+
+
+def separate_(made: nn.Module, model: nn.Module) -> nn.Module:
+    """Gives a copy made with `share` values of its own wherever it still holds those of the model."""
+    held = {p.untyped_storage().data_ptr() for p in _own_parameters(_reached([model]))}
+    for parameter in _own_parameters(_reached([made])):
+        if parameter.untyped_storage().data_ptr() in held:
+            parameter.data = parameter.data.clone()
+    return made
+
+
+def _own_parameters(reached: Iterable[object]) -> Iterator[nn.Parameter]:
+    """The parameters that can be shared: plain ones, as training makes them."""
+    for value in reached:
+        if type(value) is nn.Parameter and value.is_leaf and not value.is_inference():
+            yield value
 
 
 def strays(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:

@@ -18,7 +18,7 @@ from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, Re
 from enxuto.progress import say
 from enxuto.select import check_patterns
 from enxuto.steps.table import STEPS
-from enxuto.surgery import duplicate
+from enxuto.surgery import borrowed, duplicate
 from enxuto.task import Change, Record, Step, Task
 
 SKIPPED = "nothing to do"
@@ -57,7 +57,7 @@ def run(
     Raises: NothingChangedError or LayerError when no step found anything to do, or one not where its `layers` told it to look.
     """
     steps = checked(steps)
-    model: nn.Module = duplicate(task.model).eval()
+    model: nn.Module = _start(task.model, steps).eval()
     records: tuple[Record, ...] = ()
     for done in range(len(steps), 0, -1) if checkpoints is not None else ():
         found = checkpoints.find(task, steps[:done])  # type: ignore[union-attr]
@@ -87,6 +87,12 @@ def run(
     if steps:
         say(line(steps[-1]), len(steps), len(steps))
     return model, records
+
+
+def _start(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
+    """What a recipe begins with: a copy, which takes no memory where only steps that are known to edit nothing get it."""
+    ours = steps and all(type(step) in STEPS.values() for step in steps)
+    return borrowed(model) if ours else duplicate(model)
 
 
 def was_skipped(record: Record) -> bool:

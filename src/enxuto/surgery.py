@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from enxuto.copies import copied
+from enxuto.copies import copied, separate_
 from enxuto.errors import ArtifactError
 from enxuto.layers.coded import Coded, code_, decode_, weight_names
 from enxuto.layers.computed import computed, has_computed, without_computed_
@@ -28,7 +28,22 @@ def duplicate(model: nn.Module) -> nn.Module:
     Masks, weight and spectral norms are taken over: their weights are plain parameters. A decoder that Hugging Face wrote does
     not return its cache, which no runtime takes and no goal judges.
     """
-    made = without_computed_(copied(model))
+    return _prepared_(copied(model))
+
+
+def borrowed(model: nn.Module) -> nn.Module:
+    """The same whose parameters are those of the model, and take no memory: to read, or to put others in their place, never to
+    write into. Before a step gives it away, `returned_` it."""
+    return _prepared_(copied(model, share=True))
+
+
+def returned_(made: nn.Module, model: nn.Module) -> nn.Module:
+    """What `borrowed` gave, with values of its own wherever they still are the model's."""
+    return separate_(made, model)
+
+
+def _prepared_(made: nn.Module) -> nn.Module:
+    made = without_computed_(made)
     for module in made.modules():
         if getattr(vars(module).get("config"), "use_cache", False) is True:
             vars(module)["config"].use_cache = False
@@ -65,8 +80,11 @@ def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def to_float(model: nn.Module) -> nn.Module:
-    """A copy in which every coded layer is the plain torch layer with decoded weights; input grids are gone."""
-    plain = duplicate(model)
+    """A copy in which every coded layer is the plain torch layer with decoded weights; input grids are gone.
+
+    Plain parameters are those of the model, as `borrowed` gives them: nobody may write into them.
+    """
+    plain = borrowed(model)
     shared: dict[nn.Module, nn.Parameter] = {}  # tied layers stay tied
     for module in list(plain.modules()):
         decode_(module, shared)
@@ -112,7 +130,7 @@ class Weight:
         elif isinstance(tensor, Rehearsal):
             tensor.leaf.data.copy_(values)
         else:
-            tensor.data.copy_(values)
+            tensor.data = values.to(tensor)  # whoever else holds the old values keeps them
 
     def code_(self, tensor: nn.Module) -> None:
         """Puts a tensor module in the weight's place."""

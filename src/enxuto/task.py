@@ -211,7 +211,7 @@ def check_copies(model: nn.Module, batch: Batch) -> None:
         _answers(model, other)
     except TaskError:  # a model may take none but such inputs as it was given
         first = []
-    second = _answers(copied(model), batch)
+    second = _answers(copied(model, share=True), batch)
     if first and not _alike(first, second) and _alike(first, _answers(model, batch)):
         hooked = [path or "the model" for path, module in model.named_modules() if _has_hooks(module)]
         raise TaskError(

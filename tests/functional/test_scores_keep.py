@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enxuto.errors import RangeError, ShapeError
-from enxuto.functional.keep import keep_largest, keep_pattern, parse_pattern
+from enxuto.functional.keep import keep_largest, keep_largest_of, keep_pattern, parse_pattern
 from enxuto.functional.scores import lamp, magnitude
 
 law = settings(deadline=None, max_examples=60, derandomize=True)
@@ -94,3 +94,14 @@ def test_magnitude_is_the_absolute_value_without_a_graph():
     weight = torch.randn(3, requires_grad=True)
     assert torch.equal(magnitude(weight), weight.abs())
     assert not magnitude(weight).requires_grad
+
+
+@given(st.integers(0, 10_000), st.floats(0, 0.999))
+@law
+def test_selecting_over_several_tensors_is_sorting_them_all(seed, sparsity):
+    generator = torch.Generator().manual_seed(seed)
+    scores = [torch.randint(-1, 6, (n, 3), generator=generator).float() for n in (4, 1, 9)]  # many ties
+    flat = torch.cat([each.flatten() for each in scores])
+    wanted = torch.ones(len(flat), dtype=torch.bool)
+    wanted[flat.sort(stable=True).indices[: round(sparsity * len(flat))]] = False
+    assert torch.equal(torch.cat([keep.flatten() for keep in keep_largest_of(scores, sparsity)]), wanted)

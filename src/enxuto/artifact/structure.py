@@ -22,7 +22,7 @@ from enxuto.layers.coded import code_, coded_names, plain_class
 from enxuto.layers.computed import without_computed_
 from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Table, TableTensor
 from enxuto.layers.kinds import SIZES, build, describe
-from enxuto.surgery import duplicate, replace_
+from enxuto.surgery import borrowed, replace_
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -101,7 +101,7 @@ def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:
 
     Raises: ArtifactError when the model is not the network the edits were made for.
     """
-    model = duplicate(model)
+    model = borrowed(model)  # each of its tensors is replaced by one of the file
     seen: set[str] = set()
     places = {name: place for place, name in enumerate(shapes)}
     for edit in found:

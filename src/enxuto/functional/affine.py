@@ -10,7 +10,7 @@ from torch import Tensor
 
 CLIP_STEPS = 40  # candidates of `fit_scale` between CLIP_LOWEST and 1 times the largest magnitude
 CLIP_LOWEST = 0.3
-PIECE = 2**20  # values that are worked on at once: what a step takes beside its weights does not grow with them
+PIECE = 2**17  # values that are worked on at once: what a step takes beside its weights does not grow with them
 
 
 def largest_code(bits: int) -> int:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from enxuto.errors import RangeError, ShapeError
+from enxuto.functional.affine import PIECE
 
 
 def keep_largest(scores: Tensor, sparsity: float) -> Tensor:
@@ -20,11 +25,54 @@ def keep_largest(scores: Tensor, sparsity: float) -> Tensor:
     tensor([[ True, False],
             [False,  True]])
     """
+    return keep_largest_of([scores], sparsity)[0]
+
+
+def keep_largest_of(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    """The same over several tensors together, as if they lay one behind the other.
+
+    Selects instead of sorting: among the scores whose upper 16 bits are those of the limit.
+    """
     check_sparsity(sparsity)
-    flat = scores.flatten()
-    keep = torch.ones(flat.numel(), dtype=torch.bool, device=scores.device)
-    keep[flat.sort(stable=True).indices[: round(sparsity * flat.numel())]] = False
-    return keep.view_as(scores)
+    left = round(sparsity * sum(each.numel() for each in scores))
+    if not left:
+        return [torch.ones_like(each, dtype=torch.bool) for each in scores]
+    limit, ties = _limit(scores, left)
+    kept = []
+    for each in scores:
+        flat = each.flatten()
+        keep = flat > limit
+        for few, of in zip(flat.split(PIECE), keep.split(PIECE), strict=True):
+            at = (few == limit).nonzero().flatten()
+            of[at[ties:]] = True
+            ties -= min(ties, len(at))
+        kept.append(keep.view_as(each))
+    return kept
+
+
+def _limit(scores: Sequence[Tensor], left: int) -> tuple[float, int]:
+    """The largest of the `left` smallest scores, and how many of those that equal it are among these."""
+    counts = np.zeros(2**16, dtype=np.int64)
+    for few in _pieces(scores):
+        counts += np.bincount(_coarse(few), minlength=len(counts))
+    upto = counts.cumsum()
+    place = int(np.searchsorted(upto, left))
+    near = np.concatenate([few[_coarse(few) == place] for few in _pieces(scores)])
+    rank = left - int(upto[place] - counts[place])
+    near.partition(rank - 1)
+    return float(near[rank - 1]), int(np.count_nonzero(near[:rank] == near[rank - 1]))
+
+
+def _pieces(scores: Sequence[Tensor]) -> Iterator[NDArray[np.floating[Any]]]:
+    for each in scores:
+        for few in each.detach().flatten().split(PIECE):
+            yield (few if few.dtype == torch.float64 else few.float()).cpu().numpy()
+
+
+def _coarse(scores: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
+    """The upper 16 bits of each score as a number in 0...65535 that grows with it."""
+    bits = (scores.astype(np.float32) + np.float32(0)).view(np.int32)  # the sum has no negative zero
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> 16) + 2**15
 
 
 def keep_pattern(scores: Tensor, pattern: str) -> Tensor:

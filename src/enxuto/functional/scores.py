@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from enxuto.functional.affine import PIECE
+
+TINY = np.finfo(np.float32).tiny
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -21,10 +26,22 @@ def lamp(weight: Tensor) -> Tensor:
     Shapes: [any] -> float32 [any].
     Source: Lee et al. 2021, "Layer-adaptive sparsity for the magnitude-based pruning", eq. 4.
     """
-    values = weight.detach().flatten().float().abs()
-    squares = (values / values.max().clamp_min(torch.finfo(values.dtype).tiny)).square() if values.numel() else values
-    ordered, order = squares.sort(stable=True)
-    tails = ordered.flip(0).cumsum(0).flip(0)
-    scores = torch.empty_like(squares)
-    scores[order] = ordered / tails.clamp_min(torch.finfo(squares.dtype).tiny)
-    return scores.view_as(weight)
+    squares = weight.detach().flatten().float().abs().cpu().numpy()
+    if squares.size:
+        squares /= np.maximum(squares.max(), TINY)
+        np.square(squares, out=squares)
+    keys = np.empty(squares.size, dtype=np.uint64)  # the bits of a square, which order as it does, then its place
+    for start in range(0, keys.size, PIECE):
+        few = keys[start : start + PIECE]
+        few[:] = squares[start : start + PIECE].view(np.uint32)
+        few <<= np.uint64(32)
+        few |= np.arange(start, start + few.size, dtype=np.uint64)
+    keys.sort()
+    tail = 0.0
+    for stop in range(keys.size, 0, -PIECE):
+        few = keys[max(0, stop - PIECE) : stop][::-1]
+        values = (few >> np.uint64(32)).astype(np.uint32).view(np.float32)
+        tails = np.cumsum(np.append(tail, values.astype(np.float64)))[1:]
+        tail = float(tails[-1])
+        squares[few & np.uint64(2**32 - 1)] = values / np.maximum(tails.astype(np.float32), TINY)
+    return torch.from_numpy(squares).to(weight.device).view(weight.shape)

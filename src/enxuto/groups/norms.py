@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from enxuto.batches import doubled
 from enxuto.cut import Group
 from enxuto.errors import TaskError
-from enxuto.surgery import duplicate
+from enxuto.surgery import borrowed
 from enxuto.task import Batch, evaluating, finite_answers
 
 LEAST = 1e-12  # a variance below this is that of a constant channel
@@ -56,14 +56,14 @@ def _move_(statistic: Tensor, moved: Tensor) -> None:
 def _finite_statistics(model: nn.Module, batches: Iterable[Batch]) -> Statistics:
     """The statistics, in double precision where the squares of what a layer gives are too large for the model's own."""
     try:
-        found = _statistics(duplicate(model), batches)
+        found = _statistics(borrowed(model), batches)
     except TaskError:  # the outputs overflow with it
         found = {}
     else:
         if all(bool(torch.isfinite(each).all()) for pair in found.values() for each in pair):
             return found
     try:
-        return _statistics(duplicate(model).double(), (doubled(batch) for batch in batches))
+        return _statistics(borrowed(model).double(), (doubled(batch) for batch in batches))
     except TaskError:  # a model that does not run in double precision
         return found
 

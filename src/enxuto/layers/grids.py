@@ -173,7 +173,7 @@ def pieces(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of a matrix in pieces of at most PIECE values that lie side by side in memory.
 
     >>> list(pieces(1, PIECE + 1))
-    [(slice(0, 1, None), slice(0, 1048576, None)), (slice(0, 1, None), slice(1048576, 1048577, None))]
+    [(slice(0, 1, None), slice(0, 131072, None)), (slice(0, 1, None), slice(131072, 131073, None))]
     """
     high = max(1, PIECE // max(1, width))
     for row in range(0, rows, high):

@@ -19,7 +19,7 @@ from enxuto.groups.norms import refresh_norms_
 from enxuto.groups.scores import FloatArray, magnitude, taylor
 from enxuto.macs import total_macs
 from enxuto.select import Patterns, matches, select
-from enxuto.surgery import duplicate, to_float
+from enxuto.surgery import borrowed, returned_, to_float
 from enxuto.task import Change, Record, Task
 
 MULTIPLES = (8, 4, 2, 1)  # measured on ResNet-20 in ONNX Runtime: docs/prune-channels.md
@@ -81,7 +81,7 @@ class PruneChannels:
         if not any(counts):
             raise NothingChangedError(self._nothing("no unit would go", found))
         cuts = [(group, each.units[:count]) for group, each, count in zip(groups, orders, counts, strict=True) if count]
-        smaller = duplicate(model)
+        smaller = borrowed(model)
         cut_(smaller, cuts)
         if any(count > each.free for each, count in zip(orders, counts, strict=True)):
             refresh_norms_(smaller, model, cuts, task.calibration)
@@ -95,7 +95,7 @@ class PruneChannels:
             "parameters_before": float(sum(p.numel() for p in plain.parameters())),
             "parameters_after": float(sum(p.numel() for p in to_float(smaller).parameters())),
         }
-        return smaller, Record(str(self), tuple(changes), found.frozen, figures, time.monotonic() - start)
+        return returned_(smaller, model), Record(str(self), tuple(changes), found.frozen, figures, time.monotonic() - start)
 
     def _scores(self, model: nn.Module, groups: Sequence[Group], task: Task) -> list[FloatArray]:
         exact = self.macs is None and not self.sparsity

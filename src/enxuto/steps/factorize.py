@@ -19,7 +19,7 @@ from enxuto.layers.lowrank import LowRankConv, LowRankLinear
 from enxuto.outputs import output_tensors
 from enxuto.reads import read_elsewhere
 from enxuto.select import Patterns, select
-from enxuto.surgery import Weight, duplicate, replace_, twins
+from enxuto.surgery import Weight, borrowed, replace_, returned_, twins
 from enxuto.task import Batch, Change, Record, Task, attempt, evaluating
 
 FAR = 0.1  # of the outputs: what a network rarely survives without training
@@ -52,7 +52,7 @@ class Factorize:
         """The copy with thin layers. Raises: NothingChangedError when every layer would grow."""
         start = time.monotonic()
         expected = _outputs(model, task.sample)
-        model = duplicate(model)
+        given, model = model, borrowed(model)
         reads = read_elsewhere(model, task.sample)
         thin: dict[str, tuple[nn.Module, nn.Module]] = {}
         changes, skipped = [], []
@@ -66,7 +66,7 @@ class Factorize:
             if reason:
                 skipped.append(Change(path, "left alone", reason))
                 continue
-            thin[path] = layer, _thin(duplicate(layer), rank, path)
+            thin[path] = layer, _thin(borrowed(layer), rank, path)
             what = f"rank {rank} of {min(matrix.shape)}: {matrix.numel():,} weights became {rank * sum(matrix.shape):,}"
             changes.append(Change(path, what, f"keeps {1 - _lost(matrix, rank):.1%} of the squared singular values"))
         refused = _replaced_(model, thin, task.sample)
@@ -80,7 +80,7 @@ class Factorize:
             _log.warning(
                 "%s moves the outputs by %.0f %%; raise energy or rank, or train after it.", self, 100 * figures["output_error"]
             )
-        return model, Record(str(self), tuple(changes), tuple(skipped), figures, time.monotonic() - start)
+        return returned_(model, given), Record(str(self), tuple(changes), tuple(skipped), figures, time.monotonic() - start)
 
 
 def _replaced_(model: nn.Module, thin: Mapping[str, tuple[nn.Module, nn.Module]], sample: Batch) -> dict[str, str]:

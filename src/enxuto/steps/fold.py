@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from enxuto.batches import mapped
 from enxuto.errors import NothingChangedError, TaskError
+from enxuto.groups.trace import small_batch
 from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
 from enxuto.layers.grids import AffineTensor
 from enxuto.outputs import output_tensors
 from enxuto.select import Patterns, matches
-from enxuto.surgery import duplicate, replace_
+from enxuto.surgery import borrowed, duplicate, replace_, returned_
 from enxuto.task import Batch, Change, Record, Task, attempt, call, evaluating
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -43,14 +44,15 @@ class Fold:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The folded copy. Raises: NothingChangedError when no norm can be folded."""
         start = time.monotonic()
-        pairs, skipped = pairs_to_fold(model, task.sample, self.layers)
-        expected = _outputs(model, task.sample)
+        sample = small_batch(model, task.sample)
+        pairs, skipped = pairs_to_fold(model, sample, self.layers)
+        expected = _outputs(model, sample)
         folded, changes, refused = _folded(model, pairs)
-        if changes and _fault(folded, task.sample, expected):  # something reads what autograd does not see
-            folded, changes, refused = duplicate(model), [], []
+        if changes and _fault(folded, sample, expected):  # something reads what autograd does not see
+            folded, changes, refused = borrowed(model), [], []
             for pair in pairs:
                 candidate, change, reason = _folded(folded, [pair])
-                fault = _fault(candidate, task.sample, expected) if change else ""
+                fault = _fault(candidate, sample, expected) if change else ""
                 if fault:
                     reason = [Change(pair[1], "not folded", fault)]
                 else:
@@ -60,12 +62,12 @@ class Fold:
         if not changes:
             why = "; ".join(f"'{c.path}': {c.why}" for c in skipped[:5]) or "the model has no batch norm"
             raise NothingChangedError(f"Fold would change nothing: {why}; leave the step out.")
-        return folded, Record(str(self), tuple(changes), tuple(skipped), {}, time.monotonic() - start)
+        return returned_(folded, model), Record(str(self), tuple(changes), tuple(skipped), {}, time.monotonic() - start)
 
 
 def _folded(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> tuple[nn.Module, list[Change], list[Change]]:
     """A copy with these norms folded, what was done, and what was refused."""
-    model = duplicate(model)
+    model = borrowed(model)
     changes, refused = [], []
     for layer_path, norm_path in pairs:
         layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
@@ -126,7 +128,7 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
 
         return hook
 
-    model = duplicate(model).requires_grad_(True)
+    model = borrowed(model).requires_grad_(True)
     sample = _with_gradients(sample)
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS) and matches(path, layers)}
     candidates: dict[str, Any] = {path: m for path, m in model.named_modules() if isinstance(m, LAYERS)}

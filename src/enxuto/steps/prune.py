@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.errors import NothingChangedError, RangeError, ShapeError
-from enxuto.functional.keep import check_sparsity, keep_largest, keep_pattern, parse_pattern
+from enxuto.functional.keep import check_sparsity, keep_largest, keep_largest_of, keep_pattern, parse_pattern
 from enxuto.functional.scores import lamp, magnitude
 from enxuto.select import Patterns
-from enxuto.surgery import Weight, duplicate, leaves_, left_in_float, weights
+from enxuto.surgery import Weight, borrowed, leaves_, left_in_float, returned_, weights
 from enxuto.task import Change, Record, Task
 
 SCORES = {"magnitude": magnitude, "lamp": lamp}
@@ -52,24 +52,26 @@ class Prune:
         Raises: NothingChangedError when every weight that would go is zero already; ShapeError when no row takes the pattern.
         """
         start = time.monotonic()
-        model = duplicate(model)
+        given, model = model, borrowed(model)
         chosen, left = self._chosen(model)
         changes, changed = [], False
         for weight, keep in zip(chosen, self.keep([weight.read() for weight in chosen], self.sparsity), strict=True):
             values = weight.read()
-            changed |= bool((values[~keep] != 0).any())
+            changed |= bool(((values != 0) & ~keep).any())
             weight.write_(torch.where(keep, values, 0.0))  # a product would leave zeros of either sign, one bit each
-            changes.append(Change(weight.key, f"{1 - float(keep.float().mean()):.1%} zeros", self._why(values, keep)))
+            changes.append(
+                Change(weight.key, f"{1 - int(keep.count_nonzero()) / max(1, keep.numel()):.1%} zeros", self._why(values, keep))
+            )
         if not changed:
             raise NothingChangedError(
                 f"Prune(sparsity={self.sparsity}) would change nothing in {len(chosen)} weights: as many are zero already; "
                 "ask for a higher sparsity."
             )
         total = sum(weight.read().numel() for weight in chosen)
-        zeros = sum(int((weight.read() == 0).sum()) for weight in chosen)
+        zeros = total - sum(int(weight.read().count_nonzero()) for weight in chosen)
         figures = {"sparsity": zeros / total, "weights": float(total)}
         skipped = (*left, *left_in_float(model, self.layers))
-        return model, Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
+        return returned_(model, given), Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
         """Zeros the lowest scores of the float leaves, up to this strength; what is out still learns and may come back."""
@@ -112,9 +114,9 @@ class Prune:
         if self.scope == "layer":
             return [keep_largest(scores, sparsity) for scores in scored]
         # zeros go first whatever their score, so that a step never revives or double counts them
-        flat = torch.cat([torch.where(v == 0, -1.0, s).flatten() for v, s in zip(values, scored, strict=True)])
-        parts = keep_largest(flat, sparsity).split([value.numel() for value in values])
-        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+        for value, scores in zip(values, scored, strict=True):
+            scores.masked_fill_(value == 0, -1.0)
+        return keep_largest_of(scored, sparsity)
 
     def _why(self, values: Tensor, keep: Tensor) -> str:
         if self.pattern is not None:

@@ -17,7 +17,7 @@ from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded, plain_class, weight_names
 from enxuto.layers.grids import Affine, Grid, Per
 from enxuto.select import Patterns, matches
-from enxuto.surgery import duplicate, left_in_float, weights
+from enxuto.surgery import borrowed, left_in_float, returned_, weights
 from enxuto.task import Change, Record, Task
 
 INTEGER_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose inputs integer runtimes read as 8 bits
@@ -65,7 +65,7 @@ class Quantize:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The quantized copy. Raises: NothingChangedError when all weights share few enough values and nothing else is asked."""
         start = time.monotonic()
-        model = duplicate(model)
+        given, model = model, borrowed(model)
         ranges = self._ranges(model, task)
         changes, kept = code_weights_(model, weights(model, self.layers), self.grid(), together=self._together)
         if self.biases is not None:
@@ -77,7 +77,9 @@ class Quantize:
                 f"{self} would change nothing: {named}; use fewer bits, or activations=8 for the inputs, or leave the step out."
             )
         skipped = (*kept, *left_in_float(model, self.layers), *(self._inputs_left(model, ranges) if self.activations else ()))
-        return model, Record(str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start)
+        return returned_(model, given), Record(
+            str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start
+        )
 
     def calibrate_(self, model: nn.Module, task: Task) -> None:
         """Rounds the inputs of the layers from now on, if asked for, to the ranges that they have now."""

@@ -23,7 +23,7 @@ from enxuto.memory.checkpoint import checkpointed
 from enxuto.outputs import LOSS
 from enxuto.progress import counted
 from enxuto.sizes import parse_bytes
-from enxuto.surgery import duplicate
+from enxuto.surgery import borrowed, duplicate
 from enxuto.task import Batch, Change, Record, Task, attempt, call, count, evaluating, first_tensor
 from enxuto.train import rehearse_, settle_
 
@@ -157,7 +157,7 @@ class Recover:
         return tuple(path.removeprefix("student.") for path in option.checkpoint), option.batch_size
 
     def _teacher(self, task: Task) -> nn.Module | None:
-        return duplicate(task.model).eval() if self.teacher or task.train is None or task.loss is None else None
+        return borrowed(task.model).eval() if self.teacher or task.train is None or task.loss is None else None
 
     def _train(
         self, student: nn.Module, task: Task, batches: Iterator[tuple[Batch, Any]], total: int, size: int | None

@@ -10,7 +10,7 @@ from torch import nn
 from enxuto.encode import code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
 from enxuto.layers.grids import Affine, Grid, Table
 from enxuto.select import Patterns
-from enxuto.surgery import duplicate, left_in_float, weights
+from enxuto.surgery import borrowed, left_in_float, returned_, weights
 from enxuto.task import Record, Task
 
 
@@ -39,12 +39,14 @@ class Share:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The copy with shared weights; those that share as few values already keep them."""
         start = time.monotonic()
-        model = duplicate(model)
+        given, model = model, borrowed(model)
         changes, kept = code_weights_(model, weights(model, self.layers), self.grid())
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
         skipped = (*kept, *left_in_float(model, self.layers))
-        return model, Record(str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start)
+        return returned_(model, given), Record(
+            str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start
+        )
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
         """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready."""
