@@ -62,7 +62,7 @@ print(json.dumps(every(2048, 16, sys.argv[1])))
 
 
 def test_no_step_takes_more_than_twice_the_model_and_a_batch(tmp_path):
-    done = subprocess.run([sys.executable, "-c", PEAKS, str(tmp_path)], capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run([sys.executable, "-c", PEAKS, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     weights = found.pop("weights")
