@@ -6,7 +6,6 @@ model must give the outputs of a model of full size whose readers have zeros in 
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Collection, Sequence
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from enxuto.batches import doubled, leaves
 from enxuto.cut import Group, cut_, tensor_at
 from enxuto.groups.trace import slow_attention
+from enxuto.surgery import borrowed
 from enxuto.task import Batch, call, evaluating
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -31,7 +31,8 @@ def masked_(model: nn.Module, cuts: Cuts) -> None:
             for part in group.slices:
                 if part.reads:
                     index = torch.from_numpy(part.indices(units))
-                    tensor_at(model, part).index_fill_(part.dim, index, 0.0)
+                    tensor = tensor_at(model, part)
+                    tensor.data = tensor.data.index_fill(part.dim, index, 0.0)  # who shares the old values keeps them
 
 
 def rehearse(model: nn.Module, groups: Sequence[Group], batch: Batch) -> list[tuple[Group, str]]:
@@ -67,7 +68,7 @@ class _Stage:
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self.model, self.batch = model, batch
-        wide, wide_batch = copy.deepcopy(model).double(), doubled(batch)
+        wide, wide_batch = borrowed(model).double(), doubled(batch)
         try:
             self._outputs(wide, wide_batch)
         except Exception as error:  # whatever it raises means the same: this model has its own precision
@@ -78,10 +79,11 @@ class _Stage:
     def failure(self, groups: Sequence[Group]) -> str:
         """Why cutting about a quarter of these groups does not work; empty when it does."""
         cuts = [(group, _some(group, seed)) for seed, group in enumerate(groups)]
-        masked, small = copy.deepcopy(self.model), copy.deepcopy(self.model)
+        masked = borrowed(self.model)
         masked_(masked, cuts)
         wanted = self._outputs(masked, self.batch)
         del masked
+        small = borrowed(self.model)
         try:
             cut_(small, cuts)
             got = self._outputs(small, self.batch)
