@@ -69,7 +69,7 @@ def test_no_step_takes_more_than_twice_the_model_and_a_batch(tmp_path):
     weights = found.pop("weights")
     allowed = 2 * weights + found.pop("batch") + 2**23  # and eight megabytes for pieces of weights
     found["a recipe"] -= weights  # what the step before gave is still there
-    found["cutting"] -= 2 * weights  # cuts are rehearsed in double precision
+    found["cutting"] -= 3 * weights  # cuts are rehearsed on weights in double precision, of which some have zeros in one run
     assert {name: peak / allowed for name, peak in found.items() if peak > allowed} == {}
 
 
