@@ -65,6 +65,7 @@ MAX_FUNCTION_LINES = 60
 
 # Where any error of code that is not ours means the same, and the reason is written beside it.
 CATCH_ALL = {
+    "enxuto.artifact.digest.hexdigest": "an object of a user's may fail in any way when it is looked at; nothing is reused then",
     "enxuto.artifact.digest._samples": "an item of a data set that cannot be read is for the step that needs it to report",
     "enxuto.measure.measure": "why a file could not be exported is what the result says; the rest of the result stands",
     "enxuto.evaluation.compare._judge": "the artifact was judged by the same functions: what fails on an export is the export's",

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from enxuto import Prune, Recover, data
@@ -168,6 +169,39 @@ def Moved(x, y):
     for _ in range(random.randrange(9)):
         next(iter(found))
     return found
+
+
+class Scaled(Net):
+    """Keeps constants as plain tensors, and a list that is called like those of hooks."""
+
+    def __init__(self, scale=2.0):
+        super().__init__()
+        self.scale, self.my_hooks = torch.tensor([1.0, scale, 3.0]), [1, 2]
+
+
+def test_plain_tensors_in_attributes_and_masks_of_pruning_count():
+    masked = seeded(Net)
+    prune.l1_unstructured(masked.a, "weight", 0.5)
+    other = seeded(Net)
+    prune.random_unstructured(other.a, "weight", 0.5)
+    nets = [Scaled(), Scaled(4.0), masked, other]
+    for net in nets:
+        net.load_state_dict(seeded(Net).state_dict(), strict=False)
+    names = [task_digest(Task(net, calibration=[X])) for net in nets]
+    assert names == [task_digest(Task(net, calibration=[X])) for net in nets]
+    assert len(set(names)) == len(nets)
+
+
+class Shy:
+    """An object that fails when it is looked at."""
+
+    def __fingerprint__(self):
+        raise KeyError("nothing to see")
+
+
+def test_what_cannot_be_looked_at_is_never_found_again(caplog):
+    assert digest_of([1, Shy()]) != digest_of([1, Shy()])
+    assert "Shy cannot be told apart" in caplog.text
 
 
 def test_large_data_are_sampled_and_no_depth_is_too_much(monkeypatch):

@@ -10,6 +10,7 @@ import enum
 import functools
 import hashlib
 import logging
+import os
 import pickle
 import random
 import sys
@@ -29,6 +30,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from enxuto.task import Task, count
 
+_log = logging.getLogger(__name__)
 MOST_BYTES = 2**28  # of a tensor that are read whole; of a larger one as many, in evenly spread blocks
 BLOCKS = 4096
 MOST_ITEMS = 2**16  # of a list
@@ -36,7 +38,8 @@ SAMPLED = 64  # items of a data set
 OWN = Path(__file__).parents[1]
 STDLIB = Path(functools.__file__).parent
 # what modules keep for themselves, and what says nothing of a class
-BOOKKEEPING = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
+HOOKS = {"_forward_hooks", "_forward_pre_hooks"}
+BOOKKEEPING = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 UNSAID = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"} | {
     "__abstractmethods__", "__parameters__", "__orig_bases__", "__annotate_func__", "__annotations_cache__", "_abc_impl"
 }  # fmt: skip
@@ -62,7 +65,10 @@ def _versions() -> str:
 
 
 class _Digest:
-    """A hash that takes any value; one that was seen before is told by its number, so circles end."""
+    """A hash that takes any value; one that was seen before is told by its number, so circles end.
+
+    One that fails when it is looked at makes a name that never comes again: nothing is reused for it.
+    """
 
     def __init__(self) -> None:
         self.sha = hashlib.sha256()
@@ -80,7 +86,12 @@ class _Digest:
     def hexdigest(self) -> str:
         """The name of all that was added; no depth of nesting is too much."""
         while self.todo:
-            self._add(self.todo.popleft())
+            value = self.todo.popleft()
+            try:
+                self._add(value)
+            except Exception as error:  # an object of a user's may fail in any way
+                _log.warning("checkpoints are not used again: %s cannot be told apart (%s)", type(value).__name__, error)
+                self.say(os.urandom(16))
         return self.sha.hexdigest()
 
     def _add(self, value: Any) -> None:
@@ -181,8 +192,10 @@ class _Digest:
     def _module(self, module: nn.Module) -> None:
         self.add("module", type(module))
         for name, item in sorted(vars(module).items()):
-            if name not in BOOKKEEPING and (item or not name.endswith("hooks")):
-                self.add(name, list(item.values()) if name.endswith("hooks") else item)
+            if name in HOOKS:
+                self.add(*([name, list(item.values())] if item else []))
+            elif name not in BOOKKEEPING:
+                self.add(name, item)
 
     def _object(self, value: Any) -> None:
         """An object by its class and what it holds."""
