@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 
 import onnx
 import pytest
@@ -161,3 +162,35 @@ def test_infinite_outputs_are_compared_too(tmp_path):
             return x.masked_fill(x > 0, float("-inf"))
 
     assert to_onnx(Masked(), torch.randn(4, 3), tmp_path / "net.onnx").difference == 0
+
+
+class Answer(OrderedDict):
+    """What model libraries return: a dict of a class of their own, whose entries are attributes too."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+class Library(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        hidden = torch.relu(self.body(x))
+        return Answer(logits=self.head(hidden), hidden=(hidden, 2 * hidden), loss=None)
+
+
+def test_outputs_of_a_class_of_the_users_are_exported(tmp_path):
+    net, x = Library().eval(), torch.randn(6, 8)
+    to_onnx(net, x, tmp_path / "a.onnx")
+    found = OnnxModel(tmp_path / "a.onnx")(x)
+    assert torch.allclose(found.logits, net(x).logits, atol=1e-5)
+    assert [part.shape for part in found["hidden"]] == [(6, 16), (6, 16)]
+    assert not net._forward_hooks
+
+
+def test_a_network_in_double_precision_that_the_runtime_lacks_is_told_so(tmp_path):
+    net = nn.Sequential(nn.Linear(8, 4), nn.ELU()).double().eval()
+    with pytest.raises(ExportError, match=r"'0\.weight' is float64.*model\.float\(\)"):
+        to_onnx(net, torch.randn(2, 8).double(), tmp_path / "a.onnx")

@@ -97,3 +97,29 @@ def test_a_forward_that_fixes_the_length_is_an_export_error_at_once(tmp_path: Pa
     batches = [torch.randint(0, 30, (8, length)) for length in (14, 15)]
     with pytest.raises(ExportError, match="torch cannot export Fixed"):
         export(Fixed().eval(), tmp_path / "net.onnx", calibration=batches)
+
+
+class Context(nn.Module):
+    """A small GPT: a causal mask and places, both cut from tables of the longest context."""
+
+    def __init__(self, longest: int = 24) -> None:
+        super().__init__()
+        self.token, self.place = nn.Embedding(30, 16), nn.Embedding(longest, 16)
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 30)
+        self.register_buffer("bias", torch.tril(torch.ones(longest, longest))[None])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        q, k, v = self.qkv(self.token(tokens) + self.place(torch.arange(length))).chunk(3, -1)
+        scores = (q @ k.transpose(1, 2)).masked_fill(self.bias[:, :length, :length] == 0, float("-inf"))
+        return self.out(scores.softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("lengths", [(24, 10), (10, 24), (15, 10)])
+def test_a_network_that_cuts_tables_to_the_length_takes_any(lengths: tuple[int, int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, batches = Context().eval(), [torch.randint(0, 30, (4, length)) for length in lengths]
+    file = export(net, tmp_path / "a.onnx", calibration=batches)
+    assert file.dynamic_batch
+    for tokens in (*batches, torch.randint(0, 30, (3, 7))):
+        assert torch.allclose(OnnxModel(file.path)(tokens), net(tokens), atol=1e-4)

@@ -36,7 +36,7 @@ def open_session(path: str | os.PathLike[str] | bytes, *, threads: int = 0, opti
     Raises: ExportError when the file is missing or the runtime does not take it or would read other files for it.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only: warnings about constant folding say nothing a user could act on
+    options.log_severity_level = 4  # errors are raised; what it logs besides says nothing a user could act on
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -114,31 +114,26 @@ def _lengths(batches: Sequence[Batch]) -> Lengths:
 def _write(
     model: nn.Module, batches: Sequence[Batch], outputs: Any, path: os.PathLike[str], lengths: Lengths, *, dynamic: bool
 ) -> None:
-    clear = (n for n in range(len(batches)) if all(length[n] > 1 for length in lengths.values()))
-    given = batches[next(clear, 0)]  # torch.export takes an axis of one for fixed
-    given = resized(given, 2) if dynamic and batch_size(given) == 1 else given
-    positional, named = arguments(given)
-    shapes = torch.export.ShapesCollection()
-    names = {length: f"length_{number}" for number, length in enumerate(dict.fromkeys(lengths.values()), 1)}
-    dims = {length: torch.export.Dim(name) for length, name in names.items()}  # axes that always agree are one
-    batch = torch.export.Dim("batch")
-    for number, tensor in enumerate(leaves(given)):
-        free = {axis: dims[length] for (owner, axis), length in lengths.items() if owner == number}
-        if dynamic and tensor.dim() and len(tensor) == batch_size(given):
-            free = {0: batch} | free
-        if free:
-            shapes[tensor] = free
-    try:
-        with _quiet(), evaluating(model), any_length() if lengths else nullcontext():
-            free = shapes.dynamic_shapes(model, positional, named)
-            program = torch.export.export(model, positional, named, dynamic_shapes=free)
-            exported = torch.onnx.export(program, dynamo=True, verbose=False)
-    except Exception as error:  # tracing runs the model, and the exporter raises whatever comes to it
+    clear = [batches[n] for n in range(len(batches)) if all(length[n] > 1 for length in lengths.values())] or [batches[0]]
+    short = sorted(clear, key=lambda batch: sum(tensor.numel() for tensor in leaves(batch)))  # far from what a table allows
+    ways = [(clear[0], False)] + ([(batch, True) for batch in short] if lengths else [])  # an axis of one is taken for fixed
+    exported, failure = None, None
+    for given, guessed in ways:
+        given = resized(given, 2) if dynamic and batch_size(given) == 1 else given
+        positional, named = arguments(given)
+        try:
+            with _quiet(), evaluating(model), _flat_outputs(model), any_length() if lengths else nullcontext():
+                free = _free_axes(given, lengths, dynamic=dynamic, guessed=guessed).dynamic_shapes(model, positional, named)
+                program = torch.export.export(model, positional, named, dynamic_shapes=free)
+                exported = torch.onnx.export(program, dynamo=True, verbose=False)
+            break
+        except Exception as error:  # tracing runs the model, and the exporter raises whatever comes to it
+            failure = failure or error
+    if exported is None:
         raise ExportError(
-            f"torch cannot export {type(model).__name__} to ONNX ({_cause(error)}); "
+            f"torch cannot export {type(model).__name__} to ONNX ({_cause(failure)}); "
             "write its forward without branches on values of tensors and with operators ONNX has."
-        ) from error
-    assert exported is not None
+        ) from failure
     proto = _tidy(exported.model_proto)
     helper.set_model_props(proto, {STRUCTURE: json.dumps(structure(outputs))})
     if proto.ByteSize() > LARGEST_FILE_BYTES:
@@ -146,9 +141,35 @@ def _write(
     onnx.save_model(proto, path)
 
 
-def _cause(error: BaseException) -> str:
+def _free_axes(given: Batch, lengths: Lengths, *, dynamic: bool, guessed: bool) -> torch.export.ShapesCollection:
+    """The axes of each tensor that may have any length. `guessed` leaves it to torch what holds of them, where a network cuts a
+    table to the length that it is given: those that were compared are right."""
+    shapes = torch.export.ShapesCollection()
+    names = {length: f"length_{number}" for number, length in enumerate(dict.fromkeys(lengths.values()), 1)}
+    dims = {length: torch.export.Dim.AUTO if guessed else torch.export.Dim(name) for length, name in names.items()}
+    batch = torch.export.Dim("batch")
+    for number, tensor in enumerate(leaves(given)):
+        free = {axis: dims[length] for (owner, axis), length in lengths.items() if owner == number}  # those that agree are one
+        if dynamic and tensor.dim() and len(tensor) == batch_size(given):
+            free = {0: batch} | free
+        if free:
+            shapes[tensor] = free
+    return shapes
+
+
+@contextmanager
+def _flat_outputs(model: nn.Module) -> Iterator[None]:
+    """The model returns its output tensors in a row: torch exports no classes of a user's. `STRUCTURE` says what they were in."""
+    handle = model.register_forward_hook(lambda module, given, output: tuple(leaves(output)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _cause(error: BaseException | None) -> str:
     """The first of a chain of errors, on one line and without colours: what the others were raised from."""
-    while error.__cause__ is not None:
+    while error is not None and error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {textwrap.shorten(_COLOURS.sub('', str(error)), 300, placeholder=' ...')}"
 
@@ -255,7 +276,16 @@ def _difference(model: nn.Module, batch: Batch, path: os.PathLike[str]) -> float
         onnx.checker.check_model(os.fspath(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exporter wrote an invalid graph: {error}; report the model's layers.") from error
-    found = list(leaves(call(OnnxModel(path), batch)))
+    doubles = [name for name, tensor in model.named_parameters() if tensor.dtype == torch.float64]
+    try:
+        found = list(leaves(call(OnnxModel(path), batch)))
+    except ExportError as error:
+        if not doubles:
+            raise
+        raise ExportError(
+            f"'{doubles[0]}' is float64, for which ONNX Runtime lacks kernels that {type(model).__name__} needs "
+            f"({str(error).partition(': ')[2].partition('; ')[0]}); compress and export model.float(), with float32 inputs."
+        ) from error
     worst = 0.0
     for number, (one, other) in enumerate(zip(expected, found, strict=True)):
         if one.shape != other.shape:
