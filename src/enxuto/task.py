@@ -70,12 +70,19 @@ def finite_answers(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Any]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode and without gradients; afterwards every module has the mode it had."""
+    """The model in eval mode and without gradients; afterwards every module has the mode it had.
+
+    Torch's shortcut through transformer layers is closed: it fills padded rows with zeros, which no exported file does, and
+    holds them in nested tensors.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    shortcut = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad():
             yield model.eval()
     finally:
+        torch.backends.mha.set_fastpath_enabled(shortcut)
         for module, training in modes:
             module.training = training
 

@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 def task() -> enxuto.Task:
     """Everything enxuto needs to know. Only the model and `calibration` must be there."""
-    digits = data.load("digits")  # 1,397 images to train on, 200 for validation and 200 to test
+    digits = data.load("digits")  # 1,197 images to train on, 200 for validation and 400 to test
     batches = data.batches(digits.train_x, digits.train_y, 64)
 
     # The trained network. Yours is probably on disk: model = Net(); model.load_state_dict(torch.load("net.pt"))
