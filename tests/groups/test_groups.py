@@ -244,13 +244,18 @@ def test_a_weight_read_without_its_layer_is_named() -> None:
     assert "aten.einsum cannot be followed" in reasons["conv1"]
 
 
+class Sorted(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.sort(0).values
+
+
 def test_a_weight_computed_in_forward_is_named() -> None:
     odd = Odd(lambda model, x: model.conv2(x)).eval()
-    nn.utils.parametrizations.weight_norm(odd.conv1)
+    nn.utils.parametrize.register_parametrization(odd.conv1, "weight", Sorted())
     found = find_groups(odd, IMAGES)
     assert [group.writers for group in found.groups] == [("conv2",)]
     reasons = {change.path: change.why for change in found.frozen}
-    assert "aten._weight_norm cannot be followed" in reasons["conv1.parametrizations.weight"]
+    assert "sort works across the channels" in reasons["conv1.parametrizations.weight"]
 
 
 def test_blocks_without_gradients_do_not_hide_layers() -> None:
