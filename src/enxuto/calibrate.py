@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from enxuto.task import Batch, evaluating, finite_answers
 
-SENTINEL = 1e4  # the least magnitude of a value that masks: -1e4, -1e9, the smallest float, minus infinity
+SENTINEL = 9.9e3  # the least magnitude of a value that masks: -1e4 plus a small value, -1e9, the smallest float, minus infinity
 INFINITE = 1e30  # no measured quantity is as large: a mask, or the sum of several
 APART = 100.0  # a mask is so many times as large as every value that is none
 ALIKE = 0.01  # masks are one value, or that value with a small one added
@@ -18,7 +18,7 @@ ALIKE = 0.01  # masks are one value, or that value with a small one added
 def value_range(values: Tensor) -> tuple[float, float]:
     """The least and the largest value, of those that are no masks; 0 and 0 when there is none.
 
-    Masks are values of 1e4 and more that are all alike on their side of zero and a hundred times as large as all others:
+    Masks are values of about 1e4 and more that are all alike on their side of zero and a hundred times as large as all others:
     -1e9 where attention must not look. Large values that vary are measured ones.
 
     >>> value_range(torch.tensor([-3.4e38, -1.0, 2.0]))

@@ -31,7 +31,7 @@ def test_what_repeats_comes_back_bit_for_bit(seed, dtype, different):
     chance = np.random.default_rng(seed)
     values = chance.integers(0, 256, different * np.dtype(dtype).itemsize, dtype=np.uint8).view(dtype)
     array = np.concatenate([values[chance.integers(0, different, 400)], np.tile(values, 9)])
-    coded = encode_array(array)
+    coded = encode_array(array, matches=True)
     assert decode_array(coded, array.dtype, array.shape).tobytes() == array.tobytes()
     assert len(coded) <= 1 + array.nbytes
 
@@ -39,7 +39,7 @@ def test_what_repeats_comes_back_bit_for_bit(seed, dtype, different):
 def test_weights_rounded_but_kept_as_floats_take_the_bits_of_their_rounding():
     codes = np.random.default_rng(0).integers(0, 16, (256, 100))
     floats = (codes * np.float32(0.0123)).astype(np.float32)
-    coded = encode_array(floats)
+    coded = encode_array(floats, matches=True)
     assert METHODS[coded[0]] == METHODS[VALUES]
     assert len(coded) < codes.size / 2 + 200  # four bits each, and the table
     assert decode_array(coded, "float32", floats.shape).tobytes() == floats.tobytes()
@@ -47,14 +47,14 @@ def test_weights_rounded_but_kept_as_floats_take_the_bits_of_their_rounding():
 
 def test_a_tensor_whose_second_half_is_its_first_takes_half():
     once = bits(5000)
-    coded = encode_array(np.tile(once, 2))
+    coded = encode_array(np.tile(once, 2), matches=True)
     assert METHODS[coded[0]] == METHODS[MATCHES]
     assert len(coded) < 1.05 * once.nbytes
 
 
 def test_a_filter_bank_takes_a_third_of_what_its_bytes_take_apart():
     apart = encode_array(bank(), fast=True)
-    coded = encode_array(bank())
+    coded = encode_array(bank(), matches=True)
     assert len(coded) < len(apart) / 3
     assert decode_array(coded, "float32", bank().shape).tobytes() == bank().tobytes()
 
@@ -70,8 +70,8 @@ def test_passages_of_zeros_alone_are_no_repetition():
     assert not repeating(np.zeros(10_000, np.uint32))
 
 
-def test_fast_streams_hold_neither():
-    assert encode_array(np.tile(bits(3000), 3), fast=True)[0] not in (VALUES, MATCHES)
+def test_streams_for_devices_hold_neither():
+    assert encode_array(np.tile(bits(3000), 3))[0] not in (VALUES, MATCHES)
 
 
 @pytest.mark.parametrize("change", ["cut", "longer", "no setting", "shorter count", "longer count", "empty"])
@@ -93,7 +93,7 @@ def test_damage_in_matches_is_found(change):
 
 def test_more_values_than_elements_are_refused():
     codes = np.random.default_rng(0).integers(0, 200, 2000)
-    coded = encode_array((codes * np.float32(0.3)).astype(np.float32))
+    coded = encode_array((codes * np.float32(0.3)).astype(np.float32), matches=True)
     assert coded[0] == VALUES
     for count in (150, 0):
         with pytest.raises(ArtifactError):

@@ -45,13 +45,19 @@ Result = TypeVar("Result")
 
 
 def write(
-    path: str | os.PathLike[str], meta: Mapping[str, Any], sections: Iterable[Section], *, plain: bool = False, fast: bool = False
+    path: str | os.PathLike[str],
+    meta: Mapping[str, Any],
+    sections: Iterable[Section],
+    *,
+    plain: bool = False,
+    fast: bool = False,
+    matches: bool = False,
 ) -> dict[str, int]:
     """Writes the file and gives its bytes by section name, and under "header" all others; they sum to the file's size.
 
     Sections are taken one by one, and the small ones kept until the end. `plain` leaves the index as it is and gives each
     tensor a stream of its own, for readers with little memory; `fast` leaves out the coders that read a few million symbols a
-    second.
+    second, and `matches` takes in those of what repeats, which devices do not read.
     Raises: ArtifactError when a section contradicts itself, a name occurs twice or `meta` is not JSON; OutputError when
     the file cannot be written.
     """
@@ -62,7 +68,9 @@ def write(
         start = MAGIC + bytes([VERSION])
         file.write(start)
         size = block = check = 0
-        for stream in _in_threads(functools.partial(_encode, fast=fast), jobs(sections, entries, plain), _FEW_ELEMENTS):
+        for stream in _in_threads(
+            functools.partial(_encode, fast=fast, matches=matches), jobs(sections, entries, plain), _FEW_ELEMENTS
+        ):
             file.write(stream)
             lengths.append(len(stream))
             check, block, size = zlib.crc32(stream, check), block + len(stream), size + len(stream)
@@ -319,9 +327,11 @@ class Reader:
         return ArtifactError(f"'{self.path}' {what}: {reason}; copy or save it again.")
 
 
-def _encode(section: Section, start: int, stop: int, shape: tuple[int, ...], *, fast: bool) -> bytes:
+def _encode(section: Section, start: int, stop: int, shape: tuple[int, ...], *, fast: bool, matches: bool) -> bytes:
     part = taken(section, start, stop).reshape(shape)
-    return encode_array(part, fast=fast) if section.symbols is None else encode_integers(part, section.symbols, fast=fast)
+    if section.symbols is None:
+        return encode_array(part, fast=fast, matches=matches)
+    return encode_integers(part, section.symbols, fast=fast)
 
 
 def _in_threads(work: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], elements: int) -> Iterator[Result]:

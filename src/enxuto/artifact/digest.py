@@ -270,7 +270,7 @@ def digest_of(value: Any) -> str:
 def _spread(items: Sequence[Any], most: int) -> list[Any]:
     """All items, or as many as `most` of them, evenly spread, with the first and the last."""
     if len(items) <= most:
-        return list(items)
+        return [items[index] for index in range(len(items))]  # one that reads or waits when it is iterated is left alone
     return [items[index * (len(items) - 1) // (most - 1)] for index in range(most)]
 
 

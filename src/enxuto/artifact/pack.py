@@ -63,14 +63,20 @@ def pack(source: PathLike, path: PathLike, *, parent: PathLike | None = None, fa
             meta: dict[str, Any] = about | {"gaps": [length for _, length in gaps]} | ({"again": again} if again else {})
             if parent is not None:
                 meta |= {"parent": _word(Path(parent)), "differences": kept}
-            return write(path, meta, _sections(file, spans, gaps, before, kept, {name for _, name, _ in again}), fast=fast)
+            return write(
+                path,
+                meta,
+                _sections(file, spans, gaps, before, kept, {name for _, name, _ in again}),
+                fast=fast,
+                matches=not fast,
+            )
 
         again = twins(file.read, spans)
         ledger = written(again)
         if again and size > memory_limit_bytes(sum(ledger.values())):  # more than a reader would believe
             ledger = written([])
         whole = None if fast else _whole(file, size, int(_CLEARLY * sum(ledger.values())) - _ABOUT)
-        return ledger if whole is None else write(path, about | {"gaps": [size]}, [whole])
+        return ledger if whole is None else write(path, about | {"gaps": [size]}, [whole], matches=True)
 
 
 def unpack(source: PathLike, path: PathLike, *, parent: PathLike | None = None) -> int:

@@ -41,15 +41,17 @@ _SAMPLE = 1 << 14  # elements that decide whether the sign moves, and whether ze
 _ZEROS = 0.02  # from this fraction on
 
 
-def encode_array(array: NDArray[Any], *, fast: bool = False) -> bytes:
+def encode_array(array: NDArray[Any], *, fast: bool = False, matches: bool = False) -> bytes:
     """An array of any numeric type in the fewest bytes found, bit for bit; empty for no elements. `fast` as for codes.
+
+    `matches` tries what repeats too, for files that are not read on devices.
 
     Shapes: array [...].
     """
     if array.dtype.itemsize == 1:
         codes = array.view(np.uint8)
         coded = encode_integers(codes, 2 if array.dtype == np.bool_ else 256, fast=fast)
-        if fast or array.dtype == np.bool_ or not repeats.repeating(codes.reshape(-1)):
+        if not matches or array.dtype == np.bool_ or not repeats.repeating(codes.reshape(-1)):
             return coded
         return min(coded, bytes([MATCHES]) + repeats.write_matches(codes), key=len)
     values = patterns(array)
@@ -57,7 +59,7 @@ def encode_array(array: NDArray[Any], *, fast: bool = False) -> bytes:
         return b""
     if _constant(values):
         return write_constant(int(values[0]))
-    smallest = min(_tried(array, values, fast), key=len, default=b"")
+    smallest = min(_tried(array, values, fast, matches), key=len, default=b"")
     return smallest if 0 < len(smallest) <= values.nbytes else b"".join([bytes([RAW]), values.data])
 
 
@@ -71,7 +73,7 @@ def array_costs(array: NDArray[Any]) -> dict[str, int]:
     raw = {METHODS[RAW]: 1 + values.nbytes}
     if _constant(values):
         return raw | {METHODS[CONSTANT]: len(write_constant(int(values[0])))}
-    return raw | {METHODS[data[0]]: len(data) for data in _tried(array, values, fast=False)}
+    return raw | {METHODS[data[0]]: len(data) for data in _tried(array, values, fast=False, matches=True)}
 
 
 def decode_array(data: Data, dtype: np.dtype[Any] | str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -168,13 +170,13 @@ def _values(data: Data, count: int, pattern: np.dtype[Any], nested: bool) -> NDA
     raise unknown(method, "elements")
 
 
-def _tried(array: NDArray[Any], values: NDArray[Any], fast: bool) -> list[bytes]:
+def _tried(array: NDArray[Any], values: NDArray[Any], fast: bool, matches: bool) -> list[bytes]:
     """The streams of the methods that may be smaller than raw."""
     coded = []
     if values.size > _FEW:
         shape = array.shape if values.size == array.size else values.shape
         coded = [_planes(values, shape, fast), _sparse(values, shape, fast)]
-        if not fast:
+        if matches:
             coded += _repeated(values, shape)
     if values.size <= _FEW or array.dtype.kind in "iu":
         coded.append(_narrow(values))
