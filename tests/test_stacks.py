@@ -111,6 +111,7 @@ def test_two_steps_save_and_load_with_equal_outputs(net, first, second, tmp_path
     assert torch.equal(output(loaded, x), output(model, x))
     assert torch.isfinite(output(loaded, x)).all()
     idle = {name for at, name in enumerate((first, second)) if at != place} == {"Recover"}  # nothing is there to recover
+    idle = idle and not any(isinstance(module, nn.BatchNorm2d) for module in task.model.modules())  # whose batches differ
     assert torch.equal(output(loaded, x), output(task.model, x)) == idle
     again, _ = run(task, steps_of(first, second))
     assert torch.equal(output(again, x), output(model, x))

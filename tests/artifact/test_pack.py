@@ -445,7 +445,7 @@ def test_killed_at_any_moment_the_old_file_or_the_new_one_is_there(tmp_path):
             process.stdin.write("\n")
             process.stdin.flush()
             child = int(process.stdout.readline())
-            time.sleep(chance.uniform(0, 0.06))
+            time.sleep(chance.uniform(0, 0.25))
             os.kill(child, signal.SIGKILL)
             assert process.stdout.readline() == "gone\n"
             found = (tmp_path / "out.nxt").read_bytes()

@@ -83,7 +83,6 @@ def test_each_method_is_chosen_where_it_is_smallest():
         (np.array([3, 200, 7]), stream.NARROW),
         (chance.normal(size=5000).astype(np.float32), stream.PLANES),
         (np.where(chance.random(5000) < 0.1, chance.normal(size=5000), 0), stream.SPARSE),
-        ((chance.random(5000) < 0.1) * chance.normal(size=5000), stream.VALUES),  # with zeros of either sign
         (np.full(5000, 0.1), stream.CONSTANT),
         (chance.integers(0, 1 << 63, 500), stream.RAW),
     ):

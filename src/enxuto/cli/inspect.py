@@ -133,7 +133,8 @@ def _inspect_coders(run: Session, path: Path) -> None:
     with Reader(path) as reader, run.progress():
         for entry in counted(reader.entries.values(), "coding", len(reader.entries)):
             parts = [part.reshape(shape) for part, (*_, shape) in zip(reader.pieces(entry.name), entry.pieces(), strict=True)]
-            each = [costs(part, entry.symbols) if entry.symbols else array_costs(part) for part in parts]
+            packed = "packed" in reader.meta
+            each = [costs(part, entry.symbols) if entry.symbols else array_costs(part, matches=packed) for part in parts]
             shared = [name for name in METHODS if each and all(name in found for found in each)]
             rows.append(
                 {

@@ -63,8 +63,8 @@ def encode_array(array: NDArray[Any], *, fast: bool = False, matches: bool = Fal
     return smallest if 0 < len(smallest) <= values.nbytes else b"".join([bytes([RAW]), values.data])
 
 
-def array_costs(array: NDArray[Any]) -> dict[str, int]:
-    """The bytes that an array takes under each method that is tried for it, by its name."""
+def array_costs(array: NDArray[Any], *, matches: bool = False) -> dict[str, int]:
+    """The bytes that an array takes under each method that is tried for it, by its name; `matches` as for `encode_array`."""
     if array.dtype.itemsize == 1:
         return costs(array.view(np.uint8), 2 if array.dtype == np.bool_ else 256)
     values = patterns(array)
@@ -73,7 +73,7 @@ def array_costs(array: NDArray[Any]) -> dict[str, int]:
     raw = {METHODS[RAW]: 1 + values.nbytes}
     if _constant(values):
         return raw | {METHODS[CONSTANT]: len(write_constant(int(values[0])))}
-    return raw | {METHODS[data[0]]: len(data) for data in _tried(array, values, fast=False, matches=True)}
+    return raw | {METHODS[data[0]]: len(data) for data in _tried(array, values, fast=False, matches=matches)}
 
 
 def decode_array(data: Data, dtype: np.dtype[Any] | str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -118,7 +118,7 @@ def _write(
     short = sorted(clear, key=lambda batch: sum(tensor.numel() for tensor in leaves(batch)))  # far from what a table allows
     ways = [(clear[0], False)] + ([(batch, True) for batch in short] if lengths else [])  # an axis of one is taken for fixed
     exported, failure = None, None
-    for given, guessed in ways:
+    for number, (given, guessed) in enumerate(ways, 1):
         given = resized(given, 2) if dynamic and batch_size(given) == 1 else given
         positional, named = arguments(given)
         try:
@@ -129,11 +129,12 @@ def _write(
             break
         except Exception as error:  # tracing runs the model, and the exporter raises whatever comes to it
             failure = failure or error
-    if exported is None:
-        raise ExportError(
-            f"torch cannot export {type(model).__name__} to ONNX ({_cause(failure)}); "
-            "write its forward without branches on values of tensors and with operators ONNX has."
-        ) from failure
+            if number == len(ways):
+                raise ExportError(
+                    f"torch cannot export {type(model).__name__} to ONNX ({_cause(failure)}); "
+                    "write its forward without branches on values of tensors and with operators ONNX has."
+                ) from failure
+    assert exported is not None
     proto = _tidy(exported.model_proto)
     helper.set_model_props(proto, {STRUCTURE: json.dumps(structure(outputs))})
     if proto.ByteSize() > LARGEST_FILE_BYTES:
