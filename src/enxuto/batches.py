@@ -7,6 +7,7 @@ each sample too; what has not (a table, a mask, a number) goes along whole. A pa
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ Part = Tensor | PackedSequence
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
-    """The tensors inside tuples, lists and dicts, in order."""
+    """The tensors inside tuples, lists, dicts and dataclasses, in order."""
     for part in _parts(tree):
         yield from (part,) if isinstance(part, Tensor) else (item for item in part if isinstance(item, Tensor))
 
@@ -113,9 +114,21 @@ def _chosen(batch: Any, chosen: range | list[int]) -> Any:
 def _parts(tree: Any) -> Iterator[Part]:
     if isinstance(tree, Part):
         yield tree
-    elif isinstance(tree, (tuple, list, Mapping)):
-        for item in tree.values() if isinstance(tree, Mapping) else tree:
+    elif isinstance(tree, (tuple, list, Mapping)) or is_record(tree):
+        for item in tree if isinstance(tree, (tuple, list)) else entries(tree).values():
             yield from _parts(item)
+
+
+def is_record(tree: Any) -> bool:
+    """True for an instance of a dataclass, which some models return."""
+    return dataclasses.is_dataclass(tree) and not isinstance(tree, type)
+
+
+def entries(tree: Any) -> dict[str, Any]:
+    """The items of a dict, or the fields of a dataclass, by name."""
+    if isinstance(tree, Mapping):
+        return {str(key): item for key, item in tree.items()}
+    return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
 
 
 def _mapped(tree: Any, change: Callable[[Part], Part]) -> Any:
@@ -126,6 +139,8 @@ def _mapped(tree: Any, change: Callable[[Part], Part]) -> Any:
         for name, item in tree.items():
             made[name] = _mapped(item, change)
         return made
+    if is_record(tree):
+        return dataclasses.replace(tree, **{name: _mapped(item, change) for name, item in entries(tree).items()})
     if isinstance(tree, (tuple, list)):
         items = [_mapped(item, change) for item in tree]
         return items if isinstance(tree, list) else type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)

@@ -15,7 +15,7 @@ from enxuto.evaluation.quality import agreement, quality
 from enxuto.files import writable_folder
 from enxuto.measure import ORIGINAL, measure, save_original
 from enxuto.plan.pace import ready
-from enxuto.plan.search import Search, smallest_bytes
+from enxuto.plan.search import Search, smallest_file
 from enxuto.plan.verdict import advise, judge
 from enxuto.recipe import checked, run
 from enxuto.result import Result
@@ -87,15 +87,25 @@ def compress(
     return result
 
 
+def _largest_floats(path: Path) -> str:
+    """Which floats fill most of a file, where they are most of it."""
+    floats = sorted((entry for entry in ledger(path) if entry.kind == "float"), key=lambda entry: -entry.bytes)
+    if 2 * sum(entry.bytes for entry in floats) < file_bytes(path):
+        return ""
+    shown = ", ".join(f"'{entry.name}'" for entry in floats[:3]) + (", ..." if len(floats) > 3 else "")
+    return f", mostly for what no layer kind covers and stays in float: {shown}"
+
+
 def _search(task: Task, target: Target, seconds: float, work: Path, before: Sequence[Entry]) -> Search:
     original_bytes = file_bytes(work / ORIGINAL)
     limit = target.limit_bytes(original_bytes)
-    floor = smallest_bytes(task, work)  # asked for in any case: it compiles what every recipe needs, before the clock runs
+    smallest = smallest_file(task, work)  # made in any case: it compiles what every recipe needs, before the clock runs
+    floor = file_bytes(smallest)
     if limit < floor:
         raise TargetError(
             f"a file of {format_bytes(limit)} is asked for, but names, shapes and next to no value of this network, "
             f"whose weights take {format_bytes(sum(entry.bytes for entry in before))}, already need "
-            f"{format_bytes(floor)}; ask for more than that."
+            f"{format_bytes(floor)}{_largest_floats(smallest)}; ask for more than that."
         )
     evaluate = task.evaluate or agreement(task.model, task.calibration, outputs=task.outputs)
     ready()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import batch_size, mapped
+from enxuto.batches import batch_size, entries, is_record, mapped
 from enxuto.errors import TaskError
 from enxuto.functional.distill import same_values, soft_labels
 from enxuto.functional.likeness import Spread, class_axis, log_probabilities, probabilities
@@ -119,6 +119,9 @@ def _exchanged(outputs: Any, name: str, tensor: Tensor, path: str = "") -> Any:
         for key, item in outputs.items():
             changed[key] = _exchanged(item, name, tensor, f"{path}.{key}" if path else str(key))
         return changed
+    if is_record(outputs):
+        fields = entries(outputs).items()
+        return replace(outputs, **{key: _exchanged(item, name, tensor, f"{path}.{key}" if path else key) for key, item in fields})
     if isinstance(outputs, (tuple, list)):
         keys = getattr(outputs, "_fields", range(len(outputs)))
         items = [

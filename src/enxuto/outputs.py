@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from enxuto.batches import entries, is_record
 from enxuto.errors import TaskError
 from enxuto.functional.likeness import class_axis
 from enxuto.select import matches
@@ -36,8 +37,8 @@ def _walk(outputs: Any, path: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _items(outputs: Any) -> list[tuple[str, Any]]:
-    if isinstance(outputs, Mapping):
-        return [(str(key), item) for key, item in outputs.items()]
+    if isinstance(outputs, Mapping) or is_record(outputs):
+        return list(entries(outputs).items())
     if isinstance(outputs, (tuple, list)):
         return list(zip(getattr(outputs, "_fields", map(str, range(len(outputs)))), outputs, strict=True))
     return []

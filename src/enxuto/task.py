@@ -88,19 +88,12 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def first_tensor(outputs: Any) -> Tensor:
-    """The first tensor in what a model returned: itself, or the first in a tuple, a list or a dict.
+    """The first tensor in what a model returned: itself, or the first in a tuple, a list, a dict or a dataclass.
 
     Raises: TaskError when there is none.
     """
-    if isinstance(outputs, Tensor):
-        return outputs
-    inner = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
-    if isinstance(inner, (tuple, list)):
-        for item in inner:
-            try:
-                return first_tensor(item)
-            except TaskError:
-                continue
+    for tensor in leaves(outputs):
+        return tensor
     raise TaskError(f"the model returned {type(outputs).__name__} without a tensor; return a tensor, a tuple or a dict of them.")
 
 

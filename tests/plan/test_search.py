@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import enxuto as ex
 from enxuto.plan.history import End, History
-from enxuto.plan.search import Search, smallest_bytes
+from enxuto.plan.search import Search, smallest_file
 from enxuto.plan.verdict import advise, judge
 from toys import Mlp
 
@@ -93,7 +93,7 @@ def test_macs_alone_ask_for_no_smaller_file(tmp_path: Path) -> None:
 def test_no_recipe_goes_below_the_smallest_file(tmp_path: Path) -> None:
     found = search(tmp_path, ex.Target(max_drop=1.0), seconds=4)
     found.run()
-    assert smallest_bytes(found.task, tmp_path) < min(trial.file_bytes for trial in found.trials)
+    assert smallest_file(found.task, tmp_path).stat().st_size < min(trial.file_bytes for trial in found.trials)
 
 
 def test_a_missed_goal_is_explained(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _from_files(first: Path, second: Path) -> tuple[Document, Document | None]:
             measured.append(Measured(file_bytes=file_bytes(path)))
             entries = ledger(path) if path.suffix == ".nxt" else ()
             ledgers.append(tuple(Entry(**asdict(entry)) for entry in entries))
-    notes = ["nothing was measured now; with --task task.py both are, in one run, and the change of quality is paired."]
+    notes = ["nothing was measured now, so there is no latency; with --task task.py both are, in one run, and quality is paired."]
     if len(names) > 1:
         notes.append(f"the qualities are of different kinds ({' and '.join(sorted(names))}): their difference means nothing.")
     name = names.pop() if len(names) == 1 else "quality"
@@ -146,16 +146,11 @@ def _from_files(first: Path, second: Path) -> tuple[Document, Document | None]:
 
 
 def _measured(file: Shipped) -> Measured:
-    """A file of a result as one side of a pair."""
+    """A file of a result as one side of a pair, without its clock: two runs on two machines, or an hour apart, say nothing."""
     from enxuto.reports.document import Measured
 
     return Measured(
-        file_bytes=file.file_bytes,
-        quality=file.quality,
-        latency_ms=file.latency_ms,
-        latency_samples_ms=file.latency_samples_ms,
-        peak_memory_bytes=file.peak_memory_bytes,
-        precision=file.precision,
+        file_bytes=file.file_bytes, quality=file.quality, peak_memory_bytes=file.peak_memory_bytes, precision=file.precision
     )
 
 

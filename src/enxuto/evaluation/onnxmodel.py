@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import arguments, batch_size, leaves, resized, rows
+from enxuto.batches import arguments, batch_size, entries, is_record, leaves, resized, rows
 from enxuto.errors import ExportError
 from enxuto.evaluation.session import RUNTIME_ERRORS, Array, open_session
 
@@ -56,9 +56,9 @@ def structure(value: Any) -> Any:
     """What a model returned with its tensors taken out, ready for JSON; `assemble` is the way back."""
     if isinstance(value, Tensor):
         return "tensor"
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) or is_record(value):
         kind = "dict" if type(value) is dict else "named"
-        return [kind, [[str(name), structure(item)] for name, item in value.items()]]
+        return [kind, [[name, structure(item)] for name, item in entries(value).items()]]
     if isinstance(value, (tuple, list)):
         return [type(value).__name__ if type(value) in (tuple, list) else "tuple", [structure(item) for item in value]]
     return None

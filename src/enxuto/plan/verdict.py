@@ -57,7 +57,7 @@ def judge(target: Target, evaluation: Evaluation) -> tuple[Verdict, ...]:
             add(
                 "latency",
                 left <= target.latency,
-                f"latency {left:.1%} of at most {target.latency:.1%} ({compressed.precision})",
+                f"latency of small.onnx ({compressed.precision}) {left:.1%} of at most {target.latency:.1%}",
             )
     if target.max_drop is not None:
         fraction = is_fraction(original.quality, compressed.quality)

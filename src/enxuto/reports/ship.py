@@ -50,7 +50,8 @@ def sentence(document: Document, file: Shipped) -> str:
     before = document.original
     ratio = before.file_bytes / file.file_bytes
     said = f"{title(file)}: {format_bytes(before.file_bytes)} became {format_bytes(file.file_bytes)}"
-    said += f", {words.significant(ratio)} times smaller" if ratio > RIVALS else ", which is not smaller"
+    little = "hardly smaller" if ratio > 1 else "not smaller"
+    said += f", {words.significant(ratio)} times smaller" if ratio > RIVALS else f", which is {little}"
     if file.quality is not None:
         shown = [words.quality(value, document.is_fraction) for value in (before.quality, file.quality)]
         said += f"; {quality_word(document)} {shown[0]} → {shown[1]}"

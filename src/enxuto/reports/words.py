@@ -153,7 +153,7 @@ def times(before: float | None, after: float | None, less: str, more: str) -> st
         return MISSING
     ratio = before / after
     if abs(ratio - 1) < 0.005:
-        return "the same"
+        return "the same" if before == after else "about the same"
     return f"{significant(ratio)}× {less}" if ratio > 1 else f"{significant(1 / ratio)}× {more}"
 
 
