@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 import enxuto as ex
 import enxuto.measure
+from enxuto.errors import TargetError
 from toys import Mlp
 
 NAMES = ("file_bytes", "quality", "parameters", "macs", "latency_ms", "latency_samples_ms", "peak_memory_bytes")
@@ -304,3 +306,20 @@ def test_a_killed_search_goes_on_and_ctrl_c_ends_it_with_its_files(tmp_path: Pat
     assert [trial["recipe"] for trial in history][: len(before)] == before
     assert len(history) > len(before)
     assert (tmp_path / "small.nxt").stat().st_size in [trial["file_bytes"] for trial in history]
+
+
+class Bare(nn.Module):
+    """Most of its weights are parameters of its own, as GPT-2 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing, self.head = nn.Parameter(torch.randn(64, 64)), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(x @ self.mixing))
+
+
+def test_a_size_below_what_stays_in_float_is_refused_with_its_name(tmp_path: Path) -> None:
+    brought = ex.Task(Bare().eval(), calibration=[torch.randn(8, 64)])
+    with pytest.raises(TargetError, match=r"stays in float: 'mixing'; ask for more"):
+        ex.compress(brought, target=ex.Target(size="4 kB"), out=tmp_path)

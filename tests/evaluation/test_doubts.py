@@ -9,33 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.evaluation.doubts import blank_quality, seen_before
-from enxuto.evaluation.measurement import Evaluation, Measurement
 from enxuto.evaluation.points import points, said
+from figures import evaluation
 from toys import Mlp
-
-
-def evaluation(original: float, compressed: float, blank: float | None) -> Evaluation:
-    def measured(quality: float) -> Measurement:
-        return Measurement(
-            file_bytes=100,
-            quality=quality,
-            parameters=1,
-            macs=1,
-            latency_ms=None,
-            latency_samples_ms=(),
-            peak_memory_bytes=None,
-            precision="none",
-        )
-
-    return Evaluation(
-        original=measured(original),
-        compressed=measured(compressed),
-        quality_name="test",
-        quality_change=compressed - original,
-        quality_change_interval=None,
-        samples=0,
-        blank_quality=blank,
-    )
 
 
 @pytest.mark.parametrize(

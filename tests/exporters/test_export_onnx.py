@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import onnx
 import pytest
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import enxuto as ex
 from enxuto.errors import ExportError, OutputError
 from enxuto.evaluation.onnxmodel import OnnxModel
+from enxuto.evaluation.quality import agreement
 from enxuto.exporters.onnx import to_onnx
 from enxuto.task import call
 
@@ -194,3 +197,31 @@ def test_a_network_in_double_precision_that_the_runtime_lacks_is_told_so(tmp_pat
     net = nn.Sequential(nn.Linear(8, 4), nn.ELU()).double().eval()
     with pytest.raises(ExportError, match=r"'0\.weight' is float64.*model\.float\(\)"):
         to_onnx(net, torch.randn(2, 8).double(), tmp_path / "a.onnx")
+
+
+@dataclass
+class Found:
+    """What detectors of a user's own return."""
+
+    scores: Tensor
+    boxes: tuple[Tensor, Tensor]
+
+
+class Detector(Library):
+    def forward(self, x):
+        hidden = torch.relu(self.body(x))
+        return Found(self.head(hidden), (hidden[:, :4], 2 * hidden[:, 4:]))
+
+
+def test_a_dataclass_is_judged_taught_and_exported_like_a_dict(tmp_path):
+    net, x = Detector().eval(), torch.randn(16, 8)
+    task = ex.Task(net, calibration=[x])
+    small, _ = ex.run(task, [ex.Prune(0.7), ex.Recover(epochs=20)])
+    pruned, _ = ex.run(task, [ex.Prune(0.7)])
+    judge = agreement(net, [x])
+    assert 0 < float(judge(pruned).mean()) < float(judge(small).mean()) < 1
+    to_onnx(small, x, tmp_path / "a.onnx")
+    found = OnnxModel(tmp_path / "a.onnx")(x)
+    assert torch.allclose(found.scores, small(x).scores, atol=1e-5)
+    assert torch.allclose(found.boxes[1], small(x).boxes[1], atol=1e-5)
+    assert float(judge(OnnxModel(tmp_path / "a.onnx")).mean()) == pytest.approx(float(judge(small).mean()), abs=1e-4)

@@ -9,33 +9,9 @@ import pytest
 import torch
 
 import enxuto as ex
-from enxuto.evaluation.measurement import Evaluation, Measurement
 from enxuto.plan.history import End, Trial
 from enxuto.plan.verdict import Verdict, advise, judge
-
-
-def evaluation(before: float, after: float, *, blank: float | None = 0.1, size: int = 500) -> Evaluation:
-    def measured(quality: float, size: int) -> Measurement:
-        return Measurement(
-            file_bytes=size,
-            quality=quality,
-            parameters=1,
-            macs=1,
-            latency_ms=None,
-            latency_samples_ms=(),
-            peak_memory_bytes=None,
-            precision="none",
-        )
-
-    return Evaluation(
-        original=measured(before, 6000),
-        compressed=measured(after, size),
-        quality_name="test",
-        quality_change=after - before,
-        quality_change_interval=None,
-        samples=0,
-        blank_quality=blank,
-    )
+from figures import evaluation
 
 
 @pytest.mark.parametrize(
