@@ -1,3 +1,7 @@
+import copy
+import pickle
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +9,7 @@ from torch import nn
 from enxuto.errors import ArtifactError, LayerError
 from enxuto.layers import Affine, Coded, Rehearsal, Table, code_
 from enxuto.surgery import duplicate, leaves_, left_in_float, replace_, to_float, twins, weights
+from enxuto.task import Task
 from toys import Mlp, ResidualCnn, Tied, output, photograph, seeded, unchanged
 
 
@@ -96,7 +101,11 @@ def test_a_weight_of_a_model_that_is_one_layer_has_a_key():
 
 
 def test_a_decoder_leaves_its_cache_out_in_copies_only():
-    class Config:
+    class Kept:
+        def save_pretrained(self, folder):
+            raise NotImplementedError
+
+    class Config(Kept):
         use_cache = True
 
     class Decoder(nn.Module):
@@ -107,11 +116,49 @@ def test_a_decoder_leaves_its_cache_out_in_copies_only():
         def forward(self, x):
             return (self.head(x), object()) if self.config.use_cache else (self.head(x),)
 
-    model = nn.Sequential(Decoder())
+    class Library(Kept, Decoder):
+        pass
+
+    model = nn.Sequential(Library())
     model[0].config.use_cache = True
     small = duplicate(model)
     assert len(small(torch.randn(2, 4))) == 1
     assert len(model(torch.randn(2, 4))) == 2
+    assert len(duplicate(Decoder())(torch.randn(2, 4))) == 2  # a network of one's own means by the word what it likes
+
+
+@dataclass(frozen=True)
+class Settings:
+    use_cache: bool = True
+
+
+class Hub(Mlp):
+    """Kept as hubs do, with a configuration of its own kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = Settings()
+
+    def save_pretrained(self, folder):
+        self.kept = folder
+
+
+def test_a_configuration_that_cannot_change_is_left():
+    assert duplicate(Hub()).config == Settings()
+    Task(seeded(Hub), calibration=[torch.randn(2, 12)])
+
+
+def test_a_copy_can_be_pickled_and_copied_whole(tmp_path):
+    small = duplicate(seeded(Hub))
+    torch.save(small, tmp_path / "whole.pt")
+    for again in (pickle.loads(pickle.dumps(small)), torch.load(tmp_path / "whole.pt", weights_only=False), copy.deepcopy(small)):
+        assert torch.equal(again.fc1.weight, small.fc1.weight)
+        again.save_pretrained("plain")
+        assert again.kept == "plain"
+        code_(again.fc2, "weight", Affine(8).encode(again.fc2.weight))
+        with pytest.raises(ArtifactError, match="from_pretrained could not read"):
+            again.save_pretrained("coded")
+    assert not hasattr(small, "kept")
 
 
 def test_a_network_with_coded_layers_does_not_write_a_folder_that_cannot_be_read():

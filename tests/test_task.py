@@ -248,3 +248,14 @@ def test_outputs_are_said_by_the_names_that_are_there(outputs, words):
     with pytest.raises(TaskError, match=words):
         Task(Detector(), calibration=[X], outputs=outputs)
     assert Task(Detector(), calibration=[X], outputs={"heads.0": "classes", "b*": "ignore"})
+
+
+def test_a_network_that_asks_for_its_own_mask_is_told_so_before_any_step():
+    class Asking(Mlp):
+        def forward(self, x):
+            return super().forward(x) * self.fc1.weight_mask.mean()
+
+    model = Asking()
+    nn.utils.prune.l1_unstructured(model.fc1, "weight", 0.5)
+    with pytest.raises(TaskError, match=r"fails on its own sample inputs once its masks .* plain weights .*'weight_mask'"):
+        Task(model, calibration=[torch.randn(4, 12)])

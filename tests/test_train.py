@@ -290,3 +290,13 @@ def test_what_a_training_leaves_in_attributes_does_not_stop_copies(kind: str) ->
     own = prepare(task, [Prune(sparsity=0.5)])
     own(x).sum().backward()
     assert torch.isfinite(convert(own)(x)).all()
+
+
+@pytest.mark.parametrize("step", [Prune(sparsity=0.5), Quantize(2), Share(3), Factorize(rank=3)], ids=str)
+@pytest.mark.parametrize("steps", [[], [Prune(sparsity=0.3)], [Quantize(8, biases=8)], [Share(4)]], ids=str)
+def test_a_step_leaves_a_model_in_training_as_it_is(step, steps):
+    x = inputs(Mlp)
+    model = prepare(Task(seeded(Mlp), calibration=[x]), steps)
+    before = photograph(model)
+    step(model, Task(model, calibration=[x]))
+    assert unchanged(model, before)

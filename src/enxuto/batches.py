@@ -131,11 +131,18 @@ def entries(tree: Any) -> dict[str, Any]:
     return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
 
 
+def _another(tree: Any) -> Any:
+    """A mapping of the same kind and entries, which may be changed: one that keeps them in an attribute gets its own."""
+    if isinstance(tree, dict) or hasattr(tree, "__copy__"):
+        return copy.copy(tree)
+    return copy.deepcopy(tree, {id(item): item for item in tree.values()})
+
+
 def _mapped(tree: Any, change: Callable[[Part], Part]) -> Any:
     if isinstance(tree, Part):
         return change(tree)
     if isinstance(tree, Mapping):
-        made: Any = copy.copy(tree) if isinstance(tree, MutableMapping) else dict(tree)  # a dict whose entries are attributes
+        made: Any = _another(tree) if isinstance(tree, MutableMapping) else dict(tree)  # a dict whose entries are attributes
         for name, item in tree.items():
             made[name] = _mapped(item, change)
         return made

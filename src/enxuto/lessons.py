@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import batch_size, entries, is_record, mapped
+from enxuto.batches import batch_size, mapped
 from enxuto.errors import TaskError
 from enxuto.functional.distill import same_values, soft_labels
 from enxuto.functional.likeness import Spread, class_axis, log_probabilities, probabilities
@@ -104,31 +103,16 @@ def _only_differences_count(name: str, scores: Tensor, loss: Callable[[Any, Any]
     shape = [1 if place == axis else size for place, size in enumerate(scores.shape)]
     steps = torch.linspace(-1, 1, steps=scores.numel() // scores.shape[axis], device=scores.device, dtype=scores.dtype)
     shifted = scores + scores.std() * steps.reshape(shape) + scores.std()
-    before, moved, erased = (
-        float(loss(_exchanged(outputs, name, tensor), targets)) for tensor in (scores, shifted, torch.zeros_like(scores))
-    )
+    given = output_tensors(outputs)[name]
+
+    def of(other: Tensor) -> float:
+        return float(loss(mapped(outputs, lambda it: other if it is given else it.detach()), targets))
+
+    try:
+        before, moved, erased = map(of, (scores, shifted, torch.zeros_like(scores)))
+    except Exception:  # a loss of a user's may refuse such values in any way: those of probabilities, not of scores
+        return False
     return abs(moved - before) < INVISIBLE * abs(erased - before)
-
-
-def _exchanged(outputs: Any, name: str, tensor: Tensor, path: str = "") -> Any:
-    """The same structure with another tensor under one name."""
-    if isinstance(outputs, Tensor):
-        return tensor if (path or "0") == name else outputs.detach()
-    if isinstance(outputs, Mapping):
-        changed: Any = copy.copy(outputs)
-        for key, item in outputs.items():
-            changed[key] = _exchanged(item, name, tensor, f"{path}.{key}" if path else str(key))
-        return changed
-    if is_record(outputs):
-        fields = entries(outputs).items()
-        return replace(outputs, **{key: _exchanged(item, name, tensor, f"{path}.{key}" if path else key) for key, item in fields})
-    if isinstance(outputs, (tuple, list)):
-        keys = getattr(outputs, "_fields", range(len(outputs)))
-        items = [
-            _exchanged(item, name, tensor, f"{path}.{key}" if path else str(key)) for key, item in zip(keys, outputs, strict=True)
-        ]
-        return type(outputs)(*items) if hasattr(outputs, "_fields") else type(outputs)(items)
-    return outputs
 
 
 def taught(learned: Sequence[Lesson], given: Any, wanted: Any, temperature: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import types
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,11 +45,17 @@ def returned_(made: nn.Module, model: nn.Module) -> nn.Module:
 def _prepared_(made: nn.Module) -> nn.Module:
     made = without_computed_(made)
     for module in made.modules():
-        if getattr(vars(module).get("config"), "use_cache", False) is True:
-            vars(module)["config"].use_cache = False
-    if hasattr(made, "save_pretrained"):
-        vars(made)["save_pretrained"] = types.MethodType(_save_pretrained, made)
+        config: Any = vars(module).get("config")
+        if _is_pretrained(module) and _is_pretrained(config) and getattr(config, "use_cache", False) is True:
+            config.use_cache = False
+    if _is_pretrained(made):
+        vars(made)["save_pretrained"] = functools.partial(_save_pretrained, made)
     return made
+
+
+def _is_pretrained(value: object) -> bool:
+    """True for networks and configurations of Hugging Face, which say by their class how they are kept."""
+    return hasattr(type(value), "save_pretrained")
 
 
 def _save_pretrained(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -128,9 +134,9 @@ class Weight:
         if isinstance(tensor, CodedTensor):
             tensor.become_(tensor.recode(values))
         elif isinstance(tensor, Rehearsal):
-            tensor.leaf.data.copy_(values)
+            tensor.leaf.data = values.to(tensor.leaf)  # whoever else holds the old values keeps them
         else:
-            tensor.data = values.to(tensor)  # whoever else holds the old values keeps them
+            tensor.data = values.to(tensor)
 
     def code_(self, tensor: nn.Module) -> None:
         """Puts a tensor module in the weight's place."""

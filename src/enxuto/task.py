@@ -18,6 +18,7 @@ from enxuto.batches import arguments, leaves, mapped
 from enxuto.checks import named, whole, within
 from enxuto.copies import copied
 from enxuto.errors import RangeError, TargetError, TaskError
+from enxuto.layers.computed import without_computed_
 from enxuto.outputs import Outputs, check_kinds, output_tensors, said_of
 from enxuto.sizes import parse_bytes, parse_fraction
 
@@ -211,7 +212,8 @@ def check_copies(model: nn.Module, batch: Batch) -> None:
         _answers(model, other)
     except TaskError:  # a model may take none but such inputs as it was given
         first = []
-    second = _answers(copied(model, share=True), batch)
+    plain = without_computed_(copied(model, share=True))  # as steps copy it
+    second = _answers(plain, batch, "its own sample inputs once its masks and norms are plain weights")
     if first and not _alike(first, second) and _alike(first, _answers(model, batch)):
         hooked = [path or "the model" for path, module in model.named_modules() if _has_hooks(module)]
         raise TaskError(
@@ -227,10 +229,10 @@ def _another(tensor: Tensor) -> Tensor:
     return turned * 0.5 if tensor.is_floating_point() else turned
 
 
-def _answers(model: nn.Module, batch: Batch) -> list[Tensor]:
+def _answers(model: nn.Module, batch: Batch, place: str = "its own sample inputs") -> list[Tensor]:
     with evaluating(model), torch.random.fork_rng():
         torch.manual_seed(0)
-        return [tensor.clone() for tensor in leaves(attempt(model, batch, "its own sample inputs")) if tensor.is_floating_point()]
+        return [tensor.clone() for tensor in leaves(attempt(model, batch, place)) if tensor.is_floating_point()]
 
 
 def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:

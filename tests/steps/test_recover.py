@@ -1,4 +1,5 @@
 from collections import UserDict
+from collections.abc import MutableMapping
 
 import pytest
 import torch
@@ -434,3 +435,55 @@ def test_outputs_that_differ_in_training_are_taught_in_their_order():
     after, _ = Recover(epochs=50, learning_rate=1e-2)(small, task)
     assert not torch.equal(after.main.weight, small.main.weight)
     assert torch.equal(after.aside.weight, small.aside.weight)
+
+
+def certain(outputs, targets):
+    """A loss of one's own with an error of one's own."""
+    if not bool(((outputs >= 0) & (outputs <= 1)).all()):
+        raise LookupError("no probabilities")
+    return (outputs - targets).square().mean()
+
+
+@pytest.mark.parametrize("loss", [nn.functional.binary_cross_entropy, certain])
+def test_a_loss_that_takes_probabilities_alone_teaches_as_it_does(loss):
+    x = torch.randn(64, 12)
+    network = seeded(lambda: nn.Sequential(nn.Linear(12, 6), nn.Sigmoid()))
+    task = Task(network, calibration=[x], train=[(x, torch.rand(64, 6))], loss=loss)
+    assert [lesson.kind for lesson in settled(lessons(task, network), loss, output(network, x), torch.rand(64, 6))] == ["values"]
+    assert Recover()(network, task)[1].figures["batches"] == 1
+
+
+def test_the_question_what_outputs_are_leaves_them_as_they_are():
+    class Kept(MutableMapping):
+        def __init__(self, **given):
+            self.inner = given
+
+        def __getitem__(self, key):
+            return self.inner[key]
+
+        def __setitem__(self, key, value):
+            self.inner[key] = value
+
+        def __delitem__(self, key):
+            del self.inner[key]
+
+        def __iter__(self):
+            return iter(self.inner)
+
+        def __len__(self):
+            return len(self.inner)
+
+    x, targets, seen = torch.randn(64, 12), torch.randint(0, 6, (64,)), []
+
+    def loss(outputs, targets):
+        seen.append(type(outputs))
+        return nn.functional.cross_entropy(outputs["scores"], targets)
+
+    model = seeded(lambda: Detector(shape=lambda box, scores: Kept(box=box, scores=scores)))
+    task = Task(model, calibration=[x], train=[(x, targets)], loss=loss)
+    outputs = model(x)
+    before = dict(outputs)
+    found = settled(lessons(task, model), loss, outputs, targets)
+    assert {lesson.name: lesson.kind for lesson in found} == {"box": "values", "scores": "scores"}
+    assert all(outputs[name] is tensor for name, tensor in before.items())
+    assert set(seen) == {Kept}
