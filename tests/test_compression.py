@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import enxuto as ex
 import enxuto.measure
-from enxuto.errors import TargetError
+from enxuto.errors import ExportError, TargetError
 from toys import Mlp
 
 NAMES = ("file_bytes", "quality", "parameters", "macs", "latency_ms", "latency_samples_ms", "peak_memory_bytes")
@@ -323,3 +323,15 @@ def test_a_size_below_what_stays_in_float_is_refused_with_its_name(tmp_path: Pat
     brought = ex.Task(Bare().eval(), calibration=[torch.randn(8, 64)])
     with pytest.raises(TargetError, match=r"stays in float: 'mixing'; ask for more"):
         ex.compress(brought, target=ex.Target(size="4 kB"), out=tmp_path)
+
+
+def test_a_result_without_an_export_leaves_no_file_of_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small.onnx").write_bytes(b"of another network")
+
+    def refused(*_: object, **__: object) -> None:
+        raise ExportError("torch cannot export it; write it otherwise.")
+
+    monkeypatch.setattr(enxuto.measure, "export", refused)
+    result = ex.compress(task(), steps=[ex.Quantize(bits=8)], out=tmp_path)
+    assert not (tmp_path / "small.onnx").exists()
+    assert result.document()["met"] is None  # no goal, none met

@@ -82,4 +82,6 @@ def measure(
     if chosen is not None:
         with whole_file(folder / "small.onnx") as temporary:
             shutil.copyfile(chosen, temporary)
+    else:
+        (folder / "small.onnx").unlink(missing_ok=True)  # of an earlier run, and of another network
     return replace(evaluation, notes=(*notes, *evaluation.notes)), written

@@ -58,7 +58,7 @@ class Result:
             "enxuto": version("enxuto"),
             "seed": self.task.seed,
             "target": target,
-            "met": self.met,
+            "met": self.met if self.target is not None else None,
             "verdict": self.verdict,
             "advice": self.advice,
             "recipe": to_data(self.steps),
@@ -71,6 +71,7 @@ class Result:
             "before_ledger": [asdict(entry) for entry in self.before],
             "history": [asdict(trial) for trial in self.history],
             "judged_quality": self.judged_quality,
+            "judged_name": None if self.judged_quality is None else "evaluate" if self.task.evaluate else "agreement",
             "memory": [asdict(footprint) for footprint in self.memory],
         }
         return _finite(plain)

@@ -16,6 +16,7 @@ from enxuto.artifact.save import save as save_model
 from enxuto.errors import ExportError, OutputError, TaskError
 from enxuto.evaluation.compare import TOLERANCE
 from enxuto.evaluation.measurement import Evaluation
+from enxuto.evaluation.points import is_fraction, shown
 from enxuto.exporters import OnnxFile
 from enxuto.exporters import export as export_model
 from enxuto.files import writable_folder
@@ -87,8 +88,10 @@ def export(
 def _measured(result: Result, precision: str) -> list[str]:
     """A note when the file of this precision was measured and is worse than the compressed network itself."""
     whole = result.evaluation.compressed.quality
+    fraction = is_fraction(whole, result.evaluation.original.quality)
     return [
-        f"the {precision} file has quality {file.quality:.4f}, where the compressed network itself has {whole:.4f}"
+        f"the {precision} file has quality {shown(file.quality, fraction)}, where the compressed network itself has "
+        f"{shown(whole, fraction)}"
         for file in result.evaluation.exports
         if file.precision == precision and file.quality < whole - TOLERANCE * abs(whole)
     ]

@@ -181,6 +181,8 @@ def exported(precision: str, milliseconds: float | None) -> Exported:
         ),
         ((2.0, 1.0), (-0.3, -0.3, -0.302), math.inf, "int8", None),
         ((2.0, 1.0), (0.0, -0.5, -0.5), math.inf, "fp32", "no export keeps quality"),
+        ((None, None), (0.0, 0.0, 0.0), 0.005, "fp32", "no export could be timed"),
+        ((None, None), (0.0, -0.5, 0.0), 0.005, "int8", "fp32 export lost 50 points"),
     ],
 )
 def test_the_fastest_export_that_keeps_quality_is_chosen(clock, changes, max_drop, chosen, words):

@@ -87,3 +87,31 @@ def test_rounds_that_bring_nothing_end_the_search() -> None:
 def test_a_network_that_loses_nothing_is_not_trained() -> None:
     _, tried = play(700, lambda passes, before: 1.0, lambda recipe: 0.0)
     assert not any(isinstance(step, ex.Recover) for recipe, _ in tried for step in recipe)
+
+
+def test_a_limit_that_no_density_reaches_ends_without_a_sparsity_of_one() -> None:
+    """What a size between the smallest file and what biases and names need asks for."""
+    _, tried = play(90, lambda passes, before: 3 * before or 0.1)
+    sparsities = [step.sparsity for recipe, _ in tried for step in recipe if isinstance(step, ex.Prune)]
+    assert max(sparsities) < 1
+
+
+def test_a_filling_ends_at_a_density_that_was_tried_and_fits() -> None:
+    fitting = Fitting((), (), 1.0, 400, never)
+
+    def stepped(density: float) -> int:  # a file whose bytes come in steps, as discrete codings make them
+        return 100 + 330 * math.ceil(4 * density)
+
+    filling = fitting._filled(fitting._pruned((ex.Share(bits=4),)), 0.9)
+    tried: list[float] = []
+    trial, end = None, None
+    while end is None:
+        try:
+            recipe = filling.send(trial)
+        except StopIteration as stop:
+            end = stop.value
+        else:
+            tried.append(1 - next((step.sparsity for step in recipe if isinstance(step, ex.Prune)), 0.0))
+            trial = Trial(0.0, "", stepped(tried[-1]), 0.0, False, "", 0.1)
+    assert round(end, 4) in [round(density, 4) for density in tried]
+    assert stepped(end) <= 400 or all(stepped(density) > 400 for density in tried)

@@ -311,6 +311,8 @@ def test_what_is_said_of_several_files_is_said_once() -> None:
     assert summary.notes(least(notes=notes)) == ["x.onnx: the scales of 'fc0', 'fc1', 'fc2' and 6 others are not in it"]
     assert summary.notes(least(notes=["a 'b' and 'c'", "a 'b' and 'd'", ""])) == ["a 'b' and 'c'", "a 'b' and 'd'"]
     assert summary.notes(least(notes=["twice said", "twice said"])) == ["twice said"]
+    colons = ["small.fp32.onnx: the first axis is fixed", "small.int8.onnx: the first axis is fixed"]
+    assert summary.notes(least(notes=colons)) == ["small.fp32.onnx and small.int8.onnx: the first axis is fixed"]
 
 
 def test_long_tables_are_folded() -> None:

@@ -12,7 +12,7 @@ from enxuto.cli.terminal import GOAL_MISSED, Session
 from enxuto.files import writable_folder
 from enxuto.reports import Document, summary_table, write_html
 from enxuto.reports.ship import sentences, use
-from enxuto.reports.summary import certainty
+from enxuto.reports.summary import certainty, notes
 from enxuto.sizes import file_bytes, format_bytes
 from enxuto.task import Step, Target, Task
 
@@ -54,9 +54,10 @@ def compress_into(
     _show_verdict(run, document)
     if not run.quiet:
         run.show(Text(certainty(document), style="dim"))
-        run.show(*(Text(f"note: {note}", style="yellow") for note in document.notes[-MOST_NOTES:]))
-        if len(document.notes) > MOST_NOTES:
-            run.show(f"and {len(document.notes) - MOST_NOTES} more notes, in report.html")
+        told = notes(document)
+        run.show(*(Text(f"note: {note}", style="yellow") for note in told[-MOST_NOTES:]))
+        if len(told) > MOST_NOTES:
+            run.show(f"and {len(told) - MOST_NOTES} more notes, in report.html")
         run.show("", *(_file_line(path, about[name]) for name, path in files.items()))
     if not result.met:
         raise typer.Exit(GOAL_MISSED)

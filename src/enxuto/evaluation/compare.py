@@ -106,7 +106,7 @@ def evaluate_pair(
     clocks, peaks, stopped = _run(files, sample, rounds, threads)
     notes += stopped
     exports = tuple(_exported(kind, path, before, found, clocks, peaks) for kind, path in files.exports.items())
-    chosen, said = _choose(exports, _losses(before_choice, found), max_drop, float(found.choice[_ARTIFACT].mean()))
+    chosen, remarks = _choose(exports, _losses(before_choice, found), max_drop, float(found.choice[_ARTIFACT].mean()))
     original, compressed = _measurements(task, files, before, found, chosen, clocks, peaks)
     return _with_ruin(
         Evaluation(
@@ -118,7 +118,7 @@ def evaluate_pair(
             samples=samples,
             blank_quality=blank_quality(judge, task.model),
             exports=exports,
-            notes=(*notes, *said, *_findings(original, compressed)),
+            notes=(*notes, *remarks, *_findings(original, compressed)),
             environment=environment() | {"runtime_threads": str(threads)},
         )
     )
@@ -185,10 +185,11 @@ def _judge(
     failed: dict[str, str] = {}
     for kind, path in paths.items():
         try:
-            exported = quality(judge, OnnxModel(path))
-            choice[kind] = quality(chooser, OnnxModel(path)) if chooser else exported
-            paired_change(values[_ARTIFACT], exported)  # as many values, in the same order
-            values[kind] = exported
+            exported = OnnxModel(path)
+            judged = quality(judge, exported)
+            choice[kind] = quality(chooser, exported) if chooser else judged
+            paired_change(values[_ARTIFACT], judged)  # as many values, in the same order
+            values[kind] = judged
         except Exception as error:  # the artifact was judged by the same functions: what fails here is the export's
             failed[kind] = f"{type(error).__name__}: {error}"
     return _Found(count_parameters(plain), sum(count_macs(plain, sample).values()), values, choice, failed)
@@ -243,26 +244,27 @@ def _choose(
     it loses no more than TOLERANCE of the artifact's `quality` against the artifact. `changes`: by precision and of the
     artifact, against the original.
     """
-    timed = [export for export in exports if export.latency_ms is not None]
-    if not timed:
+    if not exports:
         return None, ["the network was not exported to a runtime, so there is no latency and no peak memory."]
     fraction = is_fraction(quality, quality - changes[_ARTIFACT])
     limit, rule = -max_drop, f"beyond the {points(max_drop, fraction)} of max_drop"
     if math.isinf(max_drop) or changes[_ARTIFACT] < -max_drop:
         limit = changes[_ARTIFACT] - TOLERANCE * abs(quality)
         rule = f"and the compressed network itself {said(changes[_ARTIFACT], fraction)}"
-    good = [export for export in timed if changes[export.precision] >= limit]
+    good = [export for export in exports if changes[export.precision] >= limit]
     notes = [
         f"the {export.precision} export {said(changes[export.precision], fraction)}, {rule}; it was not chosen."
-        for export in timed
+        for export in exports
         if export not in good
     ]
-    clock = {export.precision: export.latency_ms or math.inf for export in timed}
+    clock = {export.precision: export.latency_ms or math.inf for export in exports}
+    if all(export.latency_ms is None for export in exports):
+        notes.append("no export could be timed beside the original, so there is no latency; float32 is taken where it is good.")
     if clock.get("int8", 0.0) > clock.get("fp32", math.inf):
         notes.append(f"int8 is slower than fp32 on this machine ({clock['int8']:.3g} ms against {clock['fp32']:.3g} ms).")
     if not good:
         words = f"no export keeps quality ({rule}); latency and memory are of the float32 one, which changes nothing by itself."
-        return next((export for export in timed if export.precision == "fp32"), None), [words, *notes]
+        return next((export for export in exports if export.precision == "fp32"), None), [words, *notes]
     return min(good, key=lambda export: clock[export.precision]), notes
 
 

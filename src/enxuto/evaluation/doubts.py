@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.errors import Error
-from enxuto.evaluation.points import is_fraction
+from enxuto.evaluation.points import is_fraction, shown
 from enxuto.evaluation.quality import quality
 from enxuto.surgery import duplicate, to_float
 from enxuto.task import Evaluate
@@ -17,6 +17,7 @@ from enxuto.task import Evaluate
 logger = logging.getLogger(__name__)
 FAR = 3.0  # standard errors between validation and test that are no chance
 MUCH = 0.02  # of the validation quality: less is what any two sets differ by
+MUCH_ALONE = 0.1  # the same for single numbers, of which nobody knows on how many samples they rest
 
 
 def blank_quality(evaluate: Evaluate, original: nn.Module) -> float | None:
@@ -39,10 +40,11 @@ def seen_before(validation: Tensor, test: Tensor) -> list[str]:
     """
     gap = float(validation.mean() - test.mean())
     error = math.sqrt(sum(float(values.var()) / values.numel() for values in (validation, test) if values.numel() > 1))
-    if gap <= FAR * error or gap <= MUCH * abs(float(validation.mean())):
+    alone = validation.ndim == 0 or test.ndim == 0
+    if gap <= FAR * error or gap <= (MUCH_ALONE if alone else MUCH) * abs(float(validation.mean())):
         return []
-    shown = "{:.2%}" if is_fraction(float(validation.mean()), float(test.mean())) else "{:.4g}"
-    one, other = shown.format(float(validation.mean())), shown.format(float(test.mean()))
+    means = (float(validation.mean()), float(test.mean()))
+    one, other = (shown(mean, is_fraction(*means)) for mean in means)
     return [
         f"the original has {one} on validation data and {other} on the test: it may have been trained on the validation data, "
         "and drops measured there mislead; hold them out of its training."

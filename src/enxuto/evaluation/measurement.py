@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from enxuto.evaluation.points import is_fraction
+from enxuto.evaluation.points import is_fraction, shown
 
 ALIVE = 0.5
 """Of what the original does better than a network that knows nothing, so much must be left for the same network."""
@@ -99,9 +99,9 @@ class Evaluation:
     @property
     def ruin(self) -> str:
         """The same in words."""
-        shown = "{:.2%}" if is_fraction(self.original.quality, self.compressed.quality) else "{:.4g}"
+        fraction = is_fraction(self.original.quality, self.compressed.quality)
         before, after, blank = (
-            shown.format(quality) for quality in (self.original.quality, self.compressed.quality, self.blank_quality or 0.0)
+            shown(quality, fraction) for quality in (self.original.quality, self.compressed.quality, self.blank_quality or 0.0)
         )
         return (
             f"this is no longer the same network: quality ({self.quality_name}) {after}, where the original has {before} "

@@ -1,4 +1,4 @@
-"""Changes of quality as people say them, one way everywhere: "lost 0.43 points", "at most 2 points"."""
+"""Quality and its changes as people say them, one way everywhere: "lost 0.43 points", "at most 2 points"."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ def is_fraction(*qualities: float) -> bool:
     return all(0 <= quality <= 1 for quality in qualities)
 
 
+def shown(quality: float, fraction: bool) -> str:
+    """A quality.
+
+    >>> shown(0.9137, True), shown(31.52, False)
+    ('91.37%', '31.52')
+    """
+    return f"{quality:.2%}" if fraction else f"{quality:.4g}"
+
+
 def points(amount: float, fraction: bool) -> str:
     """An amount of quality with its unit.
 
     >>> points(0.005, True), points(0.01, True), points(0.02, True), points(1.5, False)
     ('0.5 points', '1 point', '2 points', '1.5')
     """
-    shown = f"{100 * amount if fraction else amount:.4g}"
-    return shown if not fraction else f"{shown} point" if shown == "1" else f"{shown} points"
+    number = f"{100 * amount if fraction else amount:.4g}"
+    return number if not fraction else f"{number} point" if number == "1" else f"{number} points"
 
 
 def said(change: float, fraction: bool) -> str:

@@ -28,6 +28,7 @@ CODINGS: tuple[tuple[Step, ...], ...] = (
 """Ways to write weights down, each from gentle to harsh: shared values, one scale for the network, one for each channel."""
 TIGHT = 0.97  # of the bytes allowed: a file that uses so many is not made larger
 AIM = 0.985
+LEAST = 1e-4  # of the weights: the sparsities of steps have four digits
 PROBES = 4  # files that are made to find the density that just fits
 FINER = 2  # codings finer than the one that fits, tried with fewer weights
 PATIENCE = 2  # rounds of ever longer training that may bring nothing
@@ -93,16 +94,22 @@ class Fitting:
         return high
 
     def _filled(self, made: Callable[[float], Recipe], density: float) -> Generator[Recipe, Trial | None, float]:
-        """The density at which the file uses the bytes allowed, moved from a first guess."""
+        """The density at which the file uses the bytes allowed, moved from a first guess: of those tried, the one that fits and
+        loses least; where none fits, the least."""
         known: list[tuple[float, float]] = []
+        tried: list[float] = []
         for _ in range(PROBES):
-            density = min(density, self.density)
+            density = min(max(density, LEAST), self.density)
+            if density in tried:
+                break
             size = yield from self._try(made(density))
+            tried.append(density)
             if size is None or TIGHT * self.limit <= size <= self.limit or (density == self.density and size <= self.limit):
                 break
             known.append((math.log(density), math.log(size)))
             density = math.exp(_moved(known, math.log(AIM * self.limit)))
-        return density
+        fitting = [density for density in tried if made(density) in self.drops]
+        return min(fitting, key=lambda density: self.drops[made(density)]) if fitting else min(tried)
 
     def _pruned(self, finish: Recipe) -> Callable[[float], Recipe]:
         """Recipes without training, by density."""

@@ -50,6 +50,7 @@ class End:
     cause: Literal["goal", "merit", "time", "interrupt"]
     seconds: float
     epoch_s: float | None = None  # of training, where even the shortest was too long for the time that was left
+    hurried: bool = False  # where time was left, and no longer training fitted into it
 
     @property
     def words(self) -> str:
@@ -60,6 +61,8 @@ class End:
             return "nothing further was worth trying"
         if self.cause == "interrupt":
             return "it was interrupted"
+        if self.hurried and self.epoch_s is None:
+            return f"no longer training fits into what is left of {self.seconds:.0f} s"
         if self.epoch_s is None:
             return f"the time of {self.seconds:.0f} s was over"
         return f"an epoch of training takes {self.epoch_s:.3g} s, too long for the time of {self.seconds:.0f} s"

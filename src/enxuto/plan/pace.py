@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 
 from enxuto.steps.recover import Recover
-from enxuto.task import Record, Step, Task, count
+from enxuto.task import Record, Step, Task
 
 LATE = ("lightning_fabric", "torch._dynamo")
 """What is imported only when it is needed: seconds that must not be taken for work, and in which Ctrl-C costs the exports."""
@@ -45,6 +45,5 @@ def seconds_seen(task: Task, recipe: Sequence[Step], records: Iterable[Record]) 
 
 
 def batches_of(task: Task) -> int:
-    """How many batches an epoch of `Recover` has; 1 for none, which it refuses itself."""
-    source = task.train if task.train is not None else task.calibration
-    return count(source) or sum(1 for _ in source) or 1
+    """How many batches an epoch of `Recover` has. Raises: TaskError when there is none."""
+    return Recover(epochs=1.0).batches(task)[1]

@@ -88,11 +88,6 @@ class Search:
         self.base = self.history.base
 
     @property
-    def drops(self) -> list[float]:
-        """What each trial lost, with what chance may add."""
-        return [trial.drop for trial in self.trials]
-
-    @property
     def over(self) -> bool:
         """True when there is a result and no time to judge another one."""
         return self.best >= 0 and self.left_s <= self.evaluation_s
@@ -112,17 +107,15 @@ class Search:
         recipes = self._recipes()
         try:
             trial = None
-            while True:
-                recipe = recipes.send(trial)
+            while (recipe := next_of(recipes, trial)) is not None:
                 if in_words(recipe) not in self.history.known:
                     self._check_time()
                 trial = self.attempt(recipe)
                 if self.best >= 0 and self._enough(self.best):
                     self.end = End("goal", self.seconds)
                     return
-        except StopIteration:
             short = self.hurried or self.too_long_s is not None
-            self.end = End("time" if short else "merit", self.seconds, self.too_long_s)
+            self.end = End("time" if short else "merit", self.seconds, self.too_long_s, self.hurried)
         except TimeOver:
             self.end = End("time", self.seconds)
         except KeyboardInterrupt:
@@ -301,6 +294,8 @@ class Search:
 
     def _bytes_at(self, density: float) -> float:
         """The file to expect at a density, from the last trial: bytes fall about as the weights that are left."""
+        if not self.recipes:
+            return 0.0  # nothing is known yet
         steps = [step for step in self.recipes[-1] if isinstance(step, Prune)]
         last = 1 - steps[-1].sparsity if steps else self.density
         return self.trials[-1].file_bytes * density / last
@@ -322,6 +317,14 @@ class Search:
         if tail:
             yield good + self._finish(3, round(3 * tail, 3))
             yield good + self._finish(4, round(4 * tail, 3))
+
+
+def next_of(recipes: Tries, trial: Trial | None) -> tuple[Step, ...] | None:
+    """The recipe that a family wants tried next, told what became of the last; None when it wants none."""
+    try:
+        return recipes.send(trial)
+    except StopIteration:
+        return None
 
 
 def _density(task: Task) -> float:

@@ -33,10 +33,9 @@ def channels_for_latency(task: Task, latency: float, folder: Path, *, macs: floa
         try:
             share = _share(task, steps, folder)
         except (NothingChangedError, TargetError) as error:
-            raise TargetError(
-                f"latency={latency} of the original is asked for, and {goal:.0%} of the MACs cannot be had: {error}"
-            ) from error
-        reached.append(f"{share:.0%} with {line(steps[0]) if steps else 'int8 alone'}")
+            what = "a file to be timed" if goal is None else f"{goal:.0%} of the MACs"
+            raise TargetError(f"latency={latency} of the original is asked for, and {what} cannot be had: {error}") from error
+        reached.append(f"{share:.0%} with {line(steps[0]) if steps else 'nothing cut'}")
         logger.info("latency %s", reached[-1])
         if share <= latency:
             return steps

@@ -79,19 +79,20 @@ def advise(search: Search, verdict: Sequence[Verdict]) -> tuple[str, ...]:
     bounded = search.limit_bytes < math.inf
     fitting = [t for t in search.trials if t.file_bytes <= search.limit_bytes]
     good = [t for t in search.trials if t.drop <= search.target.drop]
+    kept = search.trials[search.best].drop <= search.target.drop  # on validation data; then only the final data say otherwise
+    dropped = "max_drop" in missed and not kept
     if "quality" in missed and bounded:
         advice.append("no recipe that was tried keeps the network alive in so few bytes: allow more, or say max_drop.")
-    elif good and bounded and ("size" in missed or "compression" in missed or "max_drop" in missed):
+    elif good and bounded and ("size" in missed or "compression" in missed or dropped):
         least = min(good, key=lambda trial: trial.file_bytes)
         where = "within the drop, " if search.target.drop < math.inf else ""
         advice.append(f"{where}the smallest file was {format_bytes(least.file_bytes)} ({_lost(search, least)}): ask for that.")
-    if fitting and bounded and "max_drop" in missed:
+    if fitting and bounded and dropped:
         best = max(fitting, key=lambda trial: trial.quality)
         advice.append(f"within the size, the best file {_lost(search, best)}: allow that much with max_drop.")
-    if "max_drop" in missed and not bounded:
-        within = search.trials[search.best].drop <= search.target.drop
-        found = "within the limit, but not on the final data" if within else "not within the limit with what chance may add"
-        advice.append(f"the drop on validation data was {found}: ask for a larger max_drop, or give more.")
+    if "max_drop" in missed and (kept or not bounded):
+        found = "within the limit, but not on the final data" if kept else "not within the limit with what chance may add"
+        advice.append(f"the drop on {_data(search)} data was {found}: ask for a larger max_drop, or give more samples of them.")
     if "latency" in missed:
         advice.append("the channels were cut until the clock agreed, and now it does not: ask for a little less than you need.")
     if search.task.train is None:
@@ -120,9 +121,14 @@ def _more_samples(search: Search) -> tuple[str, ...]:
         points(search.target.drop, fraction),
     )
     return (
-        f"a file of {size} {_lost(search, trial)} on validation data, but on {have:,} samples chance may add {may}: "
+        f"a file of {size} {_lost(search, trial)} on {_data(search)} data, but on {have:,} samples chance may add {may}: "
         f"with {_rounded(needed):,} samples it would have been within {allowed}.",
     )
+
+
+def _data(search: Search) -> str:
+    """The data on which the trials were judged."""
+    return "validation" if search.task.evaluate else "calibration"
 
 
 def _rounded(samples: int) -> int:

@@ -124,7 +124,7 @@ def history(document: Document) -> list[Chart]:
     levels = [_level(trial) for trial in trials] + ([least] if least is not None else [])
     across = svg.around([trial.file_bytes for trial in trials] + ([size] if size is not None else []), LEFT, WIDTH - 8)
     up = svg.around([scale * level for level in levels], HEIGHT, TOP)
-    quality = summary.quality_word(document) if document.quality_name != "test" else "validation quality"
+    quality = summary.QUALITY.get(document.judged_name or document.quality_name, "validation quality")
     parts = [
         svg.axis_across(across, HEIGHT, TOP, "size of the file", svg.round_bytes),
         svg.axis_up(up, LEFT, WIDTH, f"{quality}, %" if document.is_fraction else quality),

@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 from enxuto.errors import ArtifactError
+from enxuto.evaluation.points import is_fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +185,7 @@ class Document:
     before_ledger: tuple[Entry, ...] = ()
     history: tuple[Trial, ...] = ()
     judged_quality: float | None = None  # of the original, on the data on which the trials were judged
+    judged_name: str | None = None  # what they were judged by: "evaluate" or "agreement"
     memory: tuple[MemoryUse, ...] = ()
     notes: tuple[str, ...] = ()
     environment: Mapping[str, object] = field(default_factory=dict)
@@ -240,7 +242,7 @@ class Document:
         found += [file.quality for file in self.ship]
         found += [export.quality for export in self.exports]
         found += [trial.quality for trial in self.history]
-        return all(0 <= quality <= 1 for quality in found if quality is not None)
+        return is_fraction(*(quality for quality in found if quality is not None))
 
 
 def read_document(path: str | os.PathLike[str]) -> Document:

@@ -115,7 +115,7 @@ def notes(document: Document) -> list[str]:
     told: dict[tuple[str, str], dict[str, None]] = {}
     for note in filter(None, map(str.strip, document.notes)):
         quoted = re.findall(r"'[^']*'", note)
-        name = quoted[0] if len(quoted) == 1 else note.partition(" ")[0]
+        name = quoted[0] if len(quoted) == 1 else note.partition(" ")[0].rstrip(":")
         before, _, after = note.partition(name)
         told.setdefault((before, after), {})[name] = None
     return [f"{before}{_listed(list(names))}{after}" for (before, after), names in told.items()]
@@ -275,7 +275,7 @@ def clearly_apart(first: Sequence[float], second: Sequence[float]) -> bool:
     """True unless the middle halves of two networks' latency samples overlap: then no ratio means anything."""
     if min(len(first), len(second)) < 4:
         return True
-    (low, _, high), (other_low, _, other_high) = (quantiles(each, n=4) for each in (first, second))
+    (low, _, high), (other_low, _, other_high) = (quantiles(each, n=4, method="inclusive") for each in (first, second))
     return high < other_low or other_high < low
 
 
