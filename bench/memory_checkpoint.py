@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import common
 import enxuto as ex
 from enxuto import zoo
+from enxuto.batches import parts
 from enxuto.memory.blocks import choices
-from enxuto.memory.training import parts
 
 CASES = {"resnet-20": 64, "transformer": 128}
 SAVED = 0.4

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 import common
 import enxuto as ex
 from enxuto import zoo
+from enxuto.batches import leaves
 from enxuto.memory.recording import allocations
-from enxuto.memory.training import tensors
 
 BATCHES = (8, 32, 128)
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -109,10 +109,10 @@ def rule_of_thumb(model: nn.Module, images: Tensor, copies: int) -> int:
 
     def add(module: nn.Module, args: Any, output: Any) -> None:
         nonlocal outputs
-        outputs += held(tensors(output))
+        outputs += held(leaves(output))
 
-    leaves = [module for module in model.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(add) for module in leaves]
+    innermost = [module for module in model.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(add) for module in innermost]
     model(images)
     for hook in hooks:
         hook.remove()

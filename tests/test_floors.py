@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,21 @@ def test_no_file_is_called_utils_and_each_says_what_it_is(name):
         node for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
     ]
     assert stars == []
+
+
+def test_what_scripts_import_from_the_package_is_there():
+    """Benchmarks, tools and examples run seldom: a name that moved away is found here."""
+    missing = []
+    scripts = [path for place in ("bench", "tools", "examples") for path in (ROOT.parents[1] / place).rglob("*.py")]
+    for path in scripts:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "enxuto":
+                continue
+            module = importlib.import_module(str(node.module)) if node.module in MODULES else None
+            gone = [a.name for a in node.names if f"{node.module}.{a.name}" not in MODULES and not hasattr(module, a.name)]
+            missing += [f"{path.name}: {node.module}.{name}" for name in gone]
+    assert len(scripts) > 20
+    assert missing == []
 
 
 def test_the_reader_of_imports_sees_what_it_must():
