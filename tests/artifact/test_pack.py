@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -21,12 +22,15 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import nn
 
+from enxuto import runtime
 from enxuto.artifact import container, index
 from enxuto.artifact.container import Reader, read, write
 from enxuto.artifact.index import NUMPY
 from enxuto.artifact.pack import REST, pack, unpack
+from enxuto.artifact.packed import rest_section, spliced
 from enxuto.coding.differences import added, difference
-from enxuto.errors import ArtifactError, OutputError
+from enxuto.coding.repeats import repeating, write_matches
+from enxuto.errors import ArtifactError, ExportError, OutputError
 from enxuto.progress import listening
 
 KEPT = sorted(set(NUMPY) - {"bool"})  # a file's booleans are kept as bytes
@@ -504,12 +508,17 @@ def test_a_tensor_that_is_there_twice_is_kept_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "again", [[[1, "x", "nobody"]], [[0, "x", "w"]], [[9, "x", "w"]], [["1", "x", "w"]], [[1, "w"]], [None], {"a": 1}, "w"]
+    "again",
+    [
+        *([[1, "x", "nobody"]], [[0, "x", "w"]], [[9, "x", "w"]], [["1", "x", "w"]], [[True, "x", "w"]], [[1, "w"]]),
+        *([[1, "x", "w"], [1, "y", "w"]], [[2, "x", "w"], [1, "y", "w"]], [["w"]], [[1, 2, "w"]], [None], {"a": 1}, "w", 7),
+    ],
 )
-def test_a_lie_about_what_is_there_twice_is_refused(tmp_path, again):
+@pytest.mark.parametrize("gaps", [0, 1, 2, 3])
+def test_a_lie_about_what_is_there_twice_is_refused(tmp_path, again, gaps):
     write(
         tmp_path / "lie.nxt",
-        {"packed": "onnx", "gaps": [0, 0, 0], "again": again},
+        {"packed": "onnx", "gaps": [0] * (1 + gaps), "again": again},
         [container.Section("w", "uint8", (4,), None, np.arange(4, dtype=np.uint8))],
     )
     with pytest.raises(ArtifactError, match="what cannot be"):
@@ -539,3 +548,92 @@ def test_a_file_that_repeats_itself_outside_of_tensors_is_kept_as_one_piece(tmp_
     onnx.save(model, tmp_path / "talk.onnx")
     same(tmp_path / "talk.onnx", tmp_path)
     assert (tmp_path / "packed.nxt").stat().st_size < 6_000
+
+
+def test_many_that_are_there_twice_stand_where_they_stood(tmp_path, monkeypatch):
+    monkeypatch.setattr("enxuto.artifact.pack._LARGEST_WHOLE", 0)
+    count = 3000
+    header = {f"{n:05}": {"dtype": "U8", "shape": [2], "data_offsets": [2 * n, 2 * n + 2]} for n in range(count)}
+    data = (np.arange(count) % 251).astype("<u2").tobytes()
+    assert same(hand_made(tmp_path / "x.safetensors", header, data), tmp_path)
+    with Reader(tmp_path / "packed.nxt") as reader:
+        assert len(reader.meta["again"]) == count - 251
+
+
+def words(length, count=3000, seed=0):
+    """Bytes made of 200 words that are too short to be found as passages of 16, each with a byte of its own behind it."""
+    chance = np.random.default_rng(seed)
+    known = [chance.bytes(length) for _ in range(200)]
+    return b"".join(known[number] + chance.bytes(1) for number in chance.integers(0, 200, count))
+
+
+@pytest.mark.parametrize("length", [9, 12])
+@pytest.mark.parametrize("place", ["behind", "tensors"])
+def test_a_small_file_is_never_larger_than_matches_make_it(length, place, tmp_path):
+    text = words(length)
+    assert not repeating(np.frombuffer(text, np.uint8))
+    weights = trained().numpy().tobytes()
+    header = {"w": {"dtype": "F32", "shape": [96, 80], "data_offsets": [0, len(weights)]}}
+    if place == "tensors":
+        edges = np.linspace(len(weights), len(weights) + len(text), 11).astype(int).tolist()
+        header |= {
+            f"text.{n}": {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop]}
+            for n, (start, stop) in enumerate(itertools.pairwise(edges))
+        }
+    path = hand_made(tmp_path / "x.safetensors", header, weights + text)
+    assert same(path, tmp_path)
+    size = (tmp_path / "packed.nxt").stat().st_size
+    assert 0.98 * size < len(write_matches(np.frombuffer(path.read_bytes(), np.uint8))) + 200
+    with Reader(tmp_path / "packed.nxt") as reader:
+        assert "matches" in reader.methods(reader.entries[REST])
+
+
+def test_a_packed_parent_may_have_tensors_twice(tmp_path):
+    base, near = trained(), trained() * 1.00001
+    save_file({"a": base, "b": base.clone(), "c": base.reshape(80, 96).clone()}, tmp_path / "base.safetensors")
+    save_file({"a": base, "b": near, "c": near.reshape(80, 96).clone()}, tmp_path / "tuned.safetensors")
+    pack(tmp_path / "base.safetensors", tmp_path / "base.nxt")
+    parents = [tmp_path / "base.safetensors", tmp_path / "base.nxt"]
+    for packed_with in parents:
+        pack(tmp_path / "tuned.safetensors", tmp_path / "tuned.nxt", parent=packed_with)
+        with Reader(tmp_path / "tuned.nxt") as reader:
+            assert "b" in reader.meta["differences"]
+        for parent in parents:
+            unpack(tmp_path / "tuned.nxt", tmp_path / "back", parent=parent)
+            assert (tmp_path / "back").read_bytes() == (tmp_path / "tuned.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "onnx"])
+def test_a_parent_that_was_packed_as_one_piece_has_its_tensors(kind, tmp_path):
+    for name, shift in (("base", 0.0), ("tuned", 1e-6)):
+        tensors = {"w": trained(300, 40).numpy() + np.float32(shift), "text": np.frombuffer(words(200, 300), np.uint8)}
+        if kind == "safetensors":
+            save_file({name: torch.tensor(value) for name, value in tensors.items()}, tmp_path / f"{name}.safetensors")
+        else:
+            y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+            kept = [numpy_helper.from_array(value, name) for name, value in tensors.items()]
+            onnx.save(helper.make_model(helper.make_graph([], name, [], [y], kept)), tmp_path / f"{name}.onnx")
+    original, packed = tmp_path / f"base.{kind}", tmp_path / "base.nxt"
+    write(packed, {"packed": kind, "name": "base", "gaps": [original.stat().st_size]}, [whole_section(original)])
+    for parent in (original, packed):
+        assert same(tmp_path / f"tuned.{kind}", tmp_path, parent=parent)
+        with Reader(tmp_path / "packed.nxt") as reader:
+            assert "w" in reader.meta["differences"]
+        for other in (original, packed):
+            unpack(tmp_path / "packed.nxt", tmp_path / "back", parent=other)
+            assert (tmp_path / "back").read_bytes() == (tmp_path / f"tuned.{kind}").read_bytes()
+
+
+def whole_section(path):
+    return rest_section(path.read_bytes(), repeats=True)
+
+
+def test_a_packed_file_of_nothing_is_no_graph(tmp_path):
+    write(tmp_path / "empty.nxt", {"packed": "onnx", "name": "x", "gaps": [0]}, [])
+    with pytest.raises(ArtifactError, match="empty"):
+        unpack(tmp_path / "empty.nxt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with Reader(tmp_path / "empty.nxt") as reader:
+        assert spliced(reader) == b""
+    with pytest.raises(ExportError):
+        runtime.open(tmp_path / "empty.nxt")

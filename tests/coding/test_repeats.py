@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enxuto.coding import decode_array, encode_array
+from enxuto.coding.arrays import array_costs
 from enxuto.coding.repeats import read_matches, repeating, table_of, write_matches
 from enxuto.coding.stream import MATCHES, METHODS, VALUES
 from enxuto.errors import ArtifactError
@@ -98,3 +99,28 @@ def test_more_values_than_elements_are_refused():
     for count in (150, 0):
         with pytest.raises(ArtifactError):
             decode_array(coded, "float32", (count,))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])
+def test_every_method_that_is_tried_is_listed(dtype):
+    array = np.tile(bits(300), 4).view(dtype)
+    listed = array_costs(array, matches=True)
+    assert listed[METHODS[MATCHES]] == 1 + len(write_matches(array))
+    assert min(listed.values()) == len(encode_array(array, matches=True))
+    assert METHODS[MATCHES] not in array_costs(array)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "complex128"])
+def test_matches_are_always_tried_where_the_caller_knows(dtype):
+    chance = np.random.default_rng(0)
+    known = [chance.bytes(9) for _ in range(100)]
+    text = b"".join(known[number] + chance.bytes(3) for number in chance.integers(0, 100, 3200))
+    array = np.frombuffer(text, dtype)
+    assert repeating(array.view(np.uint8)) is False
+    coded = encode_array(array, matches="always")
+    assert coded[0] == MATCHES
+    assert len(coded) == 1 + len(write_matches(array))
+    assert decode_array(coded, array.dtype, array.shape).tobytes() == text
+    if dtype not in ("uint16", "uint32"):  # so few different ones that matches are tried for them too
+        assert len(coded) < len(encode_array(array, matches=True))
+    assert encode_array(array[:0], matches="always") == encode_array(array[:0])

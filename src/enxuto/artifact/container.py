@@ -330,7 +330,7 @@ class Reader:
 def _encode(section: Section, start: int, stop: int, shape: tuple[int, ...], *, fast: bool, matches: bool) -> bytes:
     part = taken(section, start, stop).reshape(shape)
     if section.symbols is None:
-        return encode_array(part, fast=fast, matches=matches)
+        return encode_array(part, fast=fast, matches="always" if matches and section.repeats else matches)
     return encode_integers(part, section.symbols, fast=fast)
 
 

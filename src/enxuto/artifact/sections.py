@@ -32,7 +32,7 @@ class Section:
 
     `dtype` is a numpy name, or "bfloat16", "float8_e4m3fn" or "float8_e5m2", whose bits `array` holds as unsigned
     integers. `symbols` is the number of different codes when `array` holds codes, one per element, as uint8 or uint16;
-    else None.
+    else None. `repeats` says that what stood before is tried without a look, where the file may hold it.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Section:
     shape: tuple[int, ...]
     symbols: int | None
     array: Array | Elements = field(repr=False)
+    repeats: bool = False
 
     @property
     def entry(self) -> Entry:
@@ -75,7 +76,8 @@ class _Shelves:
         """What is on each shelf as one piece."""
         for row in self._rows:
             whole = np.concatenate([taken(section, 0, section.entry.count) for section in row])
-            yield Section("", row[0].dtype, whole.shape, None, whole), 0, whole.size, whole.shape
+            repeats = any(section.repeats for section in row)
+            yield Section("", row[0].dtype, whole.shape, None, whole, repeats), 0, whole.size, whole.shape
 
 
 def jobs(sections: Iterable[Section], entries: list[Entry], plain: bool) -> Iterator[Job]:

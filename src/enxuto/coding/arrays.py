@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,19 +41,21 @@ _SAMPLE = 1 << 14  # elements that decide whether the sign moves, and whether ze
 _ZEROS = 0.02  # from this fraction on
 
 
-def encode_array(array: NDArray[Any], *, fast: bool = False, matches: bool = False) -> bytes:
+Matches = bool | Literal["always"]
+
+
+def encode_array(array: NDArray[Any], *, fast: bool = False, matches: Matches = False) -> bytes:
     """An array of any numeric type in the fewest bytes found, bit for bit; empty for no elements. `fast` as for codes.
 
-    `matches` tries what repeats too, for files that are not read on devices.
+    `matches` tries what repeats too, for files that are not read on devices: where a look at the array says that it may
+    pay, or "always".
 
     Shapes: array [...].
     """
     if array.dtype.itemsize == 1:
         codes = array.view(np.uint8)
         coded = encode_integers(codes, 2 if array.dtype == np.bool_ else 256, fast=fast)
-        if not matches or array.dtype == np.bool_ or not repeats.repeating(codes.reshape(-1)):
-            return coded
-        return min(coded, bytes([MATCHES]) + repeats.write_matches(codes), key=len)
+        return min([coded, *_matched(codes, array.dtype, matches)], key=len)
     values = patterns(array)
     if values.size == 0:
         return b""
@@ -63,10 +65,12 @@ def encode_array(array: NDArray[Any], *, fast: bool = False, matches: bool = Fal
     return smallest if 0 < len(smallest) <= values.nbytes else b"".join([bytes([RAW]), values.data])
 
 
-def array_costs(array: NDArray[Any], *, matches: bool = False) -> dict[str, int]:
+def array_costs(array: NDArray[Any], *, matches: Matches = False) -> dict[str, int]:
     """The bytes that an array takes under each method that is tried for it, by its name; `matches` as for `encode_array`."""
     if array.dtype.itemsize == 1:
-        return costs(array.view(np.uint8), 2 if array.dtype == np.bool_ else 256)
+        codes = array.view(np.uint8)
+        found = costs(codes, 2 if array.dtype == np.bool_ else 256)
+        return found | {METHODS[data[0]]: len(data) for data in _matched(codes, array.dtype, matches)}
     values = patterns(array)
     if values.size == 0:
         return {}
@@ -170,14 +174,14 @@ def _values(data: Data, count: int, pattern: np.dtype[Any], nested: bool) -> NDA
     raise unknown(method, "elements")
 
 
-def _tried(array: NDArray[Any], values: NDArray[Any], fast: bool, matches: bool) -> list[bytes]:
+def _tried(array: NDArray[Any], values: NDArray[Any], fast: bool, matches: Matches) -> list[bytes]:
     """The streams of the methods that may be smaller than raw."""
     coded = []
     if values.size > _FEW:
         shape = array.shape if values.size == array.size else values.shape
         coded = [_planes(values, shape, fast), _sparse(values, shape, fast)]
         if matches:
-            coded += _repeated(values, shape)
+            coded += _repeated(values, shape, matches)
     if values.size <= _FEW or array.dtype.kind in "iu":
         coded.append(_narrow(values))
     return [data for data in coded if data]
@@ -215,17 +219,24 @@ def _sparse(values: NDArray[Any], shape: tuple[int, ...], fast: bool) -> bytes:
     return bytes([SPARSE]) + write_parts([mask, min([bytes([RAW]) + kept.tobytes(), *planes], key=len)])
 
 
-def _repeated(values: NDArray[Any], shape: tuple[int, ...]) -> list[bytes]:
-    """The streams for elements that repeat: the different values and which one each is; what stood before, told by where."""
+def _matched(values: NDArray[Any], dtype: np.dtype[Any], matches: Matches) -> list[bytes]:
+    """The stream of what stood before, told by where; none where it is not tried."""
+    if dtype == np.bool_ or not values.size or not (matches == "always" or (matches and repeats.repeating(values.reshape(-1)))):
+        return []
+    return [bytes([MATCHES]) + repeats.write_matches(values)]
+
+
+def _repeated(values: NDArray[Any], shape: tuple[int, ...], matches: Matches) -> list[bytes]:
+    """The streams for elements that repeat: the different values and which one each is; what stood before."""
     found = repeats.table_of(values)
-    matches = bytes([MATCHES]) + repeats.write_matches(values) if found is not None or repeats.repeating(values) else b""
+    streams = _matched(values, values.dtype, matches if found is None else "always")
     if found is None:
-        return [matches]
+        return streams
     table, codes = found
     planes = _planes(table, table.shape, fast=False)
-    streams = [bytes([RAW]) + table.tobytes(), *(data for data in (planes, _narrow(table)) if data)]
+    tables = [bytes([RAW]) + table.tobytes(), *(data for data in (planes, _narrow(table)) if data)]
     coded = encode_integers(codes.reshape(shape), table.size)
-    return [matches, write_parts([min(streams, key=len), coded], bytes([VALUES]) + write_varint(table.size))]
+    return [*streams, write_parts([min(tables, key=len), coded], bytes([VALUES]) + write_varint(table.size))]
 
 
 def _constant(values: NDArray[Any]) -> bool:

@@ -70,7 +70,7 @@ def open(path: str | os.PathLike[str], *, threads: int = 0) -> Network:
     """
     from enxuto.artifact.container import Reader
     from enxuto.artifact.graph import onnx_bytes
-    from enxuto.artifact.pack import spliced
+    from enxuto.artifact.packed import spliced
 
     if Path(path).suffix == ".onnx":
         return Network(os.fspath(path), Path(path).name, threads)
