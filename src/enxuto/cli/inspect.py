@@ -123,7 +123,8 @@ def _inspect_nxt(run: Session, path: Path) -> None:
 def _inspect_coders(run: Session, path: Path) -> None:
     """Each tensor: its method, and the bytes that it would take under every method."""
     from enxuto.artifact.container import Reader
-    from enxuto.coding.arrays import array_costs
+    from enxuto.artifact.spans import REST
+    from enxuto.coding.arrays import Matches, array_costs
     from enxuto.coding.integers import costs, entropy_bytes
     from enxuto.coding.stream import METHODS
     from enxuto.progress import counted
@@ -133,8 +134,8 @@ def _inspect_coders(run: Session, path: Path) -> None:
     with Reader(path) as reader, run.progress():
         for entry in counted(reader.entries.values(), "coding", len(reader.entries)):
             parts = [part.reshape(shape) for part, (*_, shape) in zip(reader.pieces(entry.name), entry.pieces(), strict=True)]
-            packed = "packed" in reader.meta
-            each = [costs(part, entry.symbols) if entry.symbols else array_costs(part, matches=packed) for part in parts]
+            matches: Matches = "packed" in reader.meta and ("always" if entry.name == REST else True)
+            each = [costs(part, entry.symbols) if entry.symbols else array_costs(part, matches=matches) for part in parts]
             shared = [name for name in METHODS if each and all(name in found for found in each)]
             rows.append(
                 {
