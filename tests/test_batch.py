@@ -113,3 +113,9 @@ def test_a_file_of_a_fixed_batch_takes_more_and_fewer_nested_samples(tmp_path):
     for size in (1, 4, 7):
         given = [torch.randn(size, 10), torch.randn(size, 10)]
         assert torch.allclose(file(given), model(given), atol=1e-5)
+
+
+def test_all_of_a_packed_sequence_goes_to_another_device():
+    moved = mapped(pack_sequence([torch.randn(2, 3), torch.randn(5, 3)], enforce_sorted=False), lambda it: it.to("meta"))
+    assert {part.device.type for part in (moved.data, moved.sorted_indices, moved.unsorted_indices)} == {"meta"}
+    assert moved.batch_sizes.device.type == "cpu"

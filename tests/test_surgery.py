@@ -179,3 +179,12 @@ def test_a_network_with_coded_layers_does_not_write_a_folder_that_cannot_be_read
     to_float(again).save_pretrained("floats")
     model.save_pretrained("original")
     assert model.kept == "original"
+
+
+def test_hooks_of_both_directions_go_on_with_a_replacement():
+    model, seen = nn.Sequential(nn.Linear(2, 2)), []
+    model[0].register_full_backward_hook(lambda module, into, out: seen.append("backward"))
+    model[0].register_forward_hook(lambda module, given, output: seen.append("forward"))
+    replace_(model, "0", nn.Linear(2, 2))
+    model(torch.randn(3, 2, requires_grad=True)).sum().backward()
+    assert seen == ["forward", "backward"]

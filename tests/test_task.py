@@ -259,3 +259,26 @@ def test_a_network_that_asks_for_its_own_mask_is_told_so_before_any_step():
     nn.utils.prune.l1_unstructured(model.fc1, "weight", 0.5)
     with pytest.raises(TaskError, match=r"fails on its own sample inputs once its masks .* plain weights .*'weight_mask'"):
         Task(model, calibration=[torch.randn(4, 12)])
+
+
+def test_an_infinite_output_hides_no_copy_that_answers_otherwise():
+    class Other(Mlp):
+        """A copy of it is another network."""
+
+        def __deepcopy__(self, memo):
+            made = Other()
+            made.load_state_dict(self.state_dict())
+            torch.nn.init.zeros_(made.fc1.weight)
+            return made
+
+        def forward(self, x):
+            return x, super().forward(x).masked_fill(x[:, :5] > 0, float("inf"))
+
+    with pytest.raises(TaskError, match="a copy of the model gives other outputs"):
+        Task(seeded(Other), calibration=[X])
+
+
+def test_only_the_devices_of_the_model_are_asked_for_their_random_numbers(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    Task(seeded(Mlp), calibration=[X])

@@ -34,7 +34,15 @@ def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     >>> mapped({"x": (torch.ones(2), "mean")}, lambda tensor: tensor + 1)
     {'x': (tensor([2., 2.]), 'mean')}
     """
-    return _mapped(tree, lambda it: change(it) if isinstance(it, Tensor) else PackedSequence(change(it.data), *it[1:]))
+
+    def of(part: Part) -> Part:
+        if isinstance(part, Tensor):
+            return change(part)
+        data = change(part.data)
+        places = (None if order is None else order.to(data.device) for order in (part.sorted_indices, part.unsorted_indices))
+        return PackedSequence(data, part.batch_sizes, *places)
+
+    return _mapped(tree, of)
 
 
 def doubled(batch: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -50,17 +50,18 @@ def input_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tuple[
     """
     ranges: dict[str, tuple[float, float]] = {}
 
-    def watch(path: str) -> object:
-        def see(module: nn.Module, inputs: tuple[object, ...]) -> None:
-            if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point() and inputs[0].numel():
-                low, high = value_range(inputs[0])
+    def watch(path: str) -> Callable[..., None]:
+        def see(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            given = next(iter((*args, *kwargs.values())), None)
+            if isinstance(given, Tensor) and given.is_floating_point() and given.numel():
+                low, high = value_range(given)
                 before = ranges.get(path, (float("inf"), float("-inf")))
                 ranges[path] = (min(before[0], low), max(before[1], high))
 
         return see
 
     leaves = [(path, module) for path, module in model.named_modules() if _is_layer(module)]
-    hooks = [module.register_forward_pre_hook(watch(path)) for path, module in leaves]
+    hooks = [module.register_forward_pre_hook(watch(path), with_kwargs=True) for path, module in leaves]
     try:
         with evaluating(model):
             for _ in finite_answers(model, batches):

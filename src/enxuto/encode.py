@@ -118,7 +118,7 @@ def _biases(model: nn.Module, layers: Patterns) -> list[tuple[str, nn.Module, st
             continue
         coded = {name: module.get_submodule(f"coded.{name}") for name in coded_names(module) if name not in weight_names(module)}
         for name, held in [*module._parameters.items(), *coded.items()]:
-            flat = len(held.shape) == 1 and held.shape[0] > 0 if isinstance(held, (Tensor, CodedTensor)) else held is not None
+            flat = not isinstance(held, (Tensor, CodedTensor)) or (len(held.shape) == 1 and held.shape[0] > 0)
             if held is not None and flat:
                 found.append((f"{path}.{name}" if path else name, module, name, held))
     return found

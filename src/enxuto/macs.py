@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -37,13 +36,10 @@ def count_macs(model: nn.Module, batch: Batch) -> dict[str, int]:
         if isinstance(module, COUNTED) and module not in inside:
             counts[path] = 0
             hooks.append(module.register_forward_hook(_counter(counts, path), with_kwargs=True))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer would not call its parts
     try:
         with evaluating(model):
             call(model, batch)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
     samples = max(1, batch_size(batch))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from enxuto.copies import copied, separate_
+from enxuto.copies import copied
 from enxuto.errors import ArtifactError
 from enxuto.layers.coded import Coded, code_, decode_, weight_names
 from enxuto.layers.computed import computed, has_computed, without_computed_
@@ -33,13 +33,8 @@ def duplicate(model: nn.Module) -> nn.Module:
 
 def borrowed(model: nn.Module) -> nn.Module:
     """The same whose parameters are those of the model, and take no memory: to read, or to put others in their place, never to
-    write into. Before a step gives it away, `returned_` it."""
+    write into. Before a step gives it away, `copies.separate_` it."""
     return _prepared_(copied(model, share=True))
-
-
-def returned_(made: nn.Module, model: nn.Module) -> nn.Module:
-    """What `borrowed` gave, with values of its own wherever they still are the model's."""
-    return separate_(made, model)
 
 
 def _prepared_(made: nn.Module) -> nn.Module:
@@ -81,7 +76,7 @@ def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
                 parent._modules[name] = module
     module.train(old.training)
     for name, hooks in vars(old).items():
-        if name.startswith(("_forward_", "_backward_")):
+        if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):
             vars(module)[name] = hooks
 
 

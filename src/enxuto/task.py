@@ -73,19 +73,49 @@ def finite_answers(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Any]:
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in eval mode and without gradients; afterwards every module has the mode it had.
 
-    Torch's shortcut through transformer layers is closed: it fills padded rows with zeros, which no exported file does, and
-    holds them in nested tensors.
+    Attention goes the long way: torch's shortcut fills padded rows with zeros, which no exported file does.
     """
     modes = [(module, module.training) for module in model.modules()]
-    shortcut = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad():
+        with slow_attention(), torch.no_grad():
             yield model.eval()
     finally:
-        torch.backends.mha.set_fastpath_enabled(shortcut)
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def slow_attention() -> Iterator[None]:
+    """Attention as its parts: torch's shortcut through transformer layers hides the layers inside, and holds padded rows in
+    nested tensors."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def repeatable(model: nn.Module) -> Iterator[None]:
+    """A forward that draws random numbers draws the same each time, and nobody else's go on from there.
+
+    Only the devices that hold the model are asked: to ask all would start every one of the machine.
+    """
+    held = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}
+    devices = sorted(device.index for device in held)
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(0)
+        yield
+
+
+def float_outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """The outputs of a model that are no whole numbers. Raises: TaskError when it fails."""
+    with evaluating(model):
+        outputs = attempt(model, batch, "its own sample inputs")
+        return [tensor for tensor in output_tensors(outputs).values() if tensor.is_floating_point()]
 
 
 def first_tensor(outputs: Any) -> Tensor:
@@ -230,8 +260,7 @@ def _another(tensor: Tensor) -> Tensor:
 
 
 def _answers(model: nn.Module, batch: Batch, place: str = "its own sample inputs") -> list[Tensor]:
-    with evaluating(model), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with evaluating(model), repeatable(model):
         return [tensor.clone() for tensor in leaves(attempt(model, batch, place)) if tensor.is_floating_point()]
 
 
@@ -239,9 +268,13 @@ def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     """True for outputs that differ by no more than rounding."""
     pairs = zip(ours, theirs, strict=False)
     return len(ours) == len(theirs) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().mean()), equal_nan=True)
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(_finite(a).abs().mean()), equal_nan=True)
         for a, b in pairs
     )
+
+
+def _finite(values: Tensor) -> Tensor:
+    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _has_hooks(module: nn.Module) -> bool:

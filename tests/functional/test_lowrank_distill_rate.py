@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enxuto.functional.distill import same_values, soft_labels
-from enxuto.functional.likeness import Spread
+from enxuto.functional.likeness import Spread, distance, largest
 from enxuto.functional.lowrank import rank_for_energy, split_rank
 from enxuto.functional.rate import entropy_bits
 
@@ -72,3 +72,15 @@ def test_soft_labels_equal_hintons_formula():
     a, b, t = torch.randn(6, 5), torch.randn(6, 5), 3.0
     p, q = (b / t).softmax(1), (a / t).softmax(1)
     assert float(soft_labels(a, b, t)) == pytest.approx(float((p * (p / q).log()).sum(1).mean() * t * t), rel=1e-4)
+
+
+def test_infinities_say_nothing_of_the_other_values():
+    mask, nan = float("-inf"), float("nan")
+    expected = torch.tensor([3.0, mask, nan])
+    assert largest(expected) == 3
+    assert largest(torch.tensor([])) == largest(torch.tensor([mask])) == 0
+    assert distance(torch.tensor([3.3, mask, nan]), expected) == pytest.approx(0.1)
+    for other in ([3.0, -mask, nan], [3.0, 1.0, nan], [3.0, mask, 1.0], [mask, mask, nan], [nan, mask, nan], [3.0, mask]):
+        assert distance(torch.tensor(other), expected) == float("inf")
+    assert distance(torch.zeros(2), torch.zeros(2)) == 0
+    assert distance(torch.full((2,), 1e-6), torch.zeros(2)) > 1e20

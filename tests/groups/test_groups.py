@@ -284,3 +284,23 @@ def test_channels_spread_from_one_or_mixed_into_one_stay() -> None:
     found = find_groups(Odd(attend).eval(), IMAGES)
     assert [group.writers for group in found.groups] == [("conv2",)]
     assert {change.path: change.why for change in found.frozen}["conv1"] == "mean works across the channels"
+
+
+def test_a_masked_value_hides_no_difference() -> None:
+    class Counting(nn.Module):
+        """Divides by the number of its own channels, as a literal."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.first(x))
+            return (self.second(h) / h.shape[1]).masked_fill(x[:, :4] > 1, float("inf"))
+
+    torch.manual_seed(0)
+    model, x = Counting(), torch.randn(16, 6)
+    assert bool(model(x).isinf().any())
+    groups = find_groups(model, x)
+    assert not groups.groups
+    assert "forward depends on their number" in str(groups.frozen)

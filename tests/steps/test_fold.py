@@ -6,6 +6,7 @@ from enxuto.artifact.save import load, save
 from enxuto.errors import NothingChangedError
 from enxuto.steps.fold import Fold
 from enxuto.steps.quantize import Quantize
+from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 from enxuto.task import Task
 from toys import ResidualCnn, inputs, output, photograph, seeded, task_of, unchanged
@@ -302,3 +303,41 @@ def test_a_frozen_model_of_tokens_folds_as_well():
     x = torch.arange(6).view(2, 3)
     folded, _ = Fold()(model, Task(model, calibration=[x]))
     assert torch.allclose(output(folded, x), output(model, x), atol=1e-5)
+
+
+class ByName(nn.Module):
+    """Calls its layers as some networks are written: inputs by their names."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(input=torch.relu(self.norm(input=self.fc(input=x))))
+
+
+def test_layers_that_are_called_by_name_are_treated_like_others():
+    x = torch.randn(16, 6)
+    model = seeded(ByName)
+    task = Task(model, calibration=[x])
+    folded, _ = Fold()(model, task)
+    assert isinstance(folded.norm, nn.Identity)
+    assert torch.allclose(output(folded, x), output(model, x), atol=1e-5)
+    coded, record = Quantize(8, activations=8)(folded, task)
+    assert not [change.path for change in record.skipped]
+    assert torch.allclose(output(coded, x), output(model, x), atol=0.05)
+    assert not torch.equal(output(coded, x), output(Quantize(8)(folded, task)[0], x))
+    _, record = Recover()(model, Task(model, calibration=[x[:1]]))
+    assert "batch norms in 1 of 1 batches" in record.skipped[0].what
+
+
+def test_outputs_that_are_masked_in_both_are_the_same():
+    class Masked(ByName):
+        def forward(self, x):
+            y = super().forward(x)
+            return y, y.masked_fill(x[:, :3] > 0, float("-inf"))
+
+    x = torch.randn(16, 6)
+    model = seeded(Masked)
+    _, record = Fold()(model, Task(model, calibration=[x]))
+    assert [change.path for change in record.changes] == ["norm"]

@@ -30,7 +30,7 @@ def relative_error(model: nn.Module, path: str | os.PathLike[str], batches: Iter
         for batch in batches:
             pairs = zip(leaves(call(model, batch)), leaves(call(file, batch)), strict=True)
             for number, (expected, found) in enumerate(pairs):
-                far, large = _squares(expected.detach().cpu(), found)
+                far, large = _squares(expected.detach().cpu(), found.detach().cpu())
                 wrong[number] = wrong.get(number, 0.0) + far
                 size[number] = size.get(number, 0.0) + large
     return max(((wrong[number] / size[number]) ** 0.5 for number in wrong if size[number]), default=0.0)

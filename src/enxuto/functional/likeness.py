@@ -45,6 +45,30 @@ def same_classes(before: Tensor, after: Tensor, rows: int) -> Tensor:
     return same_entries(before.argmax(axis), after.argmax(axis), rows)
 
 
+def largest(values: Tensor) -> float:
+    """The largest magnitude among the finite values; 0 when there is none.
+
+    >>> largest(torch.tensor([-3.0, 2.0, float("-inf")]))
+    3.0
+    """
+    finite = values[values.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """The norm of the difference over that of the expected: 0 is the same, 1 as far off as zeros would be. Values that are not
+    finite take no part where both have the same; else the distance is infinite.
+
+    >>> distance(torch.tensor([0.5, float("-inf")]), torch.tensor([1.0, float("-inf")]))
+    0.5
+    """
+    counts = expected.isfinite()
+    if found.shape != expected.shape or not torch.allclose(found[~counts], expected[~counts], equal_nan=True):
+        return float("inf")
+    one, other = found[counts].double(), expected[counts].double()
+    return float(((one - other).norm() / other.norm().clamp_min(1e-30)).nan_to_num(nan=torch.inf, posinf=torch.inf))
+
+
 @dataclass(frozen=True, eq=False)
 class Spread:
     """How far outputs spread over samples: the variance of each channel, or one of all where no axis holds channels."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from enxuto.batches import doubled, leaves
 from enxuto.cut import Group, cut_, tensor_at
-from enxuto.groups.trace import slow_attention
+from enxuto.functional.likeness import largest
 from enxuto.surgery import borrowed
-from enxuto.task import Batch, call, evaluating
+from enxuto.task import Batch, call, evaluating, repeatable
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _log = logging.getLogger(__name__)
@@ -98,8 +98,7 @@ class _Stage:
         return ""
 
     def _outputs(self, model: nn.Module, batch: Batch) -> list[Tensor]:
-        with evaluating(model), slow_attention(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # a forward that draws random numbers draws the same each time
+        with evaluating(model), repeatable(model):
             return list(leaves(call(model, batch)))
 
 
@@ -113,5 +112,5 @@ def _equal(expected: Tensor, found: Tensor) -> bool:
     if not expected.is_floating_point():
         return bool((expected == found).all())
     tolerance = TOLERANCE.get(expected.dtype, 1e-2)
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
-    return torch.allclose(expected, found, rtol=tolerance, atol=tolerance * max(largest, 1e-30), equal_nan=True)
+    room = tolerance * max(largest(expected), 1e-30)
+    return torch.allclose(expected, found, rtol=tolerance, atol=room, equal_nan=True)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.cut import Group, Slice, tensor_at
-from enxuto.groups.trace import slow_attention
-from enxuto.task import Batch, attempt
+from enxuto.task import Batch, attempt, slow_attention
 
 FloatArray = npt.NDArray[np.float64]
 PASSES = 32  # backward passes of `taylor`; 128 kept 0.5 points more or less on ResNet-8, no trend

@@ -6,7 +6,6 @@ import copy
 import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ from enxuto.groups.call import Call, fixed, substituted
 from enxuto.groups.layers import LAYERS
 from enxuto.groups.ledger import Ledger, Value, Weight
 from enxuto.groups.shapes import rule_for
-from enxuto.task import Batch, call, evaluating
+from enxuto.task import Batch, call, evaluating, slow_attention
 
 TRACED_SAMPLES = 2  # one would let a forced squeeze() swallow the batch dimension
 
@@ -76,17 +75,6 @@ def export(model: nn.Module, batch: Batch) -> ExportedProgram:
     except Exception as error:  # whatever a stranger's forward raises means the same: it cannot be followed
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Untraceable(f"torch.export cannot follow this model: {first[:200]}") from error
-
-
-@contextmanager
-def slow_attention() -> Iterator[None]:
-    """Attention as its parts: the fused fast path hides the layers inside."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def small_batch(model: nn.Module, batch: Batch) -> Batch:

@@ -52,8 +52,11 @@ class Coded(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         grid = self._modules.get("input_grid")
-        if grid is not None:
+        if grid is not None and args:
             args = (grid(args[0]), *args[1:])
+        elif grid is not None:
+            name = next(iter(kwargs))  # as the layer calls its input
+            kwargs[name] = grid(kwargs[name])
         return super().forward(*args, **kwargs)
 
 

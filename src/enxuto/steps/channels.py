@@ -11,6 +11,7 @@ from typing import Literal
 from torch import nn
 
 from enxuto.checks import named, whole, within
+from enxuto.copies import separate_
 from enxuto.cut import Group, cut_
 from enxuto.errors import NothingChangedError, RangeError, TargetError
 from enxuto.groups import Groups, find_groups
@@ -19,7 +20,7 @@ from enxuto.groups.norms import refresh_norms_
 from enxuto.groups.scores import FloatArray, magnitude, taylor
 from enxuto.macs import total_macs
 from enxuto.select import Patterns, matches, select
-from enxuto.surgery import borrowed, returned_, to_float
+from enxuto.surgery import borrowed, to_float
 from enxuto.task import Change, Record, Task
 
 MULTIPLES = (8, 4, 2, 1)  # measured on ResNet-20 in ONNX Runtime: docs/prune-channels.md
@@ -95,7 +96,7 @@ class PruneChannels:
             "parameters_before": float(sum(p.numel() for p in plain.parameters())),
             "parameters_after": float(sum(p.numel() for p in to_float(smaller).parameters())),
         }
-        return returned_(smaller, model), Record(str(self), tuple(changes), found.frozen, figures, time.monotonic() - start)
+        return separate_(smaller, model), Record(str(self), tuple(changes), found.frozen, figures, time.monotonic() - start)
 
     def _scores(self, model: nn.Module, groups: Sequence[Group], task: Task) -> list[FloatArray]:
         exact = self.macs is None and not self.sparsity

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.checks import named, whole, within
+from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, RangeError, TaskError
+from enxuto.functional.likeness import distance
 from enxuto.functional.lowrank import rank_for_energy
 from enxuto.layers.coded import decode_, plain_class, sources, weight_names
 from enxuto.layers.grids import Affine, CodedTensor
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear
-from enxuto.outputs import output_tensors
 from enxuto.reads import read_elsewhere
 from enxuto.select import Patterns, select
-from enxuto.surgery import Weight, borrowed, replace_, returned_, twins
-from enxuto.task import Batch, Change, Record, Task, attempt, evaluating
+from enxuto.surgery import Weight, borrowed, replace_, twins
+from enxuto.task import Batch, Change, Record, Task, float_outputs
 
 FAR = 0.1  # of the outputs: what a network rarely survives without training
 _log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Factorize:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The copy with thin layers. Raises: NothingChangedError when every layer would grow."""
         start = time.monotonic()
-        expected = _outputs(model, task.sample)
+        expected = float_outputs(model, task.sample)
         given, model = model, borrowed(model)
         reads = read_elsewhere(model, task.sample)
         thin: dict[str, tuple[nn.Module, nn.Module]] = {}
@@ -75,12 +76,13 @@ class Factorize:
         if not changes:
             reasons = "; ".join(f"'{c.path}': {c.why}" for c in skipped[:5])
             raise NothingChangedError(f"{self} would change nothing: {reasons}; use a lower rank or energy.")
-        figures = {"output_error": _distance(_outputs(model, task.sample), expected)}
+        moved = zip(float_outputs(model, task.sample), expected, strict=True)
+        figures = {"output_error": max((distance(*pair) for pair in moved), default=0.0)}
         if figures["output_error"] > FAR:
             _log.warning(
                 "%s moves the outputs by %.0f %%; raise energy or rank, or train after it.", self, 100 * figures["output_error"]
             )
-        return returned_(model, given), Record(str(self), tuple(changes), tuple(skipped), figures, time.monotonic() - start)
+        return separate_(model, given), Record(str(self), tuple(changes), tuple(skipped), figures, time.monotonic() - start)
 
 
 def _replaced_(model: nn.Module, thin: Mapping[str, tuple[nn.Module, nn.Module]], sample: Batch) -> dict[str, str]:
@@ -103,21 +105,10 @@ def _replaced_(model: nn.Module, thin: Mapping[str, tuple[nn.Module, nn.Module]]
 
 def _failure(model: nn.Module, sample: Batch) -> str:
     try:
-        _outputs(model, sample)
+        float_outputs(model, sample)
     except TaskError as error:
         return f"{type(error.__cause__).__name__}: {error.__cause__}"
     return ""
-
-
-def _outputs(model: nn.Module, sample: Batch) -> list[Tensor]:
-    with evaluating(model):
-        return [it for it in output_tensors(attempt(model, sample, "its own sample inputs")).values() if it.is_floating_point()]
-
-
-def _distance(outputs: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest relative difference of an output: 0 is the same, 1 as far off as zeros would be."""
-    pairs = [(a.double(), b.double()) for a, b in zip(outputs, expected, strict=True)]
-    return max((float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs), default=0.0)
 
 
 def _refusal(model: nn.Module, path: str, layer: nn.Module, matrix: Tensor, rank: int) -> str:

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import mapped
+from enxuto.batches import leaves, mapped
+from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, TaskError
+from enxuto.functional.likeness import distance, largest
 from enxuto.groups.trace import small_batch
 from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
 from enxuto.layers.grids import AffineTensor
-from enxuto.outputs import output_tensors
 from enxuto.select import Patterns, matches
-from enxuto.surgery import borrowed, duplicate, replace_, returned_
-from enxuto.task import Batch, Change, Record, Task, attempt, call, evaluating
+from enxuto.surgery import borrowed, duplicate, replace_
+from enxuto.task import Batch, Change, Record, Task, call, evaluating, float_outputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,7 +47,7 @@ class Fold:
         start = time.monotonic()
         sample = small_batch(model, task.sample)
         pairs, skipped = pairs_to_fold(model, sample, self.layers)
-        expected = _outputs(model, sample)
+        expected = float_outputs(model, sample)
         folded, changes, refused = _folded(model, pairs)
         if changes and _fault(folded, sample, expected):  # something reads what autograd does not see
             folded, changes, refused = borrowed(model), [], []
@@ -62,7 +63,7 @@ class Fold:
         if not changes:
             why = "; ".join(f"'{c.path}': {c.why}" for c in skipped[:5]) or "the model has no batch norm"
             raise NothingChangedError(f"Fold would change nothing: {why}; leave the step out.")
-        return returned_(folded, model), Record(str(self), tuple(changes), tuple(skipped), {}, time.monotonic() - start)
+        return separate_(folded, model), Record(str(self), tuple(changes), tuple(skipped), {}, time.monotonic() - start)
 
 
 def _folded(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> tuple[nn.Module, list[Change], list[Change]]:
@@ -81,19 +82,13 @@ def _folded(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> tuple[nn.Modu
     return model, changes, refused
 
 
-def _outputs(model: nn.Module, sample: Batch) -> list[Tensor]:
-    with evaluating(model):
-        outputs = attempt(model, sample, "its own sample inputs")
-        return [tensor for tensor in output_tensors(outputs).values() if tensor.is_floating_point()]
-
-
 def _fault(folded: nn.Module, sample: Batch, expected: list[Tensor]) -> str:
     """Why the folded model is not the model it was; empty when it is."""
     try:
-        outputs = _outputs(folded, sample)
+        outputs = float_outputs(folded, sample)
     except TaskError as error:
         return f"the model reads what is gone with the norm ({type(error.__cause__).__name__}: {error.__cause__})"
-    same = all(bool((a - b).double().norm() <= SAME * b.double().norm()) for a, b in zip(outputs, expected, strict=True))
+    same = all(distance(*pair) <= SAME for pair in zip(outputs, expected, strict=True))
     return "" if same else "the outputs of the model would change"
 
 
@@ -110,19 +105,20 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     shapes: dict[str, torch.Size] = {}
 
     def gave(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
             calls[path] = calls.get(path, 0) + 1
             if isinstance(output, Tensor):
-                shapes[path] = inputs[0].shape if isinstance(inputs[0], Tensor) else torch.Size()
+                shapes[path] = next((tensor.shape for tensor in leaves((args, kwargs))), torch.Size())
                 given[id(output)] = (path, output)  # the tensor is kept, so its id stays its own
                 versions[id(output)] = output._version
 
         return hook
 
     def read(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             calls[path] = calls.get(path, 0) + 1
-            source, output = given.get(id(inputs[0]), ("", inputs[0]))
+            first = next(leaves((args, kwargs)))
+            source, output = given.get(id(first), ("", first))
             wide = bool(source) and output.ndim == candidates[source].weight.ndim  # else the norm's channels lie elsewhere
             reads[path] = source if wide and versions[id(output)] == output._version else ""
 
@@ -132,8 +128,8 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     sample = _with_gradients(sample)
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS) and matches(path, layers)}
     candidates: dict[str, Any] = {path: m for path, m in model.named_modules() if isinstance(m, LAYERS)}
-    hooks = [m.register_forward_hook(gave(path)) for path, m in candidates.items()]
-    hooks += [m.register_forward_pre_hook(read(path)) for path, m in norms.items()]
+    hooks = [m.register_forward_hook(gave(path), with_kwargs=True) for path, m in candidates.items()]
+    hooks += [m.register_forward_pre_hook(read(path), with_kwargs=True) for path, m in norms.items()]
     try:
         with evaluating(model), torch.enable_grad():
             output = call(model, sample)
@@ -192,7 +188,7 @@ def _own(layer: Any, norm: Any, shape: torch.Size) -> str:
                 x = scale * torch.randn(2, *shape[1:], dtype=torch.float64, generator=chance)
                 x = x.to(layer.weight.device)
                 expected = then(first(x))
-                if not torch.allclose(folded(x), expected, rtol=EXACT, atol=EXACT * float(expected.abs().max())):
+                if not torch.allclose(folded(x), expected, rtol=EXACT, atol=EXACT * largest(expected)):
                     return reason + "is not what a folded layer computes"
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         return reason + f"could not be tried alone ({type(error).__name__}: {error})"
@@ -203,7 +199,7 @@ def _users(output: object, given: dict[int, tuple[str, Tensor]]) -> dict[str, in
     """How many operations of the autograd graph read each layer's output."""
     makers = {tensor.grad_fn: path for path, tensor in given.values() if tensor.grad_fn is not None}
     users: dict[str, int] = {}
-    stack = [t.grad_fn for t in _tensors(output) if t.grad_fn is not None]
+    stack = [t.grad_fn for t in leaves(output) if t.grad_fn is not None]
     for maker in stack:
         if maker in makers:
             users[makers[maker]] = users.get(makers[maker], 0) + 1
@@ -225,13 +221,6 @@ def _with_gradients(batch: Batch) -> Batch:
 
     made: Batch = mapped(batch, ready)
     return made
-
-
-def _tensors(value: object) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for item in inner for tensor in _tensors(item)]
 
 
 def _gain(norm: Any) -> Tensor:

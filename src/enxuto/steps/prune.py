@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, RangeError, ShapeError
 from enxuto.functional.keep import check_sparsity, keep_largest, keep_largest_of, keep_pattern, parse_pattern
 from enxuto.functional.scores import lamp, magnitude
 from enxuto.select import Patterns
-from enxuto.surgery import Weight, borrowed, leaves_, left_in_float, returned_, weights
+from enxuto.surgery import Weight, borrowed, leaves_, left_in_float, weights
 from enxuto.task import Change, Record, Task
 
 SCORES = {"magnitude": magnitude, "lamp": lamp}
@@ -71,7 +72,7 @@ class Prune:
         zeros = total - sum(int(weight.read().count_nonzero()) for weight in chosen)
         figures = {"sparsity": zeros / total, "weights": float(total)}
         skipped = (*left, *left_in_float(model, self.layers))
-        return returned_(model, given), Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
+        return separate_(model, given), Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
         """Zeros the lowest scores of the float leaves, up to this strength; what is out still learns and may come back."""

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from enxuto.calibrate import input_ranges
+from enxuto.copies import separate_
 from enxuto.encode import code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
 from enxuto.errors import NothingChangedError, RangeError
 from enxuto.functional.affine import activation_grid
@@ -17,7 +18,7 @@ from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded, plain_class, weight_names
 from enxuto.layers.grids import Affine, Grid, Per
 from enxuto.select import Patterns, matches
-from enxuto.surgery import borrowed, left_in_float, returned_, weights
+from enxuto.surgery import borrowed, left_in_float, weights
 from enxuto.task import Change, Record, Task
 
 INTEGER_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose inputs integer runtimes read as 8 bits
@@ -77,7 +78,7 @@ class Quantize:
                 f"{self} would change nothing: {named}; use fewer bits, or activations=8 for the inputs, or leave the step out."
             )
         skipped = (*kept, *left_in_float(model, self.layers), *(self._inputs_left(model, ranges) if self.activations else ()))
-        return returned_(model, given), Record(
+        return separate_(model, given), Record(
             str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start
         )
 

@@ -266,8 +266,9 @@ def _lone_values(model: nn.Module) -> Iterator[list[int]]:
     """
     seen: list[int] = []
 
-    def before(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if norm.training and inputs and inputs[0].numel() == inputs[0].shape[1]:
+    def before(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next(iter((*args, *kwargs.values())), None)
+        if norm.training and isinstance(given, Tensor) and given.numel() == given.shape[1]:
             norm.training = False
             seen.append(id(norm))
 
@@ -275,7 +276,7 @@ def _lone_values(model: nn.Module) -> Iterator[list[int]]:
         norm.training = norm.training or id(norm) in seen
 
     norms = [it for it in model.modules() if isinstance(it, _BatchNorm) and it.running_mean is not None]
-    hooks = [norm.register_forward_pre_hook(before) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(before, with_kwargs=True) for norm in norms]
     hooks += [norm.register_forward_hook(after, always_call=True) for norm in norms]
     try:
         yield seen

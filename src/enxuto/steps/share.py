@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from enxuto.copies import separate_
 from enxuto.encode import code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
 from enxuto.layers.grids import Affine, Grid, Table
 from enxuto.select import Patterns
-from enxuto.surgery import borrowed, left_in_float, returned_, weights
+from enxuto.surgery import borrowed, left_in_float, weights
 from enxuto.task import Record, Task
 
 
@@ -44,7 +45,7 @@ class Share:
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
         skipped = (*kept, *left_in_float(model, self.layers))
-        return returned_(model, given), Record(
+        return separate_(model, given), Record(
             str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start
         )
 
