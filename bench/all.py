@@ -12,6 +12,7 @@ SCRIPTS = (
     ("hostile_files.py",),
     ("strangers.py",),
     ("search_margin.py",),
+    ("search_promise.py",),
     ("speed_mobilenet.py",),
     ("file_size.py", "lenet-300-100"),
     ("file_size.py", "resnet-20"),

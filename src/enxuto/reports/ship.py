@@ -15,7 +15,6 @@ OPENS = {
     ".nxt": "Python opens it with enxuto.load; saved with graph=True it runs without torch, by enxuto.runtime.open",
     ".onnx": "ONNX Runtime opens it on any device, without enxuto",
 }
-RIVALS = 1.005  # figures closer than this are shown as the same
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def sentence(document: Document, file: Shipped) -> str:
     ratio = before.file_bytes / file.file_bytes
     said = f"{title(file)}: {format_bytes(before.file_bytes)} became {format_bytes(file.file_bytes)}"
     little = "hardly smaller" if ratio > 1 else "not smaller"
-    said += f", {words.significant(ratio)} times smaller" if ratio > RIVALS else f", which is {little}"
+    said += f", {words.significant(ratio)} times smaller" if ratio > words.ALIKE else f", which is {little}"
     if file.quality is not None:
         shown = [words.quality(value, document.is_fraction) for value in (before.quality, file.quality)]
         said += f"; {quality_word(document)} {shown[0]} → {shown[1]}"
@@ -124,7 +123,7 @@ def _row(measure: str, before: float | None, after: list[Any], show: Callable[[A
         cells.append(Cell(words.MISSING if value is None else show(value), change))
     shares = (
         tuple(value / most if value is not None else None for value in values)
-        if most > RIVALS * min(known, default=0) and before is not None
+        if most > words.ALIKE * min(known, default=0) and before is not None
         else ()
     )
     return FileRow(measure, tuple(cells), shares)
@@ -138,4 +137,4 @@ def _speed(document: Document, file: Shipped) -> str:
     if not clearly_apart(before.latency_samples_ms, file.latency_samples_ms):
         return "unclear"
     ratio = before.latency_ms / file.latency_ms
-    return "faster" if ratio > RIVALS else "slower" if ratio < 1 / RIVALS else "same"
+    return "faster" if ratio > words.ALIKE else "slower" if ratio < 1 / words.ALIKE else "same"

@@ -290,7 +290,7 @@ def row(
     """A row of two numbers as `show` puts them, and what became of the first; `better` are the words for less and more."""
     shown = [words.MISSING if value is None else show(value) for value in (before, after)]
     shares = None
-    if before is not None and after is not None and max(before, after) > 1.005 * min(before, after):
+    if before is not None and after is not None and max(before, after) > words.ALIKE * min(before, after):
         shares = (before / max(before, after), after / max(before, after))
     return Row(
         measure,

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 MISSING = "–"
+ALIKE = 1.005  # figures closer than this are shown as the same
 
 
 def minus(text: str) -> str:
