@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -238,73 +237,73 @@ def test_an_output_folder_that_cannot_be_written_is_found_first(tmp_path: Path) 
 
 
 KILLED = """
-import sys, torch
+import os, signal, sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_compression import task
 import enxuto as ex
 from enxuto.artifact.checkpoints import FolderCheckpoints
+
+class Killed(FolderCheckpoints):
+    def keep(self, *given):
+        super().keep(*given)
+        if len(list(self.folder.glob("*.json"))) == {kept}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
 torch.manual_seed(0)
 out = Path({out!r})
 steps = [ex.Prune(0.3), ex.Recover(epochs=20), ex.Prune(0.6), ex.Recover(epochs=20), ex.Share(bits=4), ex.Recover(epochs=5)]
 brought = task()
-model, _ = ex.run(brought, steps, checkpoints=FolderCheckpoints(out))
+model, _ = ex.run(brought, steps, checkpoints=Killed(out))
 ex.save(model, out / "small.nxt", original=brought.model)
 """
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    def start(out: Path) -> subprocess.Popen[bytes]:
+    def ends(out: Path, kept: int) -> int:
         out.mkdir(exist_ok=True)
-        code = KILLED.format(tests=str(Path(__file__).parent), out=str(out))
-        return subprocess.Popen([sys.executable, "-c", code])
+        code = KILLED.format(tests=str(Path(__file__).parent), out=str(out), kept=kept)
+        return subprocess.run([sys.executable, "-c", code], check=False).returncode
 
-    victim = start(tmp_path / "killed")
-    limit = time.monotonic() + 1000
-    while time.monotonic() < limit and len(list((tmp_path / "killed").glob("*.json"))) < 2:
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert 2 <= len(list((tmp_path / "killed").glob("*.json"))) < 6
-    assert start(tmp_path / "killed").wait() == 0
-    assert start(tmp_path / "whole").wait() == 0
+    assert ends(tmp_path / "killed", 3) == -signal.SIGKILL
+    assert len(list((tmp_path / "killed").glob("*.json"))) == 3
+    assert ends(tmp_path / "killed", 99) == 0
+    assert ends(tmp_path / "whole", 99) == 0
     assert (tmp_path / "killed/small.nxt").read_bytes() == (tmp_path / "whole/small.nxt").read_bytes()
 
 
 SEARCHED = """
-import sys, torch
+import os, signal, sys, torch
 sys.path.insert(0, {tests!r})
 from test_compression import task
 import enxuto as ex
+from enxuto.plan.history import History
+keep = History.keep
+
+def kept(self):
+    keep(self)
+    if len(self.known) >= {trials}:
+        os.kill(os.getpid(), {signal})
+
+History.keep = kept
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 torch.manual_seed(0)
 ex.compress(task(), target=ex.Target(max_drop=0.2), time=300, out={out!r})
 """
 
 
 def test_a_killed_search_goes_on_and_ctrl_c_ends_it_with_its_files(tmp_path: Path) -> None:
-    def tried() -> list[str]:
-        file = tmp_path / ".work/search.json"
-        return [trial["recipe"] for trial in json.loads(file.read_bytes())["trials"]] if file.exists() else []
+    def ends(trials: int, how: signal.Signals) -> int:
+        code = SEARCHED.format(tests=str(Path(__file__).parent), out=str(tmp_path), trials=trials, signal=int(how))
+        return subprocess.run([sys.executable, "-c", code], check=False).returncode
 
-    def start(trials: int) -> subprocess.Popen[bytes]:
-        code = SEARCHED.format(tests=str(Path(__file__).parent), out=str(tmp_path))
-        process = subprocess.Popen([sys.executable, "-c", code])
-        limit = time.monotonic() + 1000
-        while time.monotonic() < limit and process.poll() is None and len(tried()) < trials:
-            time.sleep(0.01)
-        return process
-
-    victim = start(3)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    before = tried()
-    assert len(before) >= 3
-    stopped = start(len(before) + 1)
-    stopped.send_signal(signal.SIGINT)
-    assert stopped.wait() == 0
+    assert ends(3, signal.SIGKILL) == -signal.SIGKILL
+    before = [trial["recipe"] for trial in json.loads((tmp_path / ".work/search.json").read_bytes())["trials"]]
+    assert len(before) == 3
+    assert ends(5, signal.SIGINT) == 0
     history = json.loads((tmp_path / "result.json").read_bytes())["history"]
-    assert [trial["recipe"] for trial in history][: len(before)] == before
-    assert len(history) > len(before)
+    assert [trial["recipe"] for trial in history][:3] == before
+    assert len(history) == 4
     assert (tmp_path / "small.nxt").stat().st_size in [trial["file_bytes"] for trial in history]
 
 

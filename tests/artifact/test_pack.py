@@ -420,12 +420,14 @@ def test_killed_at_any_moment_the_old_file_or_the_new_one_is_there(tmp_path):
         pack(tmp_path / f"{name}.safetensors", tmp_path / "out.nxt")
         contents.add((tmp_path / "out.nxt").read_bytes())
     code = (
-        "import os, sys, itertools\n"
+        "import os, sys, itertools, time\n"
         "from enxuto.cli.pack import pack\n"
         "from pathlib import Path\n"
         "a, b, out = map(Path, sys.argv[1:])\n"
         "pack(a, out, parent=None, fast=False, json=False, quiet=True, debug=True)\n"
-        "print('ready', flush=True)\n"
+        "start = time.monotonic()\n"
+        "pack(a, out, parent=None, fast=False, json=False, quiet=True, debug=True)\n"
+        "print('ready', time.monotonic() - start, sep='\\n', flush=True)\n"
         "for _ in iter(sys.stdin.readline, ''):\n"
         "    child = os.fork()\n"
         "    if not child:\n"
@@ -445,11 +447,12 @@ def test_killed_at_any_moment_the_old_file_or_the_new_one_is_there(tmp_path):
         assert process.stdout is not None
         while process.stdout.readline() != "ready\n":
             assert process.poll() is None
+        once = float(process.stdout.readline())  # how long it takes to pack, here and now
         for _ in range(100):
             process.stdin.write("\n")
             process.stdin.flush()
             child = int(process.stdout.readline())
-            time.sleep(chance.uniform(0, 0.25))
+            time.sleep(chance.uniform(0, 4) * once)
             os.kill(child, signal.SIGKILL)
             assert process.stdout.readline() == "gone\n"
             found = (tmp_path / "out.nxt").read_bytes()
