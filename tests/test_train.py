@@ -231,6 +231,39 @@ def test_the_last_step_that_names_a_weight_decides_also_in_training():
 
 
 @pytest.mark.parametrize(
+    ("steps", "grid"),
+    [
+        ([Share(4), Quantize(2)], Affine(2)),
+        ([Quantize(8, biases=8), Quantize(4, biases=4)], Affine(4)),
+        ([Quantize(8), Share(3)], Table(3)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("gradual", [False, True])
+def test_a_grid_that_a_later_step_replaced_does_not_come_back_in_a_schedule(steps, grid, gradual):
+    x, y = inputs(Mlp), torch.arange(8) % 5
+    model = prepare(Task(seeded(Mlp), calibration=[x]), steps, gradual=gradual)
+    before = dict(model.named_parameters())
+    schedule = Schedule(model, steps, batches=9, end=0.5, updates=3)
+    for _ in range(9):
+        fit(model, x, y, steps=1)
+        learned = {name: parameter.clone() for name, parameter in before.items() if name.endswith("change")}
+        schedule.step()
+        now = dict(model.named_parameters())
+        assert all(now[name] is parameter for name, parameter in before.items())  # those an optimizer knows
+        assert all(torch.equal(now[name], values) for name, values in learned.items())
+    assert all(weight.tensor.grid == grid for weight in weights(convert(model)))
+
+
+def test_a_model_that_is_prepared_again_takes_the_grid_of_now():
+    x = inputs(Mlp)
+    model = prepare(Task(seeded(Mlp), calibration=[x]), [Quantize(8), Quantize(4)])
+    again = prepare(Task(model, calibration=[x]), [Quantize(8)])
+    assert all(weight.tensor.grid == Affine(8) for weight in weights(again))
+    assert all(weight.tensor.grid == Affine(4) for weight in weights(model))
+
+
+@pytest.mark.parametrize(
     "arguments",
     [{"batches": 0}, {"batches": 5, "begin": 0.8, "end": 0.5}, {"batches": 5, "end": 1.5}, {"batches": 5, "updates": 0}],
 )

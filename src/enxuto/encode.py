@@ -71,9 +71,9 @@ def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool, t
 
 
 def _waits(leaf: Rehearsal, grid: Grid) -> bool:
-    """True for a leaf that this grid has to be fitted to: not seen on it yet, and on no other that it keeps."""
+    """True for a leaf that this grid has to be fitted to: not seen on it yet, nor on one that it keeps or a later step gave."""
     suited = grid.suited(leaf.leaf) if isinstance(grid, Affine) else grid
-    return leaf.grid is None if leaf.named == suited else not _stays(leaf, grid)
+    return leaf.grid is None if leaf.named == suited else suited not in leaf.passed and not _stays(leaf, grid)
 
 
 def _encoded(values: Iterable[tuple[Tensor, str]], grid: Grid, together: bool) -> Iterator[CodedTensor]:
@@ -106,7 +106,7 @@ def rehearse_biases_on_(model: nn.Module, layers: Patterns, bits: int, *, now: b
         leaf = held if isinstance(held, Rehearsal) else shared.setdefault(held, Rehearsal(dense(held)))
         code_(module, name, leaf)
         grid = _bias_grid(leaf.leaf.detach(), bits)
-        if leaf.grid != grid:
+        if _waits(leaf, grid):
             leaf.see_(grid.encode(leaf.leaf.detach(), key), now=now or leaf.grid is not None)
 
 

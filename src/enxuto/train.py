@@ -48,6 +48,9 @@ def prepare(task: Task, steps: Sequence[Step] = (), *, gradual: bool = False) ->
     if not isinstance(task, Task):
         raise RecipeError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
     model = duplicate(task.model)
+    for leaf in model.modules():
+        if isinstance(leaf, Rehearsal):
+            leaf.passed = ()  # these steps are the ones to decide
     projected = ""
     for step in steps:
         if isinstance(step, type) or not isinstance(step, Step):

@@ -178,6 +178,7 @@ KINDS = {
     "LSTM": (lambda: nn.LSTM(4, 3, 2, bidirectional=True, proj_size=2, bias=False, batch_first=True), (2, 5, 4)),
     "GRU": (lambda: nn.GRU(4, 3, 2, batch_first=True), (2, 5, 4)),
     "EmbeddingBag of sums": (lambda: nn.EmbeddingBag(9, 4, mode="sum", padding_idx=1), None),
+    "EmbeddingBag of a largest entry": (lambda: nn.EmbeddingBag(9, 4, max_norm=0.5, norm_type=float("inf")), None),
     "Embedding": (lambda: nn.Embedding(9, 4, padding_idx=3), None),
     "Conv1d": (lambda: nn.Conv1d(4, 6, 3, padding="same", dilation=2, padding_mode="circular"), (2, 4, 9)),
     "Conv3d": (lambda: nn.Conv3d(2, 4, (1, 2, 3), stride=(1, 2, 1), padding=1, groups=2), (2, 2, 5, 5, 5)),

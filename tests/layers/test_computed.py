@@ -50,12 +50,16 @@ def new_norms(model):
     parametrizations.orthogonal(model[6])
 
 
-def frozen_norms(model):
-    new_norms(model)
-    model.requires_grad_(False)
+def frozen(way):
+    def both(model):
+        way(model)
+        model.requires_grad_(False)
+
+    return both
 
 
-WAYS = [masked, partly_masked, old_norms, new_norms, frozen_norms]
+FROZEN = [frozen(masked), frozen(old_norms), frozen(new_norms)]
+WAYS = [masked, partly_masked, old_norms, new_norms, *FROZEN]
 
 
 def wrapped(way):
@@ -73,7 +77,7 @@ def test_a_copy_has_plain_weights_of_the_same_values_and_the_original_keeps_its_
     values = {path: module.weight.detach().clone() for path, module in model.named_children() if hasattr(module, "weight")}
     small = duplicate(model)
     assert list(small.state_dict()) == list(net().state_dict())
-    assert [p.requires_grad for p in small.parameters()] == [way is not frozen_norms] * 8
+    assert [p.requires_grad for p in small.parameters()] == [way not in FROZEN] * 8
     assert {type(module) for module in small} == {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Flatten, nn.Linear}
     for path, value in values.items():
         assert torch.equal(small.get_submodule(path).weight, value)

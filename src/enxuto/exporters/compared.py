@@ -21,7 +21,8 @@ _ROWS = 8  # of a batch, whose every tensor is compared
 def relative_error(model: nn.Module, path: str | os.PathLike[str], batches: Iterable[Batch]) -> float:
     """The largest error of an output of the file: the norm of its difference to torch's over the norm of torch's.
 
-    Over all batches together; for whole numbers the share that differs. Values that are not finite in torch do not count.
+    Over all batches together; for whole numbers the share that differs. Values that are not finite in torch do not count. Where
+    torch gives zeros alone, anything else is infinitely far.
     """
     file = OnnxModel(path)
     wrong: dict[int, float] = {}
@@ -33,7 +34,7 @@ def relative_error(model: nn.Module, path: str | os.PathLike[str], batches: Iter
                 far, large = _squares(expected.detach().cpu(), found.detach().cpu())
                 wrong[number] = wrong.get(number, 0.0) + far
                 size[number] = size.get(number, 0.0) + large
-    return max(((wrong[number] / size[number]) ** 0.5 for number in wrong if size[number]), default=0.0)
+    return max((_share(wrong[number], size[number]) for number in wrong), default=0.0)
 
 
 def worst_layer(exact: str | os.PathLike[str], rounded: str | os.PathLike[str], batch: Batch) -> str:
@@ -58,6 +59,11 @@ def worst_layer(exact: str | os.PathLike[str], rounded: str | os.PathLike[str], 
     name = max(added, key=lambda name: added[name][0] - added[name][1])
     after, before = added[name]
     return f"'{name}' adds most ({before:.1%} of what enters it, {after:.1%} of what it gives)"
+
+
+def _share(wrong: float, size: float) -> float:
+    """The root of one sum of squares over another."""
+    return math.sqrt(wrong / size) if size else math.inf if wrong else 0.0
 
 
 def _squares(expected: Tensor, found: Tensor) -> tuple[float, float]:

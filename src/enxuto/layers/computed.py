@@ -28,12 +28,15 @@ def without_computed_(model: nn.Module) -> nn.Module:
     values they give in eval mode become plain parameters."""
     for module in model.modules():
         for hook in _hooked(module):
+            before = dict(module._parameters)
             if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)
+                prune.remove(module, name := hook._tensor_name)
             elif isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
+                remove_weight_norm(module, name := hook.name)
             else:
-                remove_spectral_norm(module, hook.name)
+                remove_spectral_norm(module, name := hook.name)
+            gone = [parameter for key, parameter in before.items() if key not in module._parameters]
+            getattr(module, name).requires_grad_(any(parameter.requires_grad for parameter in gone if parameter is not None))
             _order_(module)
         for name in _normed(module):
             _end_(module, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +82,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         conv |= {"stride": module.down.stride, "padding": module.down.padding, "dilation": module.down.dilation}
         given = conv | {"out_channels": module.up.out_channels, "rank": module.down.out_channels}
         return given | ({} if module.up.bias is not None else {"bias": False})
-    return _arguments(module, kind)
+    return {name: "inf" if value == math.inf else value for name, value in _arguments(module, kind).items()}
 
 
 def follows(module: nn.Module) -> dict[str, tuple[int, ...]] | None:

@@ -35,6 +35,7 @@ class Rehearsal(nn.Module):
         self.grow = grow
         self.grid: Grid | None = None
         self.named: Grid | None = None  # the grid it was got ready for
+        self.passed: tuple[Grid, ...] = ()  # those that a later step took the place of
 
     @classmethod
     def of(cls, tensor: Tensor | CodedTensor) -> Rehearsal:
@@ -58,6 +59,8 @@ class Rehearsal(nn.Module):
         if self.change is None or self.change.shape != base.shape:
             self.change = nn.Parameter(torch.zeros_like(base))
         self.change.data.zero_()
+        if self.named not in (None, coded.grid):
+            self.passed = (*self.passed, self.named)
         self.named = coded.grid
         self.grid = coded.grid if now else None
 

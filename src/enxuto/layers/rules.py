@@ -5,6 +5,7 @@ Nothing is built to find out: an argument is refused before torch sees it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ MARGIN = Rule("whole numbers from 0", _each(0))
 PADDING = Rule("whole numbers from 0, 'same' or 'valid'", lambda value: value in ("same", "valid") or _each(0)(value))
 SHARE = Rule("a number from 0 to 1", lambda value: within(value, "[0, 1]"))
 MOMENTUM = Rule("a number from 0 to 1, or nothing", lambda value: value is None or within(value, "[0, 1]"))
-NORM = Rule("a positive number, or nothing", lambda value: value is None or within(value, "(0, 1e30]"))
+NORM = Rule("a positive number, inf, or nothing", lambda value: value in (None, math.inf) or within(value, "(0, 1e30]"))
 NUMBER = Rule("a finite number", lambda value: within(value, "[-1e30, 1e30]"))
 
 ARGUMENTS: dict[str, Rule] = {
@@ -78,6 +79,7 @@ def checked(kind: str, allowed: Mapping[str, object], arguments: object) -> dict
     if not isinstance(arguments, Mapping):
         raise ArtifactError(f"the file builds {kind} from {named('args', arguments)}, which are no arguments; it is damaged.")
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    plain |= {name: math.inf for name, value in plain.items() if value == "inf"}  # JSON has no number for it
     for name, value in plain.items():
         if name not in allowed or name not in ARGUMENTS:
             known = ", ".join(each for each in allowed if each in ARGUMENTS) or "none"
