@@ -190,6 +190,12 @@ HOSTILE = {
     "a shape nested very deep": b"ca\n_rebuild_tensor_v2\n(" + STORAGE + b"K\0)" + b"\x85" * DEEP + b"K\0tR",
     "a storage whose key is doubled": b"(X\x07\0\0\0storageNK\x01\x85" + b"2\x86" * 45 + b"NNtQ",
     "a stack of two million": b"(" + b"N" * DEEP + b"l",
+    "a shape of two million axes": REBUILT + STORAGE + b"K\0(" + b"J\xff\xff\xff\x7f" * DEEP + b"tK\0tR",
+    "the same arguments for many calls": b"(ca\nb\nq\1(" + b"N" * 20_000 + b"tq\0" + b"h\1h\0R" * 20_000 + b"l",
+    "the same arguments for many storages": b"((NNN" + b"N" * (DEEP // 2) + b"tq\0" + b"h\0Q" * 300_000 + b"l",
+    "a long key for many entries": b"}(X" + struct.pack("<I", 64 << 20) + b"k" * (64 << 20) + b"q\0)" + b"h\0)" * 100_000 + b"u",
+    "plain items far below": b"}X" + struct.pack("<I", 1000) + b"k" * 1000 + b"](" + b"N" * DEEP + b"es",
+    "nested items far below": b"}X" + struct.pack("<I", 1000) + b"k" * 1000 + b"](" + b")" * DEEP + b"es",
 }
 
 
@@ -209,6 +215,14 @@ print(json.dumps([span.nbytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrs
     nbytes, peak_kib = json.loads(done.stdout)
     assert nbytes == 4
     assert peak_kib < 1 << 20
+
+
+@pytest.mark.parametrize("sizes", [(-1, -3), (True, 3), (1 << 63, 0), (1,) * 33 + (3,), (3.0,), 3])
+def test_a_shape_that_is_none_makes_bytes_of_a_tensor(sizes, tmp_path):
+    shape = pickle.dumps(sizes, protocol=2)[2:-1]
+    pickled = b"\x80\x02" + REBUILT + STORAGE + b"K\0" + shape + b"K\0tR."
+    (span,) = find_spans(zipped(tmp_path / "x.pt", pickled, [("0", bytes(12))]))[1]
+    assert (span.dtype, span.shape) == ("uint8", (12,))
 
 
 class Key:

@@ -10,6 +10,7 @@ import pickletools
 from collections.abc import Iterator
 from typing import Any
 
+from enxuto.artifact.index import MOST_AXES
 from enxuto.checks import whole
 
 _TORCH = {
@@ -23,15 +24,20 @@ _TORCH = {
     "CharStorage": "int8",
 }
 _LONGEST_PATH = 1000  # letters; a pickle may nest its lists a million deep
+_LARGEST = 1 << 62  # elements along an axis
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _SILENT = ("PROTO", "FRAME")
 _FILLED = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 
 Stored = tuple[str, str, tuple[int, ...]]  # name, dtype and shape of a tensor
+Where = tuple[Any, Any] | None  # the last key on the way to an object, behind where its owner is; None at the root
 
 
 class _Made:
-    """Stands for what a pickle would make: a class by name, a call with its arguments, a dict with its pairs."""
+    """Stands for what a pickle would make: a class by name, a call with its arguments, a dict with its pairs.
+
+    Arguments are what the pickle gave, never a copy: thousands of calls may be given the same ones.
+    """
 
     __slots__ = ("arguments", "name", "pairs", "state")
 
@@ -47,9 +53,12 @@ class _Storage:
     __slots__ = ("dtype", "key")
 
     def __init__(self, identity: Any) -> None:
-        _, kind, key, *_ = identity
-        self.key = str(key) if isinstance(key, (str, int)) else ""
+        _, kind, key = identity[:3]  # of what may be long, and given again and again
+        self.key = _word(key) if isinstance(key, (str, int)) else ""
         self.dtype = _TORCH.get(_name(kind), "")
+
+
+_NESTED = (_Made, list, tuple)  # what tensors may be in
 
 
 def storages(data: bytes) -> dict[str, Stored]:
@@ -137,9 +146,9 @@ class _Machine:
             name, _ = self.stack.pop(), self.stack.pop()
             return _Made(str(name) if isinstance(name, str) else "")
         if code in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
-            more = [self.stack.pop()] if code == "NEWOBJ_EX" else []
+            named = [self.stack.pop()] if code == "NEWOBJ_EX" else []
             arguments, made = self.stack.pop(), self.stack.pop()
-            return _Made(_name(made), (*(arguments if isinstance(arguments, (tuple, list)) else [arguments]), *more))
+            return _Made(_name(made), [arguments, *named] if named or not isinstance(arguments, (tuple, list)) else arguments)
         if code in ("OBJ", "INST"):
             taken = self._taken(marked=True)
             name = str(argument).partition(" ")[2] if code == "INST" else _name(taken[0])
@@ -158,29 +167,46 @@ def _name(made: Any) -> str:
 def _tensors(root: Any) -> Iterator[tuple[str, _Storage, tuple[int, ...]]]:
     """Path, storage and shape of every tensor in nested dicts, lists and objects, which may hold themselves."""
     seen: set[int] = set()
-    waiting: list[tuple[str, Any]] = [("", root)]
+    waiting: list[tuple[Where, Any]] = [(None, root)] if isinstance(root, _NESTED) else []
     while waiting:
-        path, value = waiting.pop()
+        where, value = waiting.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, _Made):
-            arguments = value.arguments
-            if value.name.startswith("_rebuild_tensor") and len(arguments) > 2 and isinstance(arguments[0], _Storage):
-                yield path, arguments[0], _shape(arguments[2])
-            else:
-                waiting += [(path, item) for item in (value.state, *reversed(arguments))]
-                waiting += [(_below(path, key), item) for key, item in reversed(value.pairs)]
-        elif isinstance(value, (list, tuple)):
-            waiting += [(_below(path, number), item) for number, item in reversed([*enumerate(value)])]
+        if isinstance(value, (list, tuple)):
+            waiting += [((where, at), value[at]) for at in reversed(range(len(value))) if isinstance(value[at], _NESTED)]
+            continue
+        arguments = value.arguments
+        if value.name.startswith("_rebuild_tensor") and len(arguments) > 2 and isinstance(arguments[0], _Storage):
+            yield _path(where), arguments[0], _shape(arguments[2])
+            continue
+        given = () if id(arguments) in seen else arguments
+        seen.add(id(arguments))
+        waiting += [(where, item) for item in (value.state, *reversed(given)) if isinstance(item, _NESTED)]
+        waiting += [((where, key), item) for key, item in reversed(value.pairs) if isinstance(item, _NESTED)]
 
 
-def _below(path: str, key: Any) -> str:
-    """The path of an entry; a key that is no plain value is told by its kind."""
-    name = str(key) if isinstance(key, (str, int, float, bytes, type(None))) else _name(key) or type(key).__name__
-    return f"{path}.{name}"[-_LONGEST_PATH:] if path else name[-_LONGEST_PATH:]
+def _path(where: Where) -> str:
+    """The keys on the way to an object with dots between them; of a long way, its end."""
+    words: list[str] = []
+    room = _LONGEST_PATH
+    while where is not None and room > 0:
+        where, key = where
+        words.append(_word(key))
+        room -= len(words[-1]) + 1
+    return ".".join(reversed(words))[-_LONGEST_PATH:]
+
+
+def _word(key: Any) -> str:
+    """A key as part of a path; one that is no plain value is told by its kind."""
+    if isinstance(key, (str, bytes)):
+        return str(key[-_LONGEST_PATH:])
+    if key is None or isinstance(key, float) or (isinstance(key, int) and abs(key) <= _LARGEST):
+        return str(key)
+    return (_name(key) or type(key).__name__)[-_LONGEST_PATH:]
 
 
 def _shape(sizes: Any) -> tuple[int, ...]:
     """The shape, if it is one; else that of a single number, which fits no storage that has more."""
-    return tuple(sizes) if isinstance(sizes, (tuple, list)) and all(whole(size) for size in sizes) else ()
+    few = isinstance(sizes, (tuple, list)) and len(sizes) <= MOST_AXES
+    return tuple(sizes) if few and all(whole(size, 0, _LARGEST) for size in sizes) else ()
