@@ -11,20 +11,25 @@ from enxuto.artifact.spans import Span
 _CHUNK = 1 << 22
 _EDGE = 64  # bytes by which tensors are told apart before all of them are compared
 Read = Callable[[int, int], bytes]
+Key = tuple[str, int, bytes]
 
 
 def twins(read: Read, spans: list[Span]) -> list[list[Any]]:
     """Place, name and first one of each tensor whose bytes stood before. `read(start, length)` gives bytes of the file."""
     found: list[list[Any]] = []
-    alike: dict[tuple[str, int, bytes], list[Span]] = {}
+    lone: dict[Key, Span] = {}  # the first one of a kind, read as a whole when a second one comes
+    firsts: dict[Key, dict[bytes, Span]] = {}  # by digest, of the kinds with a second one
     for place, span in enumerate(spans):
         middle = span.offset + span.nbytes // 2
         edge = read(span.offset, min(_EDGE, span.nbytes)) + read(middle, min(_EDGE, span.nbytes - span.nbytes // 2))
-        before = alike.setdefault((span.dtype, span.nbytes, edge), [])
-        first = next((other for other in before if _digest(read, other) == _digest(read, span)), None) if before else None
-        if first is None:
-            before.append(span)
-        else:
+        key = span.dtype, span.nbytes, edge
+        other = lone.setdefault(key, span)
+        if other is span:
+            continue
+        if key not in firsts:
+            firsts[key] = {_digest(read, other): other}
+        first = firsts[key].setdefault(_digest(read, span), span)
+        if first is not span:
             found.append([place, span.name, first.name])
     return found
 
