@@ -404,6 +404,22 @@ def test_raw_float_and_int4_data_of_an_onnx_file_are_found(tmp_path):
     assert comes_back(tmp_path / "x.onnx", tmp_path)
 
 
+def test_many_tensors_of_one_name_are_numbered_by_counting_once(tmp_path, monkeypatch):
+    told = []
+
+    def counted(start):
+        for number in itertools.count(start):
+            told.append(number)
+            yield number
+
+    monkeypatch.setattr("enxuto.artifact.spans.count", counted)
+    kept = [numpy_helper.from_array(np.full(3, n, np.int16), name) for n, name in enumerate([*"x" * 300, "x#2", "x#2"])]
+    onnx.save(helper.make_model(helper.make_graph([], "g", [], [], kept)), tmp_path / "x.onnx")
+    names = [span.name for span in find_spans(tmp_path / "x.onnx")[1]]
+    assert names == ["x", *(f"x#{n}" for n in range(2, 301)), "x#2#2", "x#2#3"]
+    assert len(told) < 310
+
+
 def test_an_onnx_file_whose_ninth_byte_is_a_brace_is_an_onnx_file(tmp_path):
     odd = b"\x08\x8a\x80\x80\x80\x80\x00\x12{" + b"x" * 123 + small_onnx().SerializeToString()  # a number in its long form
     (tmp_path / "x.onnx").write_bytes(odd)

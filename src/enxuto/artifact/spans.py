@@ -10,9 +10,10 @@ import json
 import math
 import mmap
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 
 from enxuto.artifact.index import MOST_AXES, NUMPY
@@ -112,6 +113,7 @@ def find_spans(path: Path) -> tuple[str, list[Span]]:
 def _settled(found: list[Span], size: int) -> Iterator[Span]:
     """The spans in order, each once, with names that differ; those that overlap or leave the file stay where they are."""
     taken = {REST}
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: count(2))
     end = 0
     for span in sorted(found, key=lambda span: (span.offset, -span.nbytes)):
         if span.offset < end or span.offset + span.nbytes > size or span.nbytes <= 0:
@@ -120,7 +122,9 @@ def _settled(found: list[Span], size: int) -> Iterator[Span]:
         if not _fits(span):
             span = replace(span, dtype="uint8", shape=(span.nbytes,))
         plain = span.name.encode(errors="replace").decode().replace("\0", " ")
-        name = next(name for name in chain([plain], (f"{plain}#{number}" for number in count(2))) if name not in taken)
+        name = plain
+        while name in taken:
+            name = f"{plain}#{next(numbers[plain])}"
         taken.add(name)
         yield replace(span, name=name)
 
