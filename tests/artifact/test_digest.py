@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import prune
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, TensorDataset
 
 from enxuto import Prune, Recover, data
 from enxuto.artifact.checkpoints import FolderCheckpoints, fingerprint
@@ -138,6 +138,20 @@ def loader(labels=same_label, y=None, place=torch.rand, **more):
     return DataLoader(source, **{"batch_size": 4, "shuffle": True, **more})
 
 
+class Chosen(Sampler):
+    """Batches of a sampler that holds another one, and the data."""
+
+    def __init__(self, size):
+        self.inner, self.chance = BatchSampler(RandomSampler(Pictures(same_label)), size, drop_last=False), torch.Generator()
+
+    def __iter__(self):
+        return iter(self.inner)
+
+
+def loader_in_order(batches):
+    return DataLoader(TensorDataset(X, Y), batch_sampler=batches)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -149,10 +163,16 @@ def loader(labels=same_label, y=None, place=torch.rand, **more):
         (lambda: DataLoader(Stream(1), batch_size=4), lambda: DataLoader(Stream(2), batch_size=4)),
         (lambda: loader(place=lambda n: torch.tensor(random.random())), lambda: loader(other_label)),
         (lambda: loader(place=lambda n: np.random.default_rng().random()), lambda: loader(other_label)),
+        (lambda: loader_in_order([[0, 1], [2, 3]]), lambda: loader_in_order([[0, 1], [3, 2]])),
+        (lambda: loader_in_order(Chosen(2)), lambda: loader_in_order(Chosen(3))),
+        (lambda: loader(shuffle=False, sampler=[0, 1, 2]), lambda: loader(shuffle=False, sampler=[2, 1, 0])),
         (lambda: Moved(X[:, None, None], Y), lambda: data.batches(X[:, None, None], Y, 4, seed=1)),
         (lambda: deque([(X, Y)]), lambda: deque([(X, Y + 1)])),
     ],
-    ids=["tensors", "items", "size", "order", "collate", "stream", "chance", "own-chance", "batches", "deque"],
+    ids=[
+        *("tensors", "items", "size", "order", "collate", "stream", "chance", "own-chance"),
+        *("batch-list", "batch-sampler", "sampler-list", "batches", "deque"),
+    ],
 )
 def test_shuffled_loaders_have_a_name_and_other_data_another(one, other):
     tasks = [task(train=source()) for source in (one, one, other)]

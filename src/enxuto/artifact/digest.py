@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from enxuto.task import Task, count
 
@@ -215,13 +215,28 @@ class _Digest:
         if held is None and not slots:
             self.add(*_state(value))
 
+    def _order(self, sampler: Any, dataset: Any) -> None:
+        """What chooses the items of a loader, but for the data set that it may hold."""
+        if sampler is dataset:
+            return
+        if not isinstance(sampler, Sampler) or id(sampler) in self.seen:
+            self.add(sampler)
+            return
+        self.seen[id(sampler)] = len(self.seen)
+        self.alive.append(sampler)
+        self.add(type(sampler))
+        for _, item in sorted(vars(sampler).items()):
+            self._order(item, dataset)
+
     def data(self, source: Any) -> None:
         """Batches, a loader or a data set: what it is, and samples of what it gives."""
         if source is None or isinstance(source, (Tensor, str, bytes)) or type(source) in (list, tuple):
             self.add(source)
         elif isinstance(source, DataLoader):
-            self.add(source.batch_size, source.drop_last, source.collate_fn, type(source.sampler))
-            self.add(*(item for _, item in sorted(vars(source.sampler).items()) if item is not source.dataset))
+            self.add(source.batch_size, source.drop_last, source.collate_fn)
+            self._order(source.sampler, source.dataset)
+            if source.batch_size is None:  # the loader has batches of its own, or none
+                self._order(source.batch_sampler, source.dataset)
             self.data(source.dataset)
         else:
             self.say("length", count(source))
