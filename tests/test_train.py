@@ -255,6 +255,20 @@ def test_a_grid_that_a_later_step_replaced_does_not_come_back_in_a_schedule(step
     assert all(weight.tensor.grid == grid for weight in weights(convert(model)))
 
 
+def test_a_weight_that_is_zero_throughout_stays_so_and_is_named(caplog):
+    x, y, net = inputs(Mlp), torch.arange(8) % 5, seeded(Mlp)
+    nn.init.zeros_(net.fc2.weight)
+    net.fc1.weight.data[0] = 0
+    model = prepare(Task(net, calibration=[x]))
+    assert "'fc2.weight' is zero throughout and stays so" in caplog.text
+    assert "fc1" not in caplog.text
+    fit(model, x, y, steps=3)
+    assert not convert(model).fc2.weight.count_nonzero()
+    caplog.clear()
+    prepare(Task(seeded(Mlp), calibration=[x]), [Prune(sparsity=0.999)])
+    assert not caplog.text
+
+
 def test_a_model_that_is_prepared_again_takes_the_grid_of_now():
     x = inputs(Mlp)
     model = prepare(Task(seeded(Mlp), calibration=[x]), [Quantize(8), Quantize(4)])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
+from enxuto.errors import NothingChangedError
 from enxuto.functional.affine import PIECE
 from enxuto.layers.coded import code_, coded_names, dense, weight_names
 from enxuto.layers.grids import Affine, CodedTensor, Grid, Table, TableTensor
@@ -38,6 +39,13 @@ def code_weights_(
         lost = f"; no longer {before.symbols} shared values" if isinstance(before, TableTensor) else ""
         changes.append(Change(weight.key, _words(grid, tensor), _error(values, tensor()) + lost))
     return changes, [Change(weight.key, f"keeps its {_values(weight)} shared values", WHY_KEPT) for weight in kept]
+
+
+def check_changed(step: object, changes: Sequence[Change], kept: Sequence[Change], remedy: str) -> None:
+    """Raises: NothingChangedError when all weights kept the values they share and nothing else was asked."""
+    if not changes:
+        named = ", ".join(f"'{change.path}' {change.what}" for change in kept[:5])
+        raise NothingChangedError(f"{step} would change nothing: {named}; {remedy}, or leave the step out.")
 
 
 def _stays(held: object, grid: Grid) -> bool:

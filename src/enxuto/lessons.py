@@ -14,7 +14,7 @@ from enxuto.errors import TaskError
 from enxuto.functional.distill import same_values, soft_labels
 from enxuto.functional.likeness import Spread, class_axis, log_probabilities, probabilities
 from enxuto.outputs import output_tensors, said_of
-from enxuto.task import Task, call, evaluating
+from enxuto.task import Task, call, device_of, evaluating
 
 SAMPLES = 256  # of calibration, which suffice for the spread of the teacher's outputs
 INVISIBLE = 1e-3  # part of what erasing the scores does to a loss, below which the loss did not see a change
@@ -49,7 +49,7 @@ def lessons(task: Task, teacher: nn.Module) -> tuple[Lesson, ...]:
 
     Raises: TaskError when `task.outputs` does not fit, or no output can be taught.
     """
-    device = next((tensor.device for tensor in teacher.parameters()), torch.device("cpu"))
+    device = device_of(teacher)
     with evaluating(teacher):
         found: list[dict[str, Tensor]] = []
         seen = 0

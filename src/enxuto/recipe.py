@@ -17,6 +17,7 @@ from torch import nn
 from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError
 from enxuto.progress import say
 from enxuto.select import check_patterns
+from enxuto.steps.share import Share
 from enxuto.steps.table import STEPS
 from enxuto.surgery import borrowed, duplicate
 from enxuto.task import Change, Record, Step, Task
@@ -52,7 +53,8 @@ def run(
 ) -> tuple[nn.Module, tuple[Record, ...]]:
     """The task's model after all steps, and what each did. Nothing is edited in place.
 
-    A step that looked everywhere (layers="*") and found nothing to do is skipped, and its record says why; not with `strict`.
+    A step that looked everywhere (layers="*") and found nothing to do is skipped, and its record says why. With `strict`, as
+    searches are, that ends the recipe; but not for Share: a network may come with weights that share few enough values.
     With checkpoints, a recipe that begins with the same steps on the same model goes on from there, also after a kill.
     Raises: NothingChangedError or LayerError when no step found anything to do, or one not where its `layers` told it to look.
     """
@@ -74,7 +76,8 @@ def run(
             try:
                 model, record = step(model, task)
             except (NothingChangedError, LayerError) as error:
-                if strict or getattr(step, "layers", None) != "*":
+                shared = isinstance(step, Share) and isinstance(error, NothingChangedError)
+                if not (shared if strict else getattr(step, "layers", None) == "*"):
                     raise
                 idle = idle or error
                 record = Record("", skipped=(Change("", SKIPPED, str(error)),))
@@ -82,7 +85,7 @@ def run(
         records = (*records, replace(record, step=line(step)))
         if checkpoints is not None and not all(map(was_skipped, records)):
             checkpoints.keep(task, steps[: done + 1], model, records)
-    if idle is not None and all(map(was_skipped, records)):
+    if idle is not None and not strict and all(map(was_skipped, records)):
         raise idle
     if steps:
         say(line(steps[-1]), len(steps), len(steps))

@@ -35,6 +35,11 @@ def call(model: nn.Module, batch: Batch) -> Any:
     return model(*positional, **named)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is: a coded one may have buffers alone. The processor for one without tensors."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
 def attempt(model: nn.Module, batch: Batch, place: str) -> Any:
     """`call`, for batches that a user brought: `place` says which one it is.
 

@@ -6,6 +6,7 @@ The layers of a prepared model keep float leaves and see them through the projec
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -18,6 +19,8 @@ from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.surgery import Weight, duplicate, twins, weights
 from enxuto.task import Step, Task
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -39,9 +42,10 @@ def prepare(task: Task, steps: Sequence[Step] = (), *, gradual: bool = False) ->
 
     Prune, Quantize and Share project float leaves at every forward pass; PruneChannels, Factorize and Fold are done at
     once, so that the smaller layers are what trains. What is compressed already stays so: zeros stay zero under any optimizer,
-    codes follow float leaves, and their grids learn; without steps this is all it does. With `gradual`, projections of weights
-    wait for a `Schedule`. The ranges of inputs, if Quantize is to round them, are those of before the training. Make the
-    optimizer after this call, from the parameters of the copy.
+    codes follow float leaves, and their grids learn; without steps this is all it does. A weight that is zero throughout stays
+    so too, and is named in the log. With `gradual`, projections of weights wait for a `Schedule`. The ranges of inputs, if
+    Quantize is to round them, are those of before the training. Make the optimizer after this call, from the parameters of the
+    copy.
     Raises: RecipeError for a step that trains by itself, or that changes layers after others made them train; the errors of
     the steps themselves.
     """
@@ -51,6 +55,9 @@ def prepare(task: Task, steps: Sequence[Step] = (), *, gradual: bool = False) ->
     for leaf in model.modules():
         if isinstance(leaf, Rehearsal):
             leaf.passed = ()  # these steps are the ones to decide
+    for weight in all_weights(model):
+        if not bool(weight.read().count_nonzero()):
+            _log.warning("'%s' is zero throughout and stays so; give it small values before if it is to learn.", weight.key)
     projected = ""
     for step in steps:
         if isinstance(step, type) or not isinstance(step, Step):

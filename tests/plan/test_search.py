@@ -48,6 +48,22 @@ def test_a_search_for_a_size_ends_at_the_first_file_that_fits_and_loses_little(t
     assert all(trial.file_bytes > 1500 for trial in found.trials[:-1])
 
 
+@pytest.mark.parametrize("goal", [{"max_drop": 0.0}, {}])
+def test_a_network_whose_weights_are_shared_already_is_searched_like_others(tmp_path: Path, goal: dict[str, float]) -> None:
+    brought = task()
+    small, _ = ex.Share(bits=3, biases=8)(brought.model, brought)
+    ex.save(small, tmp_path / "given.nxt", original=small)
+    size = (tmp_path / "given.nxt").stat().st_size
+    assert brought.evaluate is not None
+    found = Search(
+        dataclasses.replace(brought, model=small), ex.Target(size=size, **goal), 20.0, tmp_path, brought.evaluate, size
+    )
+    found.run()
+    best = found.trials[found.best]
+    assert (best.drop, best.file_bytes <= size) == (0, True)
+    assert smallest_file(found.task, tmp_path).stat().st_size < size
+
+
 def test_the_best_is_the_best_of_what_was_tried(tmp_path: Path) -> None:
     found = search(tmp_path, ex.Target(max_drop=0.3), seconds=6)
     found.run()

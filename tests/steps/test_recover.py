@@ -487,3 +487,14 @@ def test_the_question_what_outputs_are_leaves_them_as_they_are():
     assert {lesson.name: lesson.kind for lesson in found} == {"box": "values", "scores": "scores"}
     assert all(outputs[name] is tensor for name, tensor in before.items())
     assert set(seen) == {Kept}
+
+
+def test_a_network_of_codes_alone_can_be_trained():
+    x = torch.randn(64, 12)
+    coded, _ = Quantize(8, biases=8)(seeded(Mlp), Task(seeded(Mlp), calibration=[x]))
+    assert not list(coded.parameters())
+    trained, record = Recover(epochs=2)(
+        coded, Task(coded, calibration=[x], train=[(x, torch.randint(0, 5, (64,)))], loss=nn.functional.cross_entropy)
+    )
+    assert record.figures["batches"] == 2
+    assert not torch.equal(output(trained, x), output(coded, x))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from enxuto.errors import RangeError
+from enxuto.errors import NothingChangedError, RangeError
 from enxuto.layers import TableTensor
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
@@ -32,8 +32,13 @@ def test_shared_values_are_nearer_than_a_uniform_grid_of_as_many():
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_sharing_twice_is_sharing_once(bits):
     task = task_of(ResidualCnn)
-    once, _ = Share(bits)(task.model, task)
-    twice, _ = Share(bits)(once, task)
+    once, _ = Share(bits, biases=8)(task.model, task)
+    with pytest.raises(
+        NothingChangedError, match=f"Share.bits={bits}.* would change nothing: 'conv1.weight' keeps its .* shared values"
+    ):
+        Share(bits, biases=8)(once, task)
+    twice, record = Share(bits, biases=4)(once, task)
+    assert len(record.skipped) == len(weights(once))
     for a, b in zip(weights(once), weights(twice), strict=True):
         assert torch.equal(a.read(), b.read())
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from enxuto.calibrate import input_ranges
 from enxuto.copies import separate_
-from enxuto.encode import code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
-from enxuto.errors import NothingChangedError, RangeError
+from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
+from enxuto.errors import RangeError
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded, plain_class, weight_names
@@ -72,11 +72,7 @@ class Quantize:
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
         changes += _grid_inputs(model, ranges)
-        if not changes:
-            named = ", ".join(f"'{change.path}' {change.what}" for change in kept[:5])
-            raise NothingChangedError(
-                f"{self} would change nothing: {named}; use fewer bits, or activations=8 for the inputs, or leave the step out."
-            )
+        check_changed(self, changes, kept, "use fewer bits, or activations=8 for the inputs")
         skipped = (*kept, *left_in_float(model, self.layers), *(self._inputs_left(model, ranges) if self.activations else ()))
         return separate_(model, given), Record(
             str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start

@@ -24,7 +24,7 @@ from enxuto.outputs import LOSS
 from enxuto.progress import counted
 from enxuto.sizes import parse_bytes
 from enxuto.surgery import borrowed, duplicate
-from enxuto.task import Batch, Change, Record, Task, attempt, call, count, evaluating, first_tensor
+from enxuto.task import Batch, Change, Record, Task, attempt, call, count, device_of, evaluating, first_tensor
 from enxuto.train import rehearse_, settle_
 
 logger = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ class Recover:
                 optimizer.step()
                 alone += bool(lone)
                 lone.clear()
-        student.to(next(iter(task.model.parameters())).device)
+        student.to(device_of(task.model))
         return losses, alone
 
     def _loss(self, task: Task, teacher: nn.Module | None, learned: Sequence[Lesson]) -> Callable[[Any, Batch, Any], Tensor]:

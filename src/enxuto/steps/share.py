@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from enxuto.copies import separate_
-from enxuto.encode import code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
+from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
 from enxuto.layers.grids import Affine, Grid, Table
 from enxuto.select import Patterns
 from enxuto.surgery import borrowed, left_in_float, weights
@@ -38,12 +38,16 @@ class Share:
         return Table(self.bits)
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
-        """The copy with shared weights; those that share as few values already keep them."""
+        """The copy with shared weights; those that share as few values already keep them.
+
+        Raises: NothingChangedError when all do, and nothing else is asked.
+        """
         start = time.monotonic()
         given, model = model, borrowed(model)
         changes, kept = code_weights_(model, weights(model, self.layers), self.grid())
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
+        check_changed(self, changes, kept, "use fewer bits")
         skipped = (*kept, *left_in_float(model, self.layers))
         return separate_(model, given), Record(
             str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start
