@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,31 +48,49 @@ def every(width, rows, folder):
     for step in STEPS:
         found[repr(step)] = peak(lambda: step(model, task))
     found["a recipe"] = peak(lambda: run(task, STEPS[:3]))
-    found["cutting"] = peak(lambda: ex.PruneChannels(sparsity=0.25, scores="magnitude")(model, task))
     for bits in (4, 8):
         coded, _ = ex.Quantize(bits=bits)(model, task)
         found[f"save {bits}"] = peak(lambda: ex.save(coded, folder + "/small.nxt", original=model))
+        if bits == 8:
+            found["int8"] = peak(lambda: ex.export(coded, folder + "/small.onnx", calibration=[batch], precision="int8"))
         del coded
         found[f"load {bits}"] = peak(lambda: ex.load(folder + "/small.nxt", into=model))
+    found["fp32"] = peak(lambda: ex.export(model, folder + "/small.onnx", calibration=[batch]))
     return found
 
 STEPS = [ex.Fold(), ex.Prune(0.8), ex.Share(bits=4), ex.Share(bits=8), ex.Quantize(bits=4), ex.Quantize(bits=8, biases=8),
-         ex.Quantize(bits=4, per="group"), ex.Quantize(bits=8, per="network", fit="absmax"), ex.Quantize(bits=8, activations=8)]
+         ex.Quantize(bits=4, per="group"), ex.Quantize(bits=8, per="network", fit="absmax"), ex.Quantize(bits=8, activations=8),
+         ex.PruneChannels(sparsity=0.25, scores="magnitude"), ex.PruneChannels(sparsity=0.25), ex.PruneChannels(macs=0.5),
+         ex.Factorize(rank=4, layers="5"), ex.Recover(epochs=1)]
 torch.set_num_threads(1)
 every(16, 2, sys.argv[1])  # what is imported and compiled once
 print(json.dumps(every(2048, 16, sys.argv[1])))
 """
 
 
-def test_no_step_takes_more_than_twice_the_model_and_a_batch(tmp_path):
-    done = subprocess.run([sys.executable, "-c", PEAKS, str(tmp_path)], capture_output=True, text=True, check=False)
+MORE = {
+    "a recipe": 1,  # what the step before gave is still there
+    repr(ex.Recover(epochs=1)): 3,  # the trained weights, their gradients, the two states of AdamW, and an update of one layer
+    "fp32": 1,  # the graph holds the weights, its bytes are written from a copy of a copy
+    "int8": 3,  # the decoded weights, and what ONNX Runtime's calibration holds of the graph
+}
+"""How many times the weights some work takes beyond twice the weights, and of what."""
+
+
+def peaks(code: str, folder: Path) -> dict[str, int]:
+    """What a process of its own says last; what is freed there goes back at once, else the peak would be that of its past."""
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_no_step_takes_more_than_twice_the_model_and_a_batch(tmp_path):
+    found = peaks(PEAKS, tmp_path)
     weights = found.pop("weights")
     allowed = 2 * weights + found.pop("batch") + 2**23  # and eight megabytes for pieces of weights
-    found["a recipe"] -= weights  # what the step before gave is still there
-    found["cutting"] -= 3 * weights  # cuts are rehearsed on weights in double precision, of which some have zeros in one run
-    assert {name: peak / allowed for name, peak in found.items() if peak > allowed} == {}
+    assert set(MORE) <= set(found)
+    assert {name: peak / weights for name, peak in found.items() if peak > allowed + MORE.get(name, 0) * weights} == {}
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ QUANTIZED = (
 )
 LARGEST_CODE = {7: 64, 8: 128}  # ONNX Runtime's 7-bit range is -64...64
 LARGEST_BIAS = 2.0**30  # half of int32; the other half is left for the sum of products that it is added to
+PIECE = 1 << 17  # numbers that are taken to double precision at once
 SMALLEST_SCALE = 1e-30  # of a bias; a smaller one would leave the normal float32 numbers
 Grid = tuple[npt.NDArray[np.float32], int]
 
@@ -204,20 +205,18 @@ def _follow(
         if node is None or node.input[1] not in constants:
             notes.append(f"the scales of '{name}' are not in the int8 file: no operator of the graph uses that weight alone")
             continue
-        weight = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
-        axis = _axis(node)
+        weight, axis = numpy_helper.to_array(constants[node.input[1]]), _axis(node)
         channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
         scale = np.broadcast_to(given.detach().cpu().double().numpy().reshape(-1), (len(channels),)).copy()
         if name in parameters:
-            before = parameters[name].detach().cpu().double().numpy()
-            size = np.abs(before.reshape(len(before), -1)).max(1)
-            scale *= np.divide(np.abs(channels).max(1), size, out=np.ones_like(size), where=size > 0)
+            size = _sizes(parameters[name].detach().cpu().flatten(1).numpy())
+            scale *= np.divide(_sizes(channels), size, out=np.ones_like(size), where=size > 0)
         scale[scale <= 0] = 1.0
-        codes = channels / scale[:, None]
-        if np.abs(codes - codes.round()).max(initial=0) > 1e-2:
+        off, most = _codes(channels, scale)
+        if off > 1e-2:
             notes.append(f"the scales of '{name}' are not in the int8 file: the exporter changed the weight")
             continue
-        if np.abs(codes).max(initial=0) > largest:
+        if most > largest:
             rounded.append(name)
             continue
         found[node.input[1]] = (scale.astype(np.float32), axis)
@@ -225,6 +224,21 @@ def _follow(
         some = ", ".join(f"'{name}'" for name in rounded[:3]) + (", ..." if len(rounded) > 3 else "")
         notes.append(f"{len(rounded)} weights use all 8 bits and were rounded to 7, which no processor overflows on: {some}")
     return found, notes
+
+
+def _sizes(channels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The largest absolute value of each row."""
+    return np.maximum(channels.max(1), -channels.min(1)).astype(np.float64)
+
+
+def _codes(channels: npt.NDArray[Any], scale: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """How far the codes are off whole numbers at most, and the largest; some rows at a time. Shapes: [out, in], [out]."""
+    off = most = 0.0
+    for rows in np.array_split(np.arange(len(channels)), max(1, channels.size // PIECE)):
+        codes = channels[rows] / scale[rows, None]
+        off = max(off, float(np.abs(codes - codes.round()).max(initial=0)))
+        most = max(most, float(np.abs(codes).max(initial=0)))
+    return off, most
 
 
 def _axis(node: onnx.NodeProto) -> int:

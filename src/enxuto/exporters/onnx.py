@@ -242,9 +242,9 @@ def _plain_pooling(graph: onnx.GraphProto) -> None:
         for offset, item in enumerate(made):
             graph.node.insert(index + offset, item)
     used = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
-    kept = [item for item in graph.initializer if item.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in used:
+            del graph.initializer[index]  # a list without it would be a copy of all weights
 
 
 def _of_all_lengths(batches: Sequence[Batch], lengths: Lengths) -> list[Batch]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import doubled, leaves
+from enxuto.copies import separate_
 from enxuto.cut import Group, cut_, tensor_at
 from enxuto.functional.likeness import largest
 from enxuto.surgery import borrowed
@@ -25,14 +26,13 @@ Cuts = Sequence[tuple[Group, Collection[int]]]
 
 
 def masked_(model: nn.Module, cuts: Cuts) -> None:
-    """Zeros in the columns that read the removed units, in place: the model of full size that a cut must equal."""
+    """Zeros in the columns that read the removed units, in its own weights: the model of full size that a cut must equal."""
     with torch.no_grad():
         for group, units in cuts:
             for part in group.slices:
                 if part.reads:
                     index = torch.from_numpy(part.indices(units))
-                    tensor = tensor_at(model, part)
-                    tensor.data = tensor.data.index_fill(part.dim, index, 0.0)  # who shares the old values keeps them
+                    tensor_at(model, part).index_fill_(part.dim, index, 0.0)
 
 
 def rehearse(model: nn.Module, groups: Sequence[Group], batch: Batch) -> list[tuple[Group, str]]:
@@ -64,29 +64,27 @@ def rehearse(model: nn.Module, groups: Sequence[Group], batch: Batch) -> list[tu
 
 
 class _Stage:
-    """A copy of the model in double precision where it runs so, and its inputs."""
+    """A model and its inputs, of which one copy at a time is there in double precision, where it runs so."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
-        self.model, self.batch = model, batch
-        wide, wide_batch = borrowed(model).double(), doubled(batch)
+        self.model, self.batch, self.wide = model, doubled(batch), True
         try:
-            self._outputs(wide, wide_batch)
+            self._outputs(self._own(borrowed(model)))
         except Exception as error:  # whatever it raises means the same: this model has its own precision
             _log.debug("the rehearsal runs in the model's own precision: %s", error)
-        else:
-            self.model, self.batch = wide, wide_batch
+            self.batch, self.wide = batch, False
 
     def failure(self, groups: Sequence[Group]) -> str:
         """Why cutting about a quarter of these groups does not work; empty when it does."""
         cuts = [(group, _some(group, seed)) for seed, group in enumerate(groups)]
-        masked = borrowed(self.model)
+        masked = self._own(borrowed(self.model))
         masked_(masked, cuts)
-        wanted = self._outputs(masked, self.batch)
+        wanted = self._outputs(masked)
         del masked
         small = borrowed(self.model)
         try:
             cut_(small, cuts)
-            got = self._outputs(small, self.batch)
+            got = self._outputs(self._own(small))
         except Exception as error:  # whatever a stranger's forward raises means the same: this cut cannot be
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             return f"forward writes a size as a literal: {first[:160]}"
@@ -97,9 +95,13 @@ class _Stage:
                 return "without some channels that nobody reads, the outputs are others: forward depends on their number"
         return ""
 
-    def _outputs(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+    def _own(self, copy: nn.Module) -> nn.Module:
+        """The borrowed copy with values of its own, in the precision of the rehearsal."""
+        return separate_(copy.double() if self.wide else copy, self.model)
+
+    def _outputs(self, model: nn.Module) -> list[Tensor]:
         with evaluating(model), repeatable(model):
-            return list(leaves(call(model, batch)))
+            return list(leaves(call(model, self.batch)))
 
 
 def _some(group: Group, seed: int) -> list[int]:
