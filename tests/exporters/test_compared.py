@@ -48,6 +48,34 @@ def test_a_ruinous_int8_file_is_refused_and_the_old_one_stays(tmp_path: Path) ->
     assert (tmp_path / "int8.onnx").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("wide", [1.3, 20.0])
+def test_a_float_file_is_judged_as_well_before_it_takes_the_place_of_another(tmp_path: Path, wide: float) -> None:
+    """Inputs outside the range that the network rounds them to are cut there, and in no float file."""
+    net = uneven(1)
+    model, _ = ex.Quantize(bits=8, activations=8)(net, ex.Task(net, calibration=[X / wide]))
+    (tmp_path / "a.onnx").write_bytes(b"old")
+    if wide < 2:
+        made = export(model, tmp_path / "a.onnx", calibration=[X, X * 1.3])
+        assert 0.1 < made.error < 0.5
+        assert made.notes[-1] == f"its outputs are {made.error:.0%} off from torch's"
+    else:
+        with pytest.raises(ExportError, match=r"fp32 version of 'a.onnx' is no version .* off from torch's; give calibration"):
+            export(model, tmp_path / "a.onnx", calibration=[X])
+        assert (tmp_path / "a.onnx").read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_a_file_that_cannot_be_compared_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> float:
+        raise ExportError("the file does not take the second batch")
+
+    monkeypatch.setattr("enxuto.exporters.compared.relative_error", fails)
+    for precision in ("fp32", "int8"):
+        with pytest.raises(ExportError, match="second batch"):
+            export(uneven(1), tmp_path / "a.onnx", calibration=[X], precision=precision)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_error_is_that_of_the_worst_output_and_masks_do_not_count(tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self, add: float) -> None:

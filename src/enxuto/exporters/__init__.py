@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "int8"]
 LARGE_ERROR = 0.1  # of an output, as a share of its norm: 20 dB; beyond it a note names the layer
 RUINOUS_ERROR = 0.5  # 6 dB; such a file is no version of the network and is not written
+_REMEDY = {"int8": "ship float32", "fp32": "give calibration batches like those whose values the network was compressed for"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ def export(
 
     fp32: coded weights are decoded. int8: weights keep the grids they have (8 bits or fewer, one scale per tensor or
     channel), layers whose inputs were calibrated keep those grids, everything else is calibrated on the batches.
-    Every file is compared with the model on all batches. An int8 file whose outputs are off by more than a tenth gets a
-    note that names the layer, and one that is off by more than half is refused.
+    Every file is compared with the model on all batches. One whose outputs are off by more than a tenth gets a note, which for
+    int8 names the layer, and one that is off by more than half is refused.
     Raises: ExportError when the model cannot be exported or precision is unknown; OutputError when the file cannot be
     written. Nothing is written then.
     """
@@ -65,31 +66,27 @@ def export(
     if not batches:
         raise ExportError(f"'{Path(path).name}' needs sample inputs and calibration holds no batch; give at least one.")
     plain = to_float(model)
-    if precision == "fp32":
-        written = to_onnx(plain, batches[0], path, others=batches[1:], dynamic_batch=dynamic_batch)
-        error = relative_error(model, path, batches)
-        return OnnxFile(Path(path), precision, written.dynamic_batch, written.notes, error)
-    with tempfile.TemporaryDirectory() as folder:
-        between, rounded = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        written = to_onnx(plain, batches[0], between, others=batches[1:], dynamic_batch=dynamic_batch)
-        quantized = quantize_onnx(
-            between,
-            rounded,
-            batches,
-            weight_scales=weight_scales(model),
-            input_grids=input_grids(model),
-            parameters=dict(plain.named_parameters(remove_duplicate=False)),
-        )
-        error = relative_error(model, rounded, batches)
-        notes = [*written.notes, *quantized.notes]
+    with whole_file(path) as made, tempfile.TemporaryDirectory() as folder:
+        exact = made if precision == "fp32" else Path(folder) / "float.onnx"
+        written = to_onnx(plain, batches[0], exact, others=batches[1:], dynamic_batch=dynamic_batch)
+        notes = [*written.notes]
+        if precision == "int8":
+            scales, grids = weight_scales(model), input_grids(model)
+            parameters = dict(plain.named_parameters(remove_duplicate=False))
+            notes += quantize_onnx(exact, made, batches, weight_scales=scales, input_grids=grids, parameters=parameters).notes
+        error = relative_error(model, made, batches)
         if not error <= LARGE_ERROR:
-            words = f"its outputs are {error:.0%} off from torch's, and {worst_layer(between, rounded, batches[0])}"
+            words = f"its outputs are {_far(error)}" + (f", and {worst_layer(exact, made, batches[0])}" if exact != made else "")
             if not error <= RUINOUS_ERROR:
-                raise ExportError(f"the int8 version of '{Path(path).name}' is no version of the network: {words}; ship float32.")
+                raise ExportError(
+                    f"the {precision} version of '{Path(path).name}' is no version of the network: {words}; {_REMEDY[precision]}."
+                )
             notes.append(words)
-        with whole_file(path) as temporary:
-            shutil.copyfile(rounded, temporary)
     return OnnxFile(Path(path), precision, written.dynamic_batch, tuple(notes), error)
+
+
+def _far(error: float) -> str:
+    return f"{error:.0%} off from torch's" if math.isfinite(error) else "infinite, or not zero, where torch's are finite, or zero"
 
 
 def weight_scales(model: nn.Module) -> dict[str, Tensor]:
