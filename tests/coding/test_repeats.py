@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -124,3 +127,19 @@ def test_matches_are_always_tried_where_the_caller_knows(dtype):
     if dtype not in ("uint16", "uint32"):  # so few different ones that matches are tried for them too
         assert len(coded) < len(encode_array(array, matches=True))
     assert encode_array(array[:0], matches="always") == encode_array(array[:0])
+
+
+def test_threads_that_look_for_matches_take_turns_with_memory():
+    """In a process of its own: LZMA takes eleven times as much as it looks back."""
+    code = """
+import resource, threading
+import numpy as np
+from enxuto.coding.repeats import write_matches
+values = np.zeros(9 << 20, np.uint32)
+threads = [threading.Thread(target=write_matches, args=(values,)) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 600 << 10

@@ -146,7 +146,10 @@ def passages(values: Any, window: int, kept: int) -> Any:
     """A number for each passage of `window` values that says it is one of the `kept`-th, those of zeros alone left out.
 
     The number is a hash from which a value has been shifted out when the window has passed it, so that a passage has the same one
-    wherever it stands. Source: A. Muthitacharoen et al., "A low-bandwidth network file system", 2001, for choosing by content.
+    wherever it stands.
+
+    Shapes: values [count], unsigned integers -> uint64 [found], in their order.
+    Source: A. Muthitacharoen et al., "A low-bandwidth network file system", 2001, for choosing by content.
     """
     found = np.empty(values.size, np.uint64)
     shift, count, h = _U(64 // window), 0, _U(0)

@@ -7,6 +7,8 @@ Both are tried only where a part of the array shows that they may pay.
 from __future__ import annotations
 
 import lzma
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,9 @@ _OFTEN = 0.004  # of the passages seen before, from which on matches may pay
 _SAMPLE_BYTES = 1 << 18  # by which a setting is chosen
 _FEW = 0.5  # different values for each element, up to which a table of them may pay
 _LARGEST_WINDOW = 1 << 26
+_FARTHEST = 1 << 25  # bytes back that the writer looks, which takes eleven times as much memory
+_ALONE = 1 << 22  # bytes; more than these are compressed by one thread at a time, for the same reason
+_TURN = threading.Lock()
 _SETTINGS = ((3, 0, 2), (1, 2, 2))  # bits of literal context, of literal place and of place, of LZMA: texts, and words of 4 bytes
 
 
@@ -62,8 +67,11 @@ def table_of(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint16]] | 
 
 
 def write_matches(values: NDArray[Any]) -> bytes:
-    """The bytes of the values by LZMA: which setting, the better one on a part in the middle, then its raw stream."""
-    data = values.tobytes()
+    """The bytes of the values by LZMA: which setting, the better one on a part in the middle, then its raw stream.
+
+    Shapes: values [...].
+    """
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     start = max(0, len(data) - _SAMPLE_BYTES) // 2 // 8 * 8
     part = data[start : start + _SAMPLE_BYTES]
     setting = min(range(len(_SETTINGS)), key=lambda number: len(_compressed(part, number)))
@@ -90,8 +98,9 @@ def read_matches(body: Data, nbytes: int) -> bytes:
     return found
 
 
-def _compressed(data: bytes, setting: int) -> bytes:
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(setting, len(data)))
+def _compressed(data: Data, setting: int) -> bytes:
+    with _TURN if len(data) > _ALONE else nullcontext():
+        return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(setting, min(len(data), _FARTHEST)))
 
 
 def _filters(setting: int, nbytes: int) -> list[dict[str, int]]:
