@@ -20,6 +20,15 @@ UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mi
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
+def rounded_up(count: int, step: int) -> int:
+    """The least multiple of `step` that is not below `count`.
+
+    >>> rounded_up(17, 16), rounded_up(16, 16), rounded_up(0, 16)
+    (32, 16, 0)
+    """
+    return -(-count // step) * step
+
+
 def parse_bytes(text: str | int | float) -> int:
     """The number of bytes that "100 kB", "1.5MB", "64 KiB" or a plain number means.
 

@@ -73,6 +73,13 @@ def test_a_guess_by_rules_of_other_processors_says_so(monkeypatch: pytest.Monkey
     assert "what convolution need inside is a guess" in profile.words
 
 
+@pytest.mark.parametrize("kind", processor.KINDS)
+def test_the_words_name_every_processor_the_rules_are_believed_on(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "kind", lambda: kind)
+    monkeypatch.setattr(torch, "__version__", "2.13.0")
+    assert processor.read_here(half_convolution=True) == (kind in processor.READ.split())
+
+
 @pytest.mark.skipif(processor.kind() not in processor.KINDS, reason="the rules were read on x86")
 @pytest.mark.parametrize(
     "layer", [nn.Conv2d(6, 20, 5), nn.Conv2d(20, 6, 5, stride=2), nn.ConvTranspose2d(16, 4, 4, 2, 1)], ids=str

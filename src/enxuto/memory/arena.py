@@ -10,6 +10,7 @@ from itertools import permutations
 from enxuto.checks import named, whole
 from enxuto.errors import RangeError
 from enxuto.memory.flow import ALIGNMENT, Block, Flow, blocks
+from enxuto.sizes import rounded_up
 
 TRIES = 2000  # swaps that the local search tries when all rules leave a gap; some tenths of a second
 FEW = 6  # blocks of which all orders are tried: one of them gives the smallest arena there is
@@ -43,7 +44,7 @@ def place(pieces: Sequence[Block], *, alignment: int = ALIGNMENT, seed: int = 0)
     for offset calculation. Deviation: the lowest free offset instead of the tightest gap; the search after it.
     """
     _checked(alignment)
-    pieces = [replace(piece, size_bytes=_rounded(piece.size_bytes, alignment)) for piece in pieces]
+    pieces = [replace(piece, size_bytes=rounded_up(piece.size_bytes, alignment)) for piece in pieces]
     bound = lower_bound(pieces)
     puzzle = _Puzzle(pieces)
     best = min(map(puzzle.first_fit, _orders(pieces)), key=puzzle.height)
@@ -131,10 +132,6 @@ class _Puzzle:
             for j in others:
                 apart = offsets[i] + self.sizes[i] <= offsets[j] or offsets[j] + self.sizes[j] <= offsets[i]
                 assert apart, f"blocks {i} and {j} overlap"
-
-
-def _rounded(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
 
 
 def _checked(alignment: int) -> int:

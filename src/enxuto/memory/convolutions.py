@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from enxuto.memory.processor import LANES
-from enxuto.sizes import tensor_bytes
+from enxuto.sizes import rounded_up, tensor_bytes
 
 HALF = 2
 """Bytes of an element in half precision."""
@@ -28,27 +28,22 @@ MKLDNN = ("Mkldnn", "???")
 
 
 def tensors_of(values: Sequence[Any]) -> list[Tensor]:
-    """The tensors among some arguments."""
+    """The tensors among some arguments. Shapes: any."""
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def rounded_up(count: int, step: int) -> int:
-    """The next multiple of `step`."""
-    return -(-count // step) * step
-
-
 def copies_of(tensors: Sequence[Any]) -> int:
-    """Bytes of contiguous copies of what is not contiguous."""
+    """Bytes of contiguous copies of what is not contiguous. Shapes: any."""
     return sum(tensor_bytes(tensor) for tensor in tensors_of(tensors) if not tensor.is_contiguous())
 
 
 def backend(x: Tensor, weight: Tensor, rest: Sequence[Any]) -> str:
-    """Which of its ways torch takes to run a convolution, by its own choice."""
+    """Which of its ways torch takes to run a convolution, by its own choice. Shapes: as for `convolution`."""
     return str(torch._C._select_conv_backend(x, weight, None, *rest, None)).rpartition(".")[2]
 
 
 def channels_last(*tensors: Tensor) -> bool:
-    """True if one of some maps has its channels last, and so stays as it is."""
+    """True if one of some maps has its channels last, and so stays as it is. Shapes: [batch, channels, ...]."""
     return any(
         tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
         for tensor in tensors
@@ -83,7 +78,10 @@ def _columns(x: Tensor, weight: Tensor, maps: Tensor, rest: Sequence[Any], *, ba
 
 
 def convolution(args: tuple[Any, ...], y: Tensor) -> int:
-    """Bytes inside a convolution beyond its result."""
+    """Bytes inside a convolution beyond its result.
+
+    Shapes: x [batch, in, ...], weight [out, in / groups, ...] (transposed: [in, out / groups, ...]), y [batch, out, ...].
+    """
     x, weight, _, *rest = args
     chosen = backend(x, weight, rest)
     if chosen.startswith("Slow"):
@@ -136,7 +134,10 @@ def _to_weight(x: Tensor, weight: Tensor, y: Tensor) -> int:
 
 
 def convolution_backward(args: tuple[Any, ...], outputs: Sequence[Any]) -> int:
-    """Bytes inside a backward pass beyond the gradients that it gives."""
+    """Bytes inside a backward pass beyond the gradients that it gives.
+
+    Shapes: the gradient as y [batch, out, ...], then as for `convolution`; outputs as x, weight and bias [out].
+    """
     gradient, x, weight, _, *rest = args
     rest, wanted = rest[:-1], rest[-1]
     chosen = backend(x, weight, rest)

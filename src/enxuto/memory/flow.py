@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from enxuto.errors import TaskError
+from enxuto.sizes import rounded_up
 
 ALIGNMENT = 16  # bytes; what the widest vector loads of Cortex-M55 and Cortex-A want, and what TensorFlow Lite Micro uses
 
@@ -86,7 +87,7 @@ class Flow:
 
     def aligned(self, alignment: int = ALIGNMENT) -> Flow:
         """The same flow with every size rounded up to a multiple of `alignment` bytes."""
-        rounded = (replace(buffer, size_bytes=-(-buffer.size_bytes // alignment) * alignment) for buffer in self.buffers)
+        rounded = (replace(buffer, size_bytes=rounded_up(buffer.size_bytes, alignment)) for buffer in self.buffers)
         return replace(self, buffers=tuple(rounded))
 
     def ordered(self, order: Sequence[int]) -> Flow:

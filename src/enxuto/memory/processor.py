@@ -9,7 +9,9 @@ import torch
 
 KINDS = ("AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX")
 """Processors by what oneDNN uses of them, each with all that those before it have; names of its ONEDNN_MAX_CPU_ISA."""
-READ = "torch 2.13 on x86; convolutions in half precision on AVX512_CORE_BF16"
+HALF = KINDS[3:5]
+"""Those on which the rules of convolutions in half precision were read."""
+READ = f"torch 2.13 on x86; convolutions in half precision on {' and '.join(HALF)}"
 """Where the rules were read."""
 
 
@@ -32,7 +34,7 @@ def kind() -> str:
 
 def read_here(*, half_convolution: bool) -> bool:
     """True if the rules were read on such a processor; those of convolutions in half precision were on few."""
-    known = KINDS[3:5] if half_convolution else KINDS
+    known = HALF if half_convolution else KINDS
     return torch.__version__.startswith("2.13.") and kind() in known
 
 

@@ -30,6 +30,7 @@ from enxuto.memory.profile import (
     Block,
     Moment,
 )
+from enxuto.sizes import rounded_up
 
 Workspace = Callable[[Any, tuple[Any, ...], Any], int]
 """Bytes that an operator needs beside its inputs and outputs while it runs, from the operator, arguments and outputs."""
@@ -242,7 +243,7 @@ class Tracker(TorchDispatchMode):
             return self._alive[key]
         granule = GRANULE.get(tensor.device.type, 1)
         computed = bool(self._layers) or not (self._updating or self._in_backward())
-        life = _Life(-(-storage.nbytes() // granule) * granule, at, path, computed)
+        life = _Life(rounded_up(storage.nbytes(), granule), at, path, computed)
         life.reference = weakref.ref(storage, lambda _: self._gone(key))
         self._alive[key] = life
         self.lives.append(life)

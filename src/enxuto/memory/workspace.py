@@ -19,12 +19,11 @@ from enxuto.memory.convolutions import (
     convolution,
     convolution_backward,
     copies_of,
-    rounded_up,
     tensors_of,
 )
 from enxuto.memory.inquiry import inside
 from enxuto.memory.processor import READ, read_here
-from enxuto.sizes import format_bytes, tensor_bytes
+from enxuto.sizes import format_bytes, rounded_up, tensor_bytes
 
 aten = torch.ops.aten
 SUMS = 512
