@@ -1,8 +1,11 @@
 """Copies of networks that hold more than tensors: hooks, locks, files, graphs. The original never sees what a copy does."""
 
+import copy
 import functools
 import threading
 import types
+from collections import deque
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -120,6 +123,66 @@ def test_hooks_go_on_in_what_a_step_returns(way, step, tmp_path):
     again = load(tmp_path / "m.nxt", into=net)
     assert torch.equal(output(again, Y), mine)
     assert torch.allclose(mine, small.trunk(Y) + small.head(small.trunk[0](Y)))
+
+
+class Pair(NamedTuple):
+    name: str
+    hook: object
+
+
+HOLDERS = {
+    "list": (lambda hook: [hook], lambda held: held[0]),
+    "deque": (lambda hook: deque([hook]), lambda held: held[0]),
+    "tuple of tuples": (lambda hook: ((hook,), 1), lambda held: held[0][0]),
+    "named tuple": (lambda hook: Pair("a", hook), lambda held: held.hook),
+    "set": (lambda hook: {hook}, lambda held: next(iter(held))),
+    "frozenset": (lambda hook: frozenset([hook]), lambda held: next(iter(held))),
+    "partial of partials": (lambda hook: functools.partial(functools.partial(call_it, hook)), lambda held: held),
+    "keyword": (lambda hook: functools.partial(call_it, hook=hook), lambda held: lambda x: held(x=x)),
+    "object": (lambda hook: types.SimpleNamespace(hook=hook), lambda held: held.hook),
+    "closure of a closure": (lambda hook: lambda x: 2 * hook(x), lambda held: held),
+    "default in a tuple": (lambda hook: lambda x, given=(hook,): given[0](x), lambda held: held),
+}
+
+
+def call_it(hook, x):
+    return hook(x)
+
+
+def as_from_python_3_14(value, memo):
+    """deepcopy that asks no memo for functions."""
+    hidden = {key: made for key, made in memo.items() if isinstance(made, types.FunctionType)}
+    for key in hidden:
+        del memo[key]
+    made = copy.deepcopy(value, memo)
+    memo.update(hidden)
+    return made
+
+
+@pytest.mark.parametrize("version", ["here", "3.14"])
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_functions_follow_the_copy_wherever_they_are_held(kind, version, monkeypatch):
+    class Holding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+            self.held = HOLDERS[kind][0](lambda x: 2 * self.layer(x))
+            self.again = self.held
+
+        def forward(self, x):
+            return HOLDERS[kind][1](self.held)(x)
+
+    if version == "3.14":
+        monkeypatch.setattr("enxuto.copies.copy", types.SimpleNamespace(deepcopy=as_from_python_3_14, Error=copy.Error))
+    net = Holding().eval()
+    before, held = output(net, X), net.held
+    other = copied(net)
+    nn.init.zeros_(other.layer.weight)
+    nn.init.zeros_(other.layer.bias)
+    assert not output(other, X).any()
+    assert other.again is other.held
+    assert net.held is held
+    assert torch.equal(output(net, X), before)
 
 
 NET = None

@@ -10,7 +10,7 @@ import copy
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -95,23 +95,75 @@ def _tensors(reached: Iterable[object], tensor: Callable[[Tensor], Tensor] | Non
     return memo
 
 
-def _copied(model: nn.Module, reached: Iterable[object], memo: dict[int, Any]) -> nn.Module:
+def _copied(model: nn.Module, reached: Sequence[object], memo: dict[int, Any]) -> nn.Module:
     owned = _owned(model)
     bound = [value for value in reached if isinstance(value, types.FunctionType) and _reaches(value, owned)]
     cells: dict[int, tuple[types.CellType, types.CellType]] = {}
+    twins = _Twins(reached)
     for function in bound:
         for cell in function.__closure__ or ():
             cells.setdefault(id(cell), (cell, types.CellType()))
-        memo[id(function)] = _twin(function, tuple(cells[id(cell)][1] for cell in function.__closure__ or ()))
-    made = copy.deepcopy(model, memo)
+        twins.put(function, _twin(function, tuple(cells[id(cell)][1] for cell in function.__closure__ or ())))
+
+    def whole(value: Any) -> Any:
+        made = copy.deepcopy(value, memo)
+        return twins.within(made) if bound else made
+
+    made: nn.Module = whole(model)
     for old, new in cells.values():
         if _is_filled(old):
-            holds = _reaches(old.cell_contents, owned)
-            new.cell_contents = copy.deepcopy(old.cell_contents, memo) if holds else old.cell_contents
+            new.cell_contents = whole(old.cell_contents) if _reaches(old.cell_contents, owned) else old.cell_contents
     for function in bound:
-        twin = memo[id(function)]
-        twin.__defaults__, twin.__kwdefaults__ = copy.deepcopy((function.__defaults__, function.__kwdefaults__), memo)
+        twin = twins.within(function)
+        twin.__defaults__, twin.__kwdefaults__ = whole((function.__defaults__, function.__kwdefaults__))
     return made
+
+
+class _Twins:
+    """Functions and what takes their place in a copy: deepcopy leaves functions as they are, since Python 3.14 whatever its memo
+    says. What belongs to the original is not edited."""
+
+    def __init__(self, originals: Iterable[object]) -> None:
+        self.known: dict[int, tuple[object, Any]] = {}  # the old one is held, so its id stays its own
+        for value in originals:
+            if not isinstance(value, (tuple, frozenset)):  # deepcopy returns such as they are, where they hold functions alone
+                self.put(value, value)
+
+    def put(self, old: object, new: object) -> None:
+        self.known[id(old)] = (old, new)
+
+    def within(self, value: Any) -> Any:
+        """The value with the twins in it; edited where that is possible, else made anew."""
+        if isinstance(value, _ATOMS):
+            return value
+        if id(value) not in self.known:
+            self.put(value, value)  # it may hold itself
+            self.put(value, self._edited(value))
+        return self.known[id(value)][1]
+
+    def _edited(self, value: Any) -> Any:
+        if isinstance(value, (tuple, frozenset)):
+            items = [self.within(item) for item in value]
+            same = all(new is old for new, old in zip(items, value, strict=True))
+            return value if same else value._make(items) if hasattr(value, "_make") else type(value)(items)
+        if isinstance(value, set):
+            items = [self.within(item) for item in value]
+            value.clear()
+            value.update(items)
+        elif isinstance(value, (list, deque)):
+            for place, item in enumerate(value):
+                value[place] = self.within(item)
+        elif isinstance(value, functools.partial):
+            state = (value.func, value.args, value.keywords)
+            value.__setstate__((*map(self.within, state), vars(value)))  # type: ignore[attr-defined]
+        elif isinstance(value, types.MethodType):
+            self.within(value.__self__)
+        elif isinstance(value, dict) or _has_attributes(value):
+            held = value if isinstance(value, dict) else vars(value)
+            for name, item in list(held.items()):
+                if (new := self.within(item)) is not item:
+                    held[name] = new
+        return value
 
 
 def _twin(function: types.FunctionType, closure: tuple[types.CellType, ...]) -> types.FunctionType:
