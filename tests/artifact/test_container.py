@@ -370,6 +370,18 @@ def test_a_meta_that_no_reader_would_take_is_refused(what, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("stream", [b"\x0c", b"\xff\0\0"], ids=["next", "last"])
+@pytest.mark.parametrize("count", [3, 3000], ids=["shared", "own"])
+def test_methods_of_a_stream_that_names_none_are_refused(stream, count, tmp_path, monkeypatch):
+    monkeypatch.setattr(container, "encode_array", lambda *_, **__: stream)
+    write(tmp_path / "x.nxt", {}, [Section("w", "float32", (count,), None, np.ones(count, np.float32))])
+    with (
+        Reader(tmp_path / "x.nxt") as reader,
+        pytest.raises(ArtifactError, match=r"x\.nxt' is damaged in tensor 'w': method (12|255) "),
+    ):
+        reader.methods(reader.entries["w"])
+
+
 def test_a_folder_that_is_missing_is_an_output_error(tmp_path):
     with pytest.raises(OutputError):
         write(tmp_path / "nowhere" / "x.nxt", {}, [])

@@ -25,7 +25,7 @@ from enxuto.artifact.index import BLOCK_BYTES, NUMPY, Entry, blocks, places, rea
 from enxuto.artifact.sections import Array, Section, jobs, taken
 from enxuto.coding import decode_array, decode_integers, encode_array, encode_integers
 from enxuto.coding.bits import read_varint, write_varint
-from enxuto.coding.stream import METHODS
+from enxuto.coding.stream import METHODS, unknown
 from enxuto.coding.tables import table_bytes
 from enxuto.errors import ArtifactError
 from enxuto.files import whole_file
@@ -284,10 +284,15 @@ class Reader:
         return shares(entries, found)
 
     def methods(self, entry: Entry) -> str:
-        """The names of the methods by which the streams of one tensor are coded."""
+        """The names of the methods by which the streams of one tensor are coded.
+
+        Raises: ArtifactError when a stream names none.
+        """
         first, _ = self._first[entry.name]
-        numbers = range(first, first + (1 if entry.shelf else entry.streams))
-        return ", ".join(dict.fromkeys(METHODS[self._stream(number)[0]] for number in numbers))
+        used = [self._stream(number)[0] for number in range(first, first + (1 if entry.shelf else entry.streams))]
+        if strange := [method for method in used if method >= len(METHODS)]:
+            raise self._damaged(f"is damaged in tensor '{entry.name}'", unknown(strange[0], "any kind"))
+        return ", ".join(dict.fromkeys(METHODS[method] for method in used))
 
     def _read_shelf(self, number: int) -> Array:
         """What lies on one shelf."""
