@@ -35,6 +35,19 @@ def test_a_missing_folder_is_named(tmp_path):
         write_bytes(tmp_path / "none" / "a.bin", b"x")
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "網" * 85, "ab" + "é" * 126, os.fsdecode(b"\xff" * 250)], ids=range(4))
+def test_a_name_may_be_as_long_as_the_folder_allows(name, tmp_path):
+    for data in (b"one", b"two"):
+        write_bytes(tmp_path / name, data)
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_bytes() == b"two"
+
+
+def test_a_name_longer_than_any_file_is_refused(tmp_path):
+    with pytest.raises(OutputError, match="could not be written: File name too long"):
+        write_bytes(tmp_path / ("x" * 256), b"x")
+
+
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/full"])
 def test_a_device_is_not_replaced_by_a_file(path):
     with pytest.raises(OutputError, match="a folder or a device"):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from enxuto.errors import OutputError
 
+_LONGEST_STEM = 200  # bytes of a name that a temporary file takes over; file systems allow 255 in all
+
 
 def as_path(path: object) -> Path:
     """The path, if it is one. Raises: OutputError for anything but text and paths, and for text no file can be called."""
@@ -31,13 +33,14 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = as_path(path)
     temporary: Path | None = None
-    if path.exists() and not path.is_file():
-        raise OutputError(f"'{path}' is a folder or a device, which a file must not take the place of; name another file.")
     try:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"'{path}' is a folder or a device, which a file must not take the place of; name another file.")
         target = Path(os.path.realpath(path))
         if target.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+        stem = os.fsencode(target.name)[:_LONGEST_STEM].decode(errors="ignore")
+        beside = target.with_name(f".{stem}.{secrets.token_hex(4)}.part")
         handle = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         temporary = beside
         mode = stat.S_IMODE(target.stat().st_mode if target.exists() else os.fstat(handle).st_mode)
