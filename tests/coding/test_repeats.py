@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -129,17 +131,52 @@ def test_matches_are_always_tried_where_the_caller_knows(dtype):
     assert encode_array(array[:0], matches="always") == encode_array(array[:0])
 
 
+def test_threads_look_back_together_no_further_than_one(monkeypatch):
+    inside, most, sizes = [], [], [33 << 20, 16 << 20, 9 << 20, 5 << 20, 5000, 17 << 20, 300, 2 << 20] * 2
+
+    def compress(data, _, filters):
+        inside.append(filters[0]["dict_size"])
+        most.append((sum(inside), len(inside)))
+        time.sleep(0.01)
+        inside.remove(filters[0]["dict_size"])
+        return b""
+
+    monkeypatch.setattr("enxuto.coding.repeats.lzma.compress", compress)
+    threads = [threading.Thread(target=write_matches, args=(np.zeros(size, np.uint8),)) for size in sizes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(total for total, _ in most) <= 1 << 25
+    assert max(count for _, count in most) > 1  # small ones at once
+    assert len(most) == 3 * len(sizes)  # two samples, to choose a setting
+
+
+def test_room_comes_back_when_something_fails(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    values = np.zeros(20 << 20, np.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr("enxuto.coding.repeats.lzma.compress", fail)
+        for _ in range(3):
+            with pytest.raises(MemoryError):
+                write_matches(values)
+    assert read_matches(write_matches(values), values.size) == values.tobytes()
+
+
 def test_threads_that_look_for_matches_take_turns_with_memory():
     """In a process of its own: LZMA takes eleven times as much as it looks back."""
     code = """
-import resource, threading
+import threading
+from pathlib import Path
 import numpy as np
 from enxuto.coding.repeats import write_matches
 values = np.zeros(9 << 20, np.uint32)
 threads = [threading.Thread(target=write_matches, args=(values,)) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 600 << 10

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import lzma
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,31 @@ _OFTEN = 0.004  # of the passages seen before, from which on matches may pay
 _SAMPLE_BYTES = 1 << 18  # by which a setting is chosen
 _FEW = 0.5  # different values for each element, up to which a table of them may pay
 _LARGEST_WINDOW = 1 << 26
-_FARTHEST = 1 << 25  # bytes back that the writer looks, which takes eleven times as much memory
-_ALONE = 1 << 22  # bytes; more than these are compressed by one thread at a time, for the same reason
-_TURN = threading.Lock()
+_FARTHEST = 1 << 25  # bytes back that all threads that write look together, which takes eleven times as much memory
 _SETTINGS = ((3, 0, 2), (1, 2, 2))  # bits of literal context, of literal place and of place, of LZMA: texts, and words of 4 bytes
+
+
+class _Room:
+    """So many bytes to look back, which threads share: one waits until there are as many left as it wants."""
+
+    def __init__(self, free: int) -> None:
+        self.free, self.changed = free, threading.Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Within the block `size` bytes of the room are in use."""
+        with self.changed:
+            self.changed.wait_for(lambda: size <= self.free)
+            self.free -= size
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += size
+                self.changed.notify_all()
+
+
+_ROOM = _Room(_FARTHEST)
 
 
 def repeating(values: NDArray[Any], often: float = _OFTEN) -> bool:
@@ -99,8 +121,9 @@ def read_matches(body: Data, nbytes: int) -> bytes:
 
 
 def _compressed(data: Data, setting: int) -> bytes:
-    with _TURN if len(data) > _ALONE else nullcontext():
-        return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(setting, min(len(data), _FARTHEST)))
+    filters = _filters(setting, min(len(data), _FARTHEST))
+    with _ROOM.taken(int(filters[0]["dict_size"])):
+        return lzma.compress(data, lzma.FORMAT_RAW, filters=filters)
 
 
 def _filters(setting: int, nbytes: int) -> list[dict[str, int]]:
