@@ -10,6 +10,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -204,11 +205,11 @@ def test_a_hostile_pickle_takes_time_and_memory_by_its_length_alone(hostile, tmp
     """In a process of its own, which it might end: with 1 GB, of which torch and numba are not loaded here."""
     path = zipped(tmp_path / "x.pt", b"\x80\x04" + HOSTILE[hostile] + b".", [("0", b"abcd")])
     code = f"""
-import json, resource
+import json
 from pathlib import Path
 from enxuto.artifact.spans import find_spans
 (span,) = find_spans(Path({str(path)!r}))[1]
-print(json.dumps([span.nbytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+print(json.dumps([span.nbytes, int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -401,6 +402,21 @@ def test_raw_float_and_int4_data_of_an_onnx_file_are_found(tmp_path):
     onnx.save(small_onnx(), tmp_path / "x.onnx")
     found = {name: (span.dtype, span.shape) for name, span in by_name(tmp_path / "x.onnx").items()}
     assert found == {"w": ("float32", (4, 6)), "b": ("float32", (6,)), "h": ("float16", (5,))}  # int4 stays where it is
+    assert comes_back(tmp_path / "x.onnx", tmp_path)
+
+
+def test_a_long_name_of_a_node_with_many_tensors_takes_no_memory_for_each(tmp_path):
+    node = helper.make_node("Odd", [], ["k" * 200_000], domain="mine")
+    for number in range(400):
+        tensor = numpy_helper.from_array(np.full(300, number, np.int16))
+        node.attribute.append(helper.make_attribute(f"a{number}", tensor))
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [], [])), tmp_path / "x.onnx")
+    tracemalloc.start()
+    spans = find_spans(tmp_path / "x.onnx")[1]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len({span.name for span in spans}) == len(spans) == 400
+    assert peak < 10 * (tmp_path / "x.onnx").stat().st_size
     assert comes_back(tmp_path / "x.onnx", tmp_path)
 
 

@@ -67,6 +67,7 @@ _BODY = 7  # of FunctionProto: its nodes
 _OUTPUT, _ATTRIBUTE = 2, 5  # of NodeProto
 _TENSOR, _SUBGRAPH = 5, 6  # of AttributeProto
 _LEAST_CONSTANT = 256  # bytes of a tensor in a node; the sizes and axes that most nodes hold stay between the tensors
+_LONGEST_NAME = 1000  # bytes of a node's name
 _DEEPEST_GRAPH = 16  # graphs inside of graphs (loops, branches) that are looked into
 _DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA = 1, 2, 4, 8, 9  # of TensorProto
 
@@ -219,7 +220,7 @@ def _node_tensors(data: mmap.mmap, start: int, end: int, depth: int) -> list[Spa
     name, found = "", []
     for field, first, last in fields(data, start, end):
         if field == _OUTPUT and not name:
-            name = data[first:last].decode(errors="replace")
+            name = data[first : min(last, first + _LONGEST_NAME)].decode(errors="replace")  # given to all that the node holds
         elif field == _ATTRIBUTE and last - first >= _LEAST_CONSTANT:
             for inner, begin, stop in fields(data, first, last):
                 if inner == _TENSOR and stop - begin >= _LEAST_CONSTANT:
