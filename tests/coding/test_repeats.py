@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -129,6 +130,17 @@ def test_matches_are_always_tried_where_the_caller_knows(dtype):
     if dtype not in ("uint16", "uint32"):  # so few different ones that matches are tried for them too
         assert len(coded) < len(encode_array(array, matches=True))
     assert encode_array(array[:0], matches="always") == encode_array(array[:0])
+
+
+def test_a_table_takes_less_memory_than_two_copies_of_the_values():
+    values = np.tile(bits(5000), 400)
+    tracemalloc.start()
+    table, codes = table_of(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(table[codes], values)
+    assert np.all(np.diff(table) > 0)
+    assert peak < 2 * values.nbytes
 
 
 def test_threads_look_back_together_no_further_than_one(monkeypatch):

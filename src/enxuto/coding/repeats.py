@@ -84,8 +84,14 @@ def table_of(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint16]] | 
     sample = sample[sample != 0]  # zeros alone are better told apart (a stream of method sparse)
     if np.unique(sample).size > _FEW * sample.size:
         return None
-    table, codes = np.unique(values, return_inverse=True)
-    return (table, codes.astype(np.uint16).reshape(-1)) if table.size <= min(MAX_VALUES, _FEW * values.size) else None
+    ordered = np.sort(values)
+    table = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    if table.size > min(MAX_VALUES, _FEW * values.size):
+        return None
+    codes = np.empty(values.size, np.uint16)
+    for start in range(0, values.size, _PART):  # in pieces, as places are wide numbers
+        codes[start : start + _PART] = np.searchsorted(table, values[start : start + _PART])
+    return table, codes
 
 
 def write_matches(values: NDArray[Any]) -> bytes:
