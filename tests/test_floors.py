@@ -51,6 +51,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("plan",),
     ("result",),
     ("measure",),
+    ("allowance",),
     ("compression",),
     ("data",),
     ("zoo",),

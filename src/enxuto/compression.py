@@ -6,6 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from enxuto.artifact.checkpoints import FolderCheckpoints
@@ -32,13 +33,16 @@ def compress(
     target: Target | None = None,
     time: str | float | None = None,
     out: str | Path | None = None,
+    memory: str | int | None = None,
 ) -> Result:
     """A physically smaller network, its files, and original and result measured beside each other on those files.
 
     Give `steps` to run a recipe, or `target` to have one found within `time` ("20 min"; 10 minutes unless given). `out` is
     a folder for small.nxt, small.onnx, original.onnx and result.json; a run that was killed goes on where it was when it is
-    started again with the same folder. Ctrl-C during a search ends it with the best result so far.
-    Raises: TargetError when neither or an impossible goal is given; OutputError when `out` cannot be written.
+    started again with the same folder. Ctrl-C during a search ends it with the best result so far. `memory` ("2 GB") bounds what
+    the job takes beyond what the process holds: calibration comes in parts, training as `Recover(memory=)`.
+    Raises: TargetError when neither or an impossible goal is given; OutputError when `out` cannot be written; LimitError when the
+    memory is not enough, before anything is done.
     """
     if not isinstance(task, Task):
         raise TaskError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
@@ -49,6 +53,11 @@ def compress(
     steps = checked(steps) if steps is not None else None
     if steps == ():
         raise RecipeError("steps is empty and would change nothing; write for example steps=[Quantize(bits=8)].")
+    given, said = task, ""
+    if memory is not None:
+        from enxuto.allowance import allowed  # it needs much of torch that other jobs do without
+
+        task, said = allowed(task, memory, steps)
     seconds = DEFAULT_TIME_S if time is None else parse_seconds(time)
     folder = writable_folder(out if out is not None else tempfile.mkdtemp(prefix="enxuto-"))
     work = writable_folder(folder / ".work")
@@ -66,13 +75,13 @@ def compress(
     evaluation, exports = measure(task, artifact, folder, work / ORIGINAL, max_drop=target.drop if target else math.inf)
     verdict = judge(target, evaluation) if target is not None else ()
     result = Result(
-        task=task,
+        task=given,
         model=load(artifact, into=task.model),
         steps=tuple(steps),
         record=records,
         ledger=tuple(ledger(artifact)),
         before=before,
-        evaluation=evaluation,
+        evaluation=replace(evaluation, notes=(*evaluation.notes, said)) if said else evaluation,
         artifact=artifact,
         exports=exports,
         target=target,

@@ -141,6 +141,7 @@ class Task:
     (higher is better; one value per sample makes differences paired). `train` (batches of inputs and targets) and
     `loss(outputs, targets)` let steps recover what they lost. `test` is called once, at the very end. `outputs` says what
     outputs are, where no labels do: "classes" (a score for each), "values" or "ignore", one word for all or a dict by name.
+    `memory` ("2 GB") bounds the tensors of a training step, as `compress(memory=)` sets it.
     Raises: TaskError when the model has NaN or infinite weights, fails on its own sample inputs, or nothing was given.
     """
 
@@ -152,6 +153,7 @@ class Task:
     test: Evaluate | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
     outputs: Outputs | None = field(default=None, kw_only=True)
+    memory: str | int | None = field(default=None, kw_only=True)
     name: str = field(default="", kw_only=True)  # the title of the report; the class of the model unless given
 
     def __post_init__(self) -> None:
@@ -163,6 +165,8 @@ class Task:
                 raise TaskError(f"{name} is {type(getattr(self, name)).__name__}, not a function; pass a callable.")
         if not whole(self.seed, 0, 2**63 - 1):
             raise TaskError(f"{named('seed', self.seed)} is no whole number from 0 to 2**63 - 1; use for example 0.")
+        if self.memory is not None:
+            parse_bytes(self.memory)
         if not isinstance(self.name, str):
             raise TaskError(f"{named('name', self.name)} is no text; it is the title of the report.")
         if self.train is not None and (isinstance(self.train, (str, Mapping, Tensor)) or not isinstance(self.train, Iterable)):

@@ -94,11 +94,12 @@ def run(*arguments: str) -> Any:
 
 
 def test_the_goal_reaches_the_search_as_it_was_written(compression: Compression, task_file: str) -> None:
-    words = "--size 100kB --compression 20 --macs 50% --latency 0.7 --max-drop 0.5% --time 20m --seed 3 --out here"
+    words = "--size 100kB --compression 20 --macs 50% --latency 0.7 --max-drop 0.5% --time 20m --seed 3 --out here --memory 2GB"
     result = run("compress", task_file, *words.split())
     assert result.exit_code == 0, result.stderr
     wanted = Target(size=100_000, compression=20, macs=0.5, latency=0.7, max_drop=0.005)
-    assert compression.asked == [{"steps": None, "target": wanted, "time": 1200.0, "out": Path("here"), "seed": 3}]
+    asked = {"steps": None, "target": wanted, "time": 1200.0, "out": Path("here"), "memory": "2GB", "seed": 3}
+    assert compression.asked == [asked]
 
 
 def test_a_recipe_reaches_the_run_as_its_steps(compression: Compression, task_file: str) -> None:

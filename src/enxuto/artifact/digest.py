@@ -49,7 +49,7 @@ PLACES = (Iterator, logging.Logger, np.random.Generator, np.random.RandomState, 
 def task_digest(task: Task) -> str:
     """The name of a task: 64 hexadecimal digits. Its title and its test do not count."""
     digest = _Digest()
-    digest.add(_versions(), task.model, task.seed, task.outputs, task.loss, task.evaluate)
+    digest.add(_versions(), task.model, task.seed, task.memory, task.outputs, task.loss, task.evaluate)
     for source in (task.calibration, task.train):
         digest.data(source)
     return digest.hexdigest()

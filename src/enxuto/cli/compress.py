@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enxuto.cli.options import GOALS, Debug, Json, Macs, MaxDrop, Out, Quiet, Seed, Size, TaskFile, Time
+from enxuto.cli.options import GOALS, Debug, Json, Macs, MaxDrop, Memory, Out, Quiet, Seed, Size, TaskFile, Time
 from enxuto.cli.terminal import session
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def compress(  # noqa: PLR0913  each argument is an option of the command
     ] = None,
     max_drop: MaxDrop = None,
     time: Time = None,
+    memory: Memory = None,
     recipe: Annotated[
         Path | None,
         typer.Option("--recipe", metavar="YAML", help="Run these steps instead of searching for a goal.", show_default=False),
@@ -56,7 +57,7 @@ def compress(  # noqa: PLR0913  each argument is an option of the command
         goals = {"size": size, "compression": compression, "macs": macs, "latency": latency, "max_drop": max_drop}
         steps, target, seconds = _wanted(recipe, goals, time)
 
-        compress_into(run, lambda: load_task(task_file, seed), out, steps=steps, target=target, seconds=seconds)
+        compress_into(run, lambda: load_task(task_file, seed), out, steps=steps, target=target, seconds=seconds, memory=memory)
 
 
 def _wanted(

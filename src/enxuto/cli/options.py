@@ -57,6 +57,15 @@ MaxDrop = Annotated[
         show_default=False,
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="BYTES",
+        help="Most that the job may take beyond what it starts with: 2GB. Batches come in parts where they must.",
+        show_default=False,
+    ),
+]
 Time = Annotated[
     str | None,
     typer.Option(

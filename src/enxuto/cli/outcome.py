@@ -31,6 +31,7 @@ def compress_into(
     steps: Sequence[Step] | None = None,
     target: Target | None = None,
     seconds: float | None = None,
+    memory: str | None = None,
 ) -> None:
     """Compresses what `load` gives into the folder and shows the result; the folder is tried before `load` is called.
 
@@ -42,7 +43,7 @@ def compress_into(
     with run.progress():
         task = load()
         run.kept = f"steps that were finished are in '{folder}', and the same command goes on from there"
-        result = compress(task, steps=steps, target=target, time=seconds, out=folder)
+        result = compress(task, steps=steps, target=target, time=seconds, out=folder, memory=memory)
         plain = result.document()
         document = Document.from_json(plain)
         write_html(document, folder / "report.html")

@@ -40,8 +40,8 @@ class Recover:
     `teacher` is the weight of the teacher in the loss (1 = labels are not used); without labels the calibration batches and
     the teacher alone are used. All outputs are taught: scores of classes (where `task.outputs` says so, or the loss is blind to
     a number added to all scores of a sample) by soft labels, others by their error. The learning rate warms up and falls along
-    a cosine. `devices` and `precision` are lightning-fabric's. `memory` ("2 GB") bounds the tensors of a step: layers are
-    checkpointed or batches trained in parts, as `ex.memory.plan` finds best, an update still seeing the whole batch.
+    a cosine. `devices` and `precision` are lightning-fabric's. `memory` ("2 GB", or what the task says) bounds the tensors of a
+    step: layers are checkpointed or batches trained in parts, as `ex.memory.plan` finds best; an update sees the whole batch.
     Raises: RangeError for numbers out of range; TaskError when training batches are neither (inputs, targets) nor a dict that
     holds "labels"; LimitError, before anything is trained, when the memory is not enough.
     Source: Hinton, Vinyals, Dean 2015; Polino, Pascanu, Alistarh 2018, "Model compression via distillation and quantization".
@@ -90,7 +90,7 @@ class Recover:
         if images:
             student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions train faster so
         batches, total = self.batches(task)
-        paths, size = self._fitting(student, task)
+        paths, size = self.fitting(student, task)
         with checkpointed(student, paths):
             losses, alone = self._train(student, task, batches, total, size)
         if not losses:
@@ -134,9 +134,13 @@ class Recover:
 
         return stream(), total
 
-    def _fitting(self, student: nn.Module, task: Task) -> tuple[tuple[str, ...], int | None]:
-        """The layers to checkpoint and the samples of a pass, so that a step keeps within the memory allowed."""
-        if self.memory is None:
+    def fitting(self, student: nn.Module, task: Task) -> tuple[tuple[str, ...], int | None]:
+        """The layers to checkpoint and the samples of a pass, so that a step keeps within the memory allowed.
+
+        Raises: LimitError when nothing does.
+        """
+        memory = task.memory if self.memory is None else self.memory
+        if memory is None:
             return (), None
         from enxuto.memory.planning import settle  # it needs much of torch that training alone does not
 
@@ -147,13 +151,13 @@ class Recover:
         option = settle(
             lesson,
             (next(self.batches(task)[0]), None),
-            self.memory,
+            memory,
             loss=lambda loss, _: loss,
             optimizer=torch.optim.AdamW,
             precision=self.precision,
         )
         passes = f", {option.accumulation} passes of {option.batch_size} samples an update" if option.accumulation > 1 else ""
-        logger.info("%s of memory%s, checkpointing %d layers", self.memory, passes, len(option.checkpoint))
+        logger.info("%s of memory%s, checkpointing %d layers", memory, passes, len(option.checkpoint))
         return tuple(path.removeprefix("student.") for path in option.checkpoint), option.batch_size
 
     def _teacher(self, task: Task) -> nn.Module | None:
