@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from enxuto.artifact.save import ledger, load
     from enxuto.compression import compress
     from enxuto.errors import Error
+    from enxuto.layers.coded import keep_decoded_
     from enxuto.recipe import run
     from enxuto.result import Result
     from enxuto.steps.channels import PruneChannels
@@ -47,6 +48,7 @@ _HOMES = {
     "convert": "train",
     "evaluate": "verbs",
     "export": "verbs",
+    "keep_decoded_": "layers.coded",
     "ledger": "artifact.save",
     "load": "artifact.save",
     "prepare": "train",
@@ -74,6 +76,7 @@ __all__ = [
     "convert",
     "evaluate",
     "export",
+    "keep_decoded_",
     "ledger",
     "load",
     "memory",

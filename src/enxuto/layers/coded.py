@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.layers.grids import CodedTensor
+from enxuto.layers.kept import drop, keep
+from enxuto.sizes import parse_bytes
 
 # Which parameters of a layer are weights (and not biases or norms); subclasses count too.
 WEIGHTS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
@@ -170,6 +172,33 @@ def coded_tensors(model: nn.Module) -> dict[str, CodedTensor]:
         for name, tensor in sources(module).items():
             if isinstance(tensor, CodedTensor):
                 found[f"{path}.{name}" if path else name] = tensor
+    return found
+
+
+def keep_decoded_(model: nn.Module, limit: str | int | None) -> dict[str, int]:
+    """Keeps weights decoded beside their codes, up to `limit` ("200 MB") bytes in all: calls of the model no longer decode them.
+
+    The largest first, as they take longest; what was kept before is dropped first, and None keeps nothing. Outputs are the same
+    to the bit. Weights that change, train or move are decoded again at each call; copies and files keep codes alone. Gives the
+    bytes kept, by parameter. Raises: RangeError when the limit is no size.
+    >>> from enxuto.layers.grids import Affine
+    >>> layer = nn.Linear(8, 4, bias=False)
+    >>> code_(layer, "weight", Affine().encode(layer.weight))
+    >>> keep_decoded_(layer, "1 kB")
+    {'weight': 128}
+    """
+    left = 0 if limit is None else parse_bytes(limit)
+    names: dict[CodedTensor, str] = {}
+    for name, tensor in coded_tensors(model).items():
+        names.setdefault(tensor, name)  # one shared by layers goes by its first name
+        drop(tensor)
+    found = {}
+    for tensor in sorted(names, key=lambda it: -it.decoded_bytes):
+        if tensor.decoded_bytes <= left:
+            with torch.no_grad():
+                keep(tensor, tensor.decoded())
+            found[names[tensor]] = tensor.decoded_bytes
+            left -= tensor.decoded_bytes
     return found
 
 

@@ -18,6 +18,7 @@ from enxuto.checks import named, whole
 from enxuto.errors import RangeError, ShapeError
 from enxuto.functional.affine import PIECE, absmax_scale, fit_scale, largest_code, short, to_codes
 from enxuto.functional.table import fit_codebook, nearest_entries
+from enxuto.layers.kept import recalled
 
 Per = Literal["tensor", "channel", "group"]
 
@@ -198,6 +199,11 @@ class CodedTensor(nn.Module):
         """How many different codes there can be."""
         return 2**self.grid.bits
 
+    @property
+    def decoded_bytes(self) -> int:
+        """What the weight takes when it is decoded."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def integers(self) -> Tensor:
         """The codes, one each: int32, in the shape of the weight."""
         return unpack(self.codes, self.grid.bits, math.prod(self.shape)).view(self.shape)
@@ -225,7 +231,12 @@ class CodedTensor(nn.Module):
         raise NotImplementedError
 
     def forward(self) -> Tensor:
-        """The weight, decoded; piece by piece, so that no more than the weight itself is held, unless a graph is traced."""
+        """The weight: as it is kept (`coded.keep_decoded_`), else decoded."""
+        kept = None if torch.compiler.is_compiling() else recalled(self)
+        return self.decoded() if kept is None else kept
+
+    def decoded(self) -> Tensor:
+        """The weight, decoded piece by piece, so that no more than the weight itself is held, unless a graph is traced."""
         rows = self._rows()
         width = math.prod(self.shape) // max(1, rows)
         if rows * width <= PIECE or torch.compiler.is_compiling():
