@@ -44,15 +44,7 @@ def compress(
     Raises: TargetError when neither or an impossible goal is given; OutputError when `out` cannot be written; LimitError when the
     memory is not enough, before anything is done.
     """
-    if not isinstance(task, Task):
-        raise TaskError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
-    if (steps is None) == (target is None):
-        raise TargetError("give either steps=[...], a recipe, or target=Target(...), a goal to find one for.")
-    if target is not None and not isinstance(target, Target):
-        raise TargetError(f"target is {type(target).__name__}, not a Target; write Target(size='100 kB', max_drop=0.005).")
-    steps = checked(steps) if steps is not None else None
-    if steps == ():
-        raise RecipeError("steps is empty and would change nothing; write for example steps=[Quantize(bits=8)].")
+    steps = _asked(task, steps, target)
     given, said = task, ""
     if memory is not None:
         from enxuto.allowance import allowed  # it needs much of torch that other jobs do without
@@ -94,6 +86,20 @@ def compress(
     result.write(folder / "result.json")
     shutil.rmtree(work, ignore_errors=True)
     return result
+
+
+def _asked(task: Task, steps: Sequence[Step] | None, target: Target | None) -> tuple[Step, ...] | None:
+    """The recipe, None for a search. Raises: what is wrong with what `compress` was given."""
+    if not isinstance(task, Task):
+        raise TaskError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
+    if (steps is None) == (target is None):
+        raise TargetError("give either steps=[...], a recipe, or target=Target(...), a goal to find one for.")
+    if target is not None and not isinstance(target, Target):
+        raise TargetError(f"target is {type(target).__name__}, not a Target; write Target(size='100 kB', max_drop=0.005).")
+    found = checked(steps) if steps is not None else None
+    if found == ():
+        raise RecipeError("steps is empty and would change nothing; write for example steps=[Quantize(bits=8)].")
+    return found
 
 
 def _largest_floats(path: Path) -> str:
