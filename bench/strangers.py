@@ -16,7 +16,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +38,7 @@ from stranger_networks import Stranger, stranger
 NETWORKS = 300
 ALONE = 100  # of them get a single step, the others two to four
 PROCESSES = 2
+AT_ONCE = 40  # then new processes: what one network leaves behind does not pile up
 FP32, INT8 = 1e-3, 0.15  # error of an export, of the size of the output; int8 beyond it needs a note
 SILENT = ("Fold()", "PruneChannels()")  # stacks of these change no output
 
@@ -177,15 +178,30 @@ def _last(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({Path(place.filename).name}:{place.lineno})"
 
 
-def _done(future: Future[Any], number: int, kind: str) -> Any:
+def _each(work: Callable[[int, str], Any], numbers: Sequence[int], folder: str) -> dict[int, Any]:
+    """What `work` gives for each number, in processes that are new now and then; words where it killed its process."""
+    found: dict[int, Any] = {}
+    for start in range(0, len(numbers), AT_ONCE):
+        some = numbers[start : start + AT_ONCE]
+        found |= _together(work, some, folder, PROCESSES)
+        for number in [number for number in some if found[number] is None]:  # one of them ended the process of all
+            alone = _together(work, [number], folder, 1)[number]
+            found[number] = f"network {number} killed the process" if alone is None else alone
+        print(f"{work.__name__}: {start + len(some)} of {len(numbers)}", file=sys.stderr, flush=True)
+    return found
+
+
+def _together(work: Callable[[int, str], Any], numbers: Sequence[int], folder: str, processes: int) -> dict[int, Any]:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = {number: pool.submit(work, number, folder) for number in numbers}
+        return {number: _done(future) for number, future in futures.items()}
+
+
+def _done(future: Future[Any]) -> Any:
     try:
-        return future.result(timeout=600)
+        return future.result()
     except BrokenProcessPool:
-        return f"network {number} killed the process that {kind} it"
-
-
-def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), max_tasks_per_child=20)
+        return None
 
 
 def main() -> int:
@@ -196,18 +212,14 @@ def main() -> int:
     chosen = options.parse_args()
     numbers = range(chosen.first, chosen.first + chosen.networks)
     with tempfile.TemporaryDirectory() as folder:
-        with _pool() as makers:
-            futures = {number: makers.submit(make, number, folder) for number in numbers}
-            outcomes = {number: _done(future, number, "made") for number, future in futures.items()}
+        outcomes = _each(make, numbers, folder)
         for number, outcome in outcomes.items():
             if isinstance(outcome, str):
                 outcomes[number] = Outcome(number, stranger(number).words, "", "failed", "process", outcome)
         kept = [number for number in numbers if (Path(folder) / f"{number}.pt").exists()]
-        with _pool() as readers:
-            loads = {number: readers.submit(read, number, folder) for number in kept}
-            for number, future in loads.items():
-                if wrong := _done(future, number, "read"):
-                    outcomes[number] = replace(outcomes[number], verdict="failed", stage="load", message=wrong)
+        for number, wrong in _each(read, kept, folder).items():
+            if wrong:
+                outcomes[number] = replace(outcomes[number], verdict="failed", stage="load", message=wrong)
     verdicts = Counter(outcome.verdict for outcome in outcomes.values())
     for outcome in outcomes.values():
         if outcome.verdict == "failed":
