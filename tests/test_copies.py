@@ -14,8 +14,12 @@ from torch import nn
 from enxuto.artifact.save import load, save
 from enxuto.copies import copied
 from enxuto.errors import TaskError
+from enxuto.exporters import export
+from enxuto.memory.prediction import predict
 from enxuto.recipe import run
+from enxuto.steps.channels import PruneChannels
 from enxuto.steps.factorize import Factorize
+from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.task import Task
 from toys import output
@@ -244,8 +248,43 @@ def test_what_an_attribute_holds_is_copied_or_shared(make, tmp_path):
     assert type(small.held) is type(held)
     save(small, tmp_path / "m.nxt", original=net)
     assert torch.equal(output(load(tmp_path / "m.nxt", into=net), X), output(small, X))
+    net = nn.Sequential(Holder(held), nn.ReLU(), nn.Linear(8, 4)).eval()
+    thin, _ = run(Task(net, calibration=[X]), [PruneChannels(sparsity=0.5), Quantize(bits=8)])
+    assert output(thin, X).shape == (len(X), 4)
+    assert predict(net, (X, X[:, :4]), loss=nn.functional.mse_loss).peak_bytes > predict(net, X).peak_bytes
     if hasattr(held, "close"):
         held.close()
+
+
+class Remembering(nn.Module):
+    """Keeps what a hook saw: in the network, and in a dict that only the hook holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.seen = nn.Linear(8, 8), nn.Linear(8, 4), {}
+        outside = {}
+
+        def keep(module, given, made):
+            self.seen["a"] = outside["a"] = made
+
+        self.a.register_forward_hook(keep)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_what_a_network_keeps_of_a_run_without_values_is_nowhere_in_it(tmp_path):
+    net = Remembering().eval()
+    task = Task(net, calibration=[X])
+    predict(net, X)
+    small, _ = run(task, [PruneChannels(sparsity=0.5), Quantize(bits=8), Prune(0.5)])
+    export(small, tmp_path / "m.onnx", calibration=[X])
+    for model in (net, small):
+        copied(model)
+        assert type(model.seen.get("a", X)) is torch.Tensor
+        output(model, X)
+    assert torch.equal(net.seen["a"], net.a(X))
+    assert small.seen["a"].shape == (len(X), 4)
 
 
 def test_what_can_be_neither_copied_nor_shared_is_named_at_once():

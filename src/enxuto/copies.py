@@ -89,9 +89,12 @@ def _tensors(reached: Iterable[object], tensor: Callable[[Tensor], Tensor] | Non
     for value in reached:
         if isinstance(value, Tensor) and (tensor is not None or not value.is_leaf or value.is_inference()):
             with torch.no_grad():
-                made = value.detach().clone() if tensor is None else tensor(value.detach())
+                made = value.detach().clone() if tensor is None else tensor(value)
                 made = made.clone() if made.is_inference() else made
-            memo[id(value)] = nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
+            if isinstance(value, nn.Parameter):
+                memo[id(value)] = nn.Parameter(made, value.requires_grad)
+            else:
+                memo[id(value)] = made.requires_grad_(value.requires_grad and value.is_leaf)
     return memo
 
 

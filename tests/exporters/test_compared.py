@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import enxuto as ex
 from enxuto.errors import ExportError
 from enxuto.exporters import export
-from enxuto.exporters.compared import relative_error, worst_layer
+from enxuto.exporters.compared import distance, worst_layer
 
 X = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
 
@@ -30,7 +30,7 @@ def uneven(factor: float) -> nn.Module:
 def test_a_good_int8_file_says_how_good_and_nothing_else(tmp_path: Path) -> None:
     made = export(uneven(1), tmp_path / "int8.onnx", calibration=[X], precision="int8")
     assert 0 < made.error < 0.05
-    assert made.error == relative_error(uneven(1), tmp_path / "int8.onnx", [X])
+    assert made.error == distance(uneven(1), tmp_path / "int8.onnx", [X]).size
     assert made.notes == ()
     assert export(uneven(1), tmp_path / "fp32.onnx", calibration=[X]).error < 1e-5
 
@@ -66,12 +66,12 @@ def test_a_float_file_is_judged_as_well_before_it_takes_the_place_of_another(tmp
 
 
 def test_a_file_that_cannot_be_compared_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*given: object) -> float:
-        raise ExportError("the file does not take the second batch")
+    def fails(model: nn.Module, path: Path, batches: object) -> float:
+        raise ExportError(f"'{path.name}' does not take the second batch")
 
-    monkeypatch.setattr("enxuto.exporters.compared.relative_error", fails)
+    monkeypatch.setattr("enxuto.exporters.compared.distance", fails)
     for precision in ("fp32", "int8"):
-        with pytest.raises(ExportError, match="second batch"):
+        with pytest.raises(ExportError, match=r"^'a.onnx' does not take the second batch"):
             export(uneven(1), tmp_path / "a.onnx", calibration=[X], precision=precision)
     assert not list(tmp_path.iterdir())
 
@@ -95,7 +95,21 @@ def test_the_error_is_that_of_the_worst_output_and_masks_do_not_count(tmp_path: 
     with torch.no_grad():
         z = other(X)["z"]
     expected = 0.1 * z.isfinite().sum().sqrt() / z[z.isfinite()].norm()
-    assert relative_error(other, tmp_path / "one.onnx", [X]) == pytest.approx(float(expected), rel=1e-3)
+    assert distance(other, tmp_path / "one.onnx", [X]).size == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_outputs_that_hardly_differ_between_samples_are_judged_by_what_they_differ(tmp_path: Path) -> None:
+    """Little of a large output, and most of what tells one sample from the next."""
+    model = uneven(1)
+    with torch.no_grad():
+        model[2].bias += 100 * float(model(X).std())
+    made = export(model, tmp_path / "int8.onnx", calibration=[X[:50], X[50:]], precision="int8")
+    assert made.error < 0.01
+    expected, file = model(X).detach(), ex.evaluation.onnxmodel.OnnxModel(tmp_path / "int8.onnx")
+    spread = ((file(X) - expected).square() / expected.var(0, correction=0)).mean().sqrt()
+    assert spread > 0.1
+    assert f"its outputs are off from torch's by {float(spread):.0%} of what they differ between samples, and " in made.notes[-1]
+    assert export(model, tmp_path / "fp32.onnx", calibration=[X]).notes == ()
 
 
 def test_a_file_that_answers_where_torch_gives_zeros_is_infinitely_far(tmp_path: Path) -> None:
@@ -103,7 +117,7 @@ def test_a_file_that_answers_where_torch_gives_zeros_is_infinitely_far(tmp_path:
     export(model, tmp_path / "one.onnx", calibration=[X])
     torch.nn.init.zeros_(model[0].weight)
     torch.nn.init.zeros_(model[0].bias)
-    assert relative_error(model, tmp_path / "one.onnx", [X]) == float("inf")
+    assert distance(model, tmp_path / "one.onnx", [X]).size == float("inf")
     assert export(model, tmp_path / "zero.onnx", calibration=[X]).error == 0
     assert export(model, tmp_path / "int8.onnx", calibration=[X], precision="int8").error == 0
 

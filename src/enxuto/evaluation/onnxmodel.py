@@ -145,7 +145,7 @@ class OnnxModel(nn.Module):
             shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays.items())
             raise ExportError(
                 f"'{Path(self.path).name}' does not run on {shapes}: {error}; "
-                "give inputs of the type and shape of the calibration batches."
+                "give inputs of the type and shape of the calibration batches, or export float32 if these are they."
             ) from error
         return outputs
 

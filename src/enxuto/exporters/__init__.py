@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from enxuto.task import Batch
 
 Precision = Literal["fp32", "int8"]
-LARGE_ERROR = 0.1  # of an output, as a share of its norm: 20 dB; beyond it a note names the layer
+LARGE_ERROR = 0.1  # of an output, as a share of its norm or of how far it differs between samples: 20 dB; beyond, a note says so
 RUINOUS_ERROR = 0.5  # 6 dB; such a file is no version of the network and is not written
 _REMEDY = {"int8": "ship float32", "fp32": "give calibration batches like those whose values the network was compressed for"}
 
@@ -47,12 +47,12 @@ def export(
 
     fp32: coded weights are decoded. int8: weights keep the grids they have (8 bits or fewer, one scale per tensor or
     channel), layers whose inputs were calibrated keep those grids, everything else is calibrated on the batches.
-    Every file is compared with the model on all batches. One whose outputs are off by more than a tenth gets a note, which for
-    int8 names the layer, and one that is off by more than half is refused.
+    Every file is compared with the model on all batches. One whose outputs are off by more than a tenth of their size, or of what
+    they differ between samples, gets a note, which for int8 names the layer; one that is off by half the size is refused.
     Raises: ExportError when the model cannot be exported or precision is unknown; OutputError when the file cannot be
     written. Nothing is written then.
     """
-    from enxuto.exporters.compared import relative_error, worst_layer
+    from enxuto.exporters.compared import distance, worst_layer
     from enxuto.exporters.int8 import quantize_onnx
     from enxuto.exporters.onnx import to_onnx
     from enxuto.surgery import to_float
@@ -66,7 +66,7 @@ def export(
     if not batches:
         raise ExportError(f"'{Path(path).name}' needs sample inputs and calibration holds no batch; give at least one.")
     plain = to_float(model)
-    with whole_file(path) as made, tempfile.TemporaryDirectory() as folder:
+    with whole_file(path) as made, _called(made, path), tempfile.TemporaryDirectory() as folder:
         exact = made if precision == "fp32" else Path(folder) / "float.onnx"
         written = to_onnx(plain, batches[0], exact, others=batches[1:], dynamic_batch=dynamic_batch)
         notes = [*written.notes]
@@ -74,19 +74,24 @@ def export(
             scales, grids = weight_scales(model), input_grids(model)
             parameters = dict(plain.named_parameters(remove_duplicate=False))
             notes += quantize_onnx(exact, made, batches, weight_scales=scales, input_grids=grids, parameters=parameters).notes
-        error = relative_error(model, made, batches)
-        if not error <= LARGE_ERROR:
-            words = f"its outputs are {_far(error)}" + (f", and {worst_layer(exact, made, batches[0])}" if exact != made else "")
-            if not error <= RUINOUS_ERROR:
+        far = distance(model, made, batches)
+        if not max(far.size, far.spread) <= LARGE_ERROR:
+            words = f"its outputs are {far.words}" + (f", and {worst_layer(exact, made, batches[0])}" if exact != made else "")
+            if not far.size <= RUINOUS_ERROR:
                 raise ExportError(
                     f"the {precision} version of '{Path(path).name}' is no version of the network: {words}; {_REMEDY[precision]}."
                 )
             notes.append(words)
-    return OnnxFile(Path(path), precision, written.dynamic_batch, tuple(notes), error)
+    return OnnxFile(Path(path), precision, written.dynamic_batch, tuple(notes), far.size)
 
 
-def _far(error: float) -> str:
-    return f"{error:.0%} off from torch's" if math.isfinite(error) else "infinite, or not zero, where torch's are finite, or zero"
+@contextmanager
+def _called(made: Path, path: str | os.PathLike[str]) -> Iterator[None]:
+    """What goes wrong with a file in the making is told of the one that was asked for."""
+    try:
+        yield
+    except ExportError as error:
+        raise ExportError(str(error).replace(made.name, Path(path).name)) from error
 
 
 def weight_scales(model: nn.Module) -> dict[str, Tensor]:

@@ -5,36 +5,73 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import torch
 from torch import Tensor, nn
 
 from enxuto.batches import arguments, leaves, rows
 from enxuto.evaluation.onnxmodel import OnnxModel, feeds
 from enxuto.evaluation.session import Array, open_session
+from enxuto.exporters import LARGE_ERROR
+from enxuto.functional.likeness import Spread
 from enxuto.task import Batch, call, evaluating
 
+ROUNDING_ERROR = 1e-5  # of an output, as a share of its norm, that float32 explains
 _ROWS = 8  # of a batch, whose every tensor is compared
 
 
-def relative_error(model: nn.Module, path: str | os.PathLike[str], batches: Iterable[Batch]) -> float:
-    """The largest error of an output of the file: the norm of its difference to torch's over the norm of torch's.
+@dataclass(frozen=True)
+class Distance:
+    """How far the outputs of a file are from torch's, each by the worst output: 0 is nowhere."""
 
-    Over all batches together; for whole numbers the share that differs. Values that are not finite in torch do not count. Where
-    torch gives zeros alone, anything else is infinitely far.
+    size: float  # the norm of the difference over the norm of what torch gives
+    spread: float  # the difference over how far outputs differ between samples: 1 is as far as one sample is from the next
+
+    @property
+    def words(self) -> str:
+        """The larger of the two where the first is small, as a clause."""
+        if not math.isfinite(self.size):
+            return "infinite, or not zero, where torch's are finite, or zero"
+        if self.size > LARGE_ERROR:
+            return f"{self.size:.0%} off from torch's"
+        far = f"{self.spread:.0%}" if self.spread < 10 else f"{self.spread:.3g} times"
+        return f"off from torch's by {far} of what they differ between samples"
+
+
+def distance(model: nn.Module, path: str | os.PathLike[str], batches: Iterable[Batch]) -> Distance:
+    """How far the file is from the model over all batches together; for whole numbers the share that differs.
+
+    Values that are not finite in torch do not count. Where torch gives zeros alone, anything else is infinitely far.
     """
     file = OnnxModel(path)
-    wrong: dict[int, float] = {}
-    size: dict[int, float] = {}
+    expected: dict[int, list[Tensor]] = {}
+    found: dict[int, list[Tensor]] = {}
     with evaluating(model):
         for batch in batches:
-            pairs = zip(leaves(call(model, batch)), leaves(call(file, batch)), strict=True)
-            for number, (expected, found) in enumerate(pairs):
-                far, large = _squares(expected.detach().cpu(), found.detach().cpu())
-                wrong[number] = wrong.get(number, 0.0) + far
-                size[number] = size.get(number, 0.0) + large
-    return max((_share(wrong[number], size[number]) for number in wrong), default=0.0)
+            for outputs, kept in ((call(model, batch), expected), (call(file, batch), found)):
+                for number, tensor in enumerate(leaves(outputs)):
+                    kept.setdefault(number, []).append(tensor.detach().cpu())
+    each = [_distance(ours, found[number]) for number, ours in expected.items()]
+    return Distance(max((far.size for far in each), default=0.0), max((far.spread for far in each), default=0.0))
+
+
+def _distance(expected: list[Tensor], found: list[Tensor]) -> Distance:
+    """Of one output, given batch by batch."""
+    squares = [_squares(ours, theirs) for ours, theirs in zip(expected, found, strict=True)]
+    size = _share(sum(far for far, _ in squares), sum(large for _, large in squares))
+    if not expected[0].is_floating_point() or size <= ROUNDING_ERROR:
+        return Distance(size, size)
+    spread = Spread.of(expected)
+    errors = torch.cat([spread.errors(*_finite(ours, theirs)).flatten() for ours, theirs in zip(expected, found, strict=True)])
+    return Distance(size, math.sqrt(float(errors.double().mean())) if errors.numel() else 0.0)
+
+
+def _finite(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    counts = expected.isfinite()
+    return torch.where(counts, expected, 0).double(), torch.where(counts, found, 0).double()
 
 
 def worst_layer(exact: str | os.PathLike[str], rounded: str | os.PathLike[str], batch: Batch) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from enxuto.batches import arguments, batch_size, rows
+from enxuto.copies import copied
 from enxuto.groups.call import Call, fixed, substituted
 from enxuto.groups.layers import LAYERS
 from enxuto.groups.ledger import Ledger, Value, Weight
@@ -65,8 +65,7 @@ def export(model: nn.Module, batch: Batch) -> ExportedProgram:
 
     Raises: Untraceable, with torch's own first line.
     """
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    double = copy.deepcopy(model, shared).eval()  # another structure around the same tensors
+    double = copied(model, share=True).eval()  # what it keeps of tensors without values goes with it
     args, kwargs = arguments(batch)
     try:
         with warnings.catch_warnings(), slow_attention(), torch.no_grad():

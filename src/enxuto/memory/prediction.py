@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from enxuto.batches import leaves, mapped, resized
+from enxuto.copies import copied
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.recording import measured
-from enxuto.memory.tracker import Tracker, plain_tensors
+from enxuto.memory.tracker import Tracker
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own
 from enxuto.memory.workspace import Workspaces, complete_
 from enxuto.sizes import tensor_bytes
@@ -128,20 +128,14 @@ def _make_states_(model: nn.Module, optimizer: torch.optim.Optimizer, idle: froz
 
 def fake_model(model: nn.Module, mode: FakeTensorMode, step: Pass, device: str | None = None) -> nn.Module:
     """The same structure around tensors that have shapes but no storage; the model itself is left alone."""
-    memo: dict[int, Any] = {}
-    plain = [(tensor, tensor.detach()) for _, tensor in plain_tensors(model)]  # without graphs, about which the mode would warn
+    own = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+
+    def fake(tensor: Tensor) -> Tensor:
+        made = mode.from_tensor(tensor.detach())  # without graphs, about which the mode would warn
+        return step.cast(_on(made, device)) if id(tensor) in own else made
+
     with mode:
-        for tensor, values in plain:
-            memo[id(tensor)] = _like(tensor, mode.from_tensor(values))
-        for tensor in [*model.parameters(), *model.buffers()]:
-            memo[id(tensor)] = _like(tensor, step.cast(_on(mode.from_tensor(tensor.detach()), device)))
-        return copy.deepcopy(model, memo)
-
-
-def _like(tensor: Tensor, fake: Tensor) -> Tensor:
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
-    return fake.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+        return copied(model, fake)
 
 
 def _on(tensor: Tensor, device: str | None) -> Tensor:
