@@ -19,6 +19,7 @@ SCRIPTS = (
     ("file_coders.py",),
     ("file_zstd.py",),
     ("file_speed.py",),
+    ("decoded_speed.py",),
     ("file_large.py",),
     ("speed_resnet.py",),
     ("channel_groups.py",),
