@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from enxuto.batches import leaves, mapped, resized
@@ -131,7 +131,9 @@ def fake_model(model: nn.Module, mode: FakeTensorMode, step: Pass, device: str |
     own = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
 
     def fake(tensor: Tensor) -> Tensor:
-        made = mode.from_tensor(tensor.detach())  # without graphs, about which the mode would warn
+        with unset_fake_temporarily():
+            values = tensor.detach()  # without graphs, about which the mode would warn
+        made = mode.from_tensor(values)
         return step.cast(_on(made, device)) if id(tensor) in own else made
 
     with mode:
