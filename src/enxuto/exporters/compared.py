@@ -76,20 +76,19 @@ def _finite(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
 
 def worst_layer(exact: str | os.PathLike[str], rounded: str | os.PathLike[str], batch: Batch) -> str:
     """The layer of a graph whose rounded version adds most error to what enters it, with the error before and after."""
-    graph = onnx.load(os.fspath(exact))
-    other = onnx.load(os.fspath(rounded))
-    there = {name for node in other.graph.node for name in node.output}
+    nodes = [(node.name, list(node.input), list(node.output)) for node in onnx.load(os.fspath(exact)).graph.node]
+    there = {name for node in onnx.load(os.fspath(rounded)).graph.node for name in node.output}
     seen_as = {}
-    for name in (name for node in graph.graph.node for name in node.output):
+    for name in (name for _, _, outputs in nodes for name in outputs):
         restored = f"{name}_DequantizeLinear_Output"
         if name in there:
             seen_as[name] = restored if restored in there else name
     some = batch if OnnxModel(exact).fixed_batch else rows(batch, 0, _ROWS)
-    errors = _errors(_tensors(graph, seen_as, some), _tensors(other, seen_as.values(), some), seen_as)
+    errors = _errors(_tensors(exact, seen_as, some), _tensors(rounded, seen_as.values(), some), seen_as)
     added = {
-        node.name: (errors[node.output[0]], max((errors.get(name, 0.0) for name in node.input), default=0.0))
-        for node in graph.graph.node
-        if node.output[0] in errors
+        name: (errors[outputs[0]], max((errors.get(given, 0.0) for given in inputs), default=0.0))
+        for name, inputs, outputs in nodes
+        if outputs[0] in errors
     }
     if not added:
         return "no layer of it can be compared alone"
@@ -112,12 +111,16 @@ def _squares(expected: Tensor, found: Tensor) -> tuple[float, float]:
     return far if math.isfinite(far) else math.inf, float(one.square().sum())
 
 
-def _tensors(proto: onnx.ModelProto, names: Iterable[str], batch: Batch) -> dict[str, Array]:
+def _tensors(path: str | os.PathLike[str], names: Iterable[str], batch: Batch) -> dict[str, Array]:
+    """What a file computes on the way, by name; of its weights no more than two copies are there at once."""
+    proto = onnx.load(os.fspath(path))
     given = feeds([item.name for item in proto.graph.input], *arguments(batch))
     wanted = list(names)
     shown = {item.name for item in proto.graph.output}
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted if name not in shown)
-    session = open_session(proto.SerializeToString())
+    whole = proto.SerializeToString()
+    del proto
+    session = open_session(whole)
     return dict(zip(wanted, session.run(wanted, given), strict=True))
 
 
