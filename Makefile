@@ -1,12 +1,12 @@
 # make demo   everything on a fresh machine: environment, a real network on real data, table, files, report in out/
-# make test   the test suite          make check  the same after ruff and mypy
+# make test   the test suite          make check  the same after ruff and mypy, and which lines no test reaches
 # make bench  every claim measured    make lock   the lock files made again from this environment
-# make coverage  which lines no test reaches    make check-matrix  another Python, the oldest torch, a bare environment
+# make check-matrix  another Python, the oldest torch, a bare environment
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check coverage check-matrix bench lock format clean
+.PHONY: demo test check check-matrix bench lock format clean
 
 demo: .venv/ready
 	$(BIN)/enxuto demo --out out || [ $$? -eq 3 ]  # 3: a goal was missed, and the table says so
@@ -18,11 +18,7 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
-
-coverage: .venv/dev
-	$(BIN)/python -m coverage run -m pytest
-	$(BIN)/python -m coverage report
+	$(BIN)/python -m pytest -n 2 -p tools.lines
 
 check-matrix: .venv/dev
 	$(BIN)/python tools/matrix.py
