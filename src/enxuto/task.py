@@ -312,7 +312,7 @@ class Target:
 
     `size` in bytes or as "100 kB" (of the .nxt file); `compression` before / after; `macs` and `latency` as fractions
     left (0.5 = half); `max_drop` the quality that may be lost, absolute (0.005 = half a point), at most what the original has.
-    Without it the goal is the best quality that fits the rest.
+    Without it the goal is the best quality that fits the rest; with it, where not all can be had, it comes first.
     Raises: TargetError or RangeError when a goal makes no sense.
     """
 

@@ -152,7 +152,7 @@ def quality(evaluate: Evaluate, model: nn.Module) -> Tensor:
     if not isinstance(value, (Tensor, Real)) or (isinstance(value, Tensor) and value.is_complex()):
         kind = getattr(value, "dtype", type(value).__name__)
         raise TaskError(f"evaluate returned {kind}; return one number, or a tensor of real numbers, one per sample.")
-    values = torch.as_tensor(value).detach().cpu().double()
+    values = value.detach().cpu().double() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
     if values.dim() > 1 or values.numel() == 0:
         raise TaskError(f"evaluate returned shape {tuple(values.shape)}; return one number, or one value per sample [samples].")
     if not bool(torch.isfinite(values).all()):

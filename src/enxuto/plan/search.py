@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -22,6 +22,7 @@ from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, Ta
 from enxuto.evaluation.points import is_fraction, said
 from enxuto.evaluation.quality import paired_change, quality
 from enxuto.plan.chance import MARGIN, standard_error
+from enxuto.plan.choice import rank
 from enxuto.plan.fitting import CODINGS, Fitting, Tries
 from enxuto.plan.history import End, History, Trial, in_words, search_key
 from enxuto.plan.levels import FINISH_RATE, LEVEL, SPARSEST, first_density, level, trained
@@ -111,7 +112,7 @@ class Search:
                 if in_words(recipe) not in self.history.known:
                     self._check_time()
                 trial = self.attempt(recipe)
-                if self.best >= 0 and self._enough(self.best):
+                if self.best >= 0 and self._enough(self.trials[self.best]):
                     self.end = End("goal", self.seconds)
                     return
             short = self.hurried or self.too_long_s is not None
@@ -134,6 +135,8 @@ class Search:
                 return None
             self.history.known[words] = trial
             self.history.keep()
+        trial = replace(trial, kept=self.best < 0 or self._rank(trial) < self._rank(self.trials[self.best]))
+        logger.info("%s %s: %s", "kept" if trial.kept else "tried", trial.why, words)
         self.recipes.append(recipe)
         self.trials.append(trial)
         if trial.kept:
@@ -142,7 +145,7 @@ class Search:
         return trial
 
     def _tried(self, recipe: tuple[Step, ...], words: str) -> Trial | None:
-        """What a recipe costs and gives; None when it could not be applied.
+        """What a recipe costs and gives, before it is compared with others; None when it could not be applied.
 
         Raises: TimeOver when the time ends before, and there is a result already.
         """
@@ -166,29 +169,20 @@ class Search:
         self.evaluation_s = time.monotonic() - began
         change, _, _ = paired_change(self.before, after)
         error = standard_error(self.before, after)
-        drop = -change + (MARGIN * error if self.target.drop < math.inf else 0.0)
-        kept = self.best < 0 or self._distance(drop, size) < self.rank(self.best)
+        drop = round(-change + (MARGIN * error if self.target.drop < math.inf else 0.0), 9)  # 0.8 - 0.7 is more than 0.1
         why = f"{format_bytes(size)}, {said(change, is_fraction(float(self.before.mean()), float(after.mean())))}"
-        logger.info("%s %s: %s", "kept" if kept else "tried", why, words)
-        return Trial(time.monotonic() - self.start, words, size, float(after.mean()), kept, why, drop, error)
+        return Trial(time.monotonic() - self.start, words, size, float(after.mean()), False, why, drop, error)
 
     def _check_time(self) -> None:
         if self.over:
             raise TimeOver
 
-    def rank(self, index: int) -> tuple[float, float]:
-        """Smaller is better: first how far from the goal, then bytes (or the drop, where bytes are bounded)."""
-        return self._distance(self.trials[index].drop, self.trials[index].file_bytes)
+    def _rank(self, trial: Trial) -> tuple[float, float, float]:
+        return rank(trial.drop, trial.file_bytes, allowed=self.target.drop, limit=self.limit_bytes)
 
-    def _distance(self, drop: float, size: int) -> tuple[float, float]:
-        over = max(0.0, math.log(size / self.limit_bytes)) if self.limit_bytes < math.inf else 0.0
-        if self.target.drop < math.inf:
-            over += max(0.0, drop - self.target.drop) / max(self.target.drop, 0.005)
-        return (over, drop if self.limit_bytes < math.inf else float(size))
-
-    def _enough(self, index: int) -> bool:
-        bounded = self.limit_bytes < math.inf
-        return bounded and self.target.drop < math.inf and self.rank(index)[0] == 0
+    def _enough(self, trial: Trial) -> bool:
+        """True when all was asked for and the trial keeps it: nothing better is to be had."""
+        return self.limit_bytes < math.inf and self.target.drop < math.inf and self._rank(trial)[:2] == (0, 0)
 
     def _check_goal(self) -> None:
         """Raises RangeError when the drop that is allowed is more than the original has."""

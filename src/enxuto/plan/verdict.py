@@ -76,21 +76,21 @@ def advise(search: Search, verdict: Sequence[Verdict]) -> tuple[str, ...]:
         return _more_samples(search)
     assert search.end is not None
     advice = [f"the search ended because {search.end.words}, after {len(search.trials)} recipes."]
-    bounded = search.limit_bytes < math.inf
-    fitting = [t for t in search.trials if t.file_bytes <= search.limit_bytes]
-    good = [t for t in search.trials if t.drop <= search.target.drop]
-    kept = search.trials[search.best].drop <= search.target.drop  # on validation data; then only the final data say otherwise
-    dropped = "max_drop" in missed and not kept
-    if "quality" in missed and bounded:
+    best, limit, allowed = search.trials[search.best], search.limit_bytes, search.target.drop
+    large = "size" in missed or "compression" in missed
+    kept = best.drop <= allowed  # on validation data; then only the final data say otherwise
+    fitting = [t for t in search.trials if t.file_bytes <= limit < math.inf]
+    if "quality" in missed and limit < math.inf:
         advice.append("no recipe that was tried keeps the network alive in so few bytes: allow more, or say max_drop.")
-    elif good and bounded and ("size" in missed or "compression" in missed or dropped):
-        least = min(good, key=lambda trial: trial.file_bytes)
-        where = "within the drop, " if search.target.drop < math.inf else ""
-        advice.append(f"{where}the smallest file was {format_bytes(least.file_bytes)} ({_lost(search, least)}): ask for that.")
-    if fitting and bounded and dropped:
-        best = max(fitting, key=lambda trial: trial.quality)
-        advice.append(f"within the size, the best file {_lost(search, best)}: allow that much with max_drop.")
-    if "max_drop" in missed and (kept or not bounded):
+    elif large and kept:
+        where = "within the drop, " if allowed < math.inf else ""
+        advice.append(f"{where}the smallest file was {format_bytes(best.file_bytes)} ({_lost(search, best)}): ask for that.")
+    if fitting and allowed < math.inf and (large or not kept):
+        least = min(fitting, key=lambda trial: trial.drop)
+        advice.append(
+            f"within the size, the best file {_lost(search, least)}{_chance(search, least)}: allow that much with max_drop."
+        )
+    if "max_drop" in missed and (kept or not fitting):
         found = "within the limit, but not on the final data" if kept else "not within the limit with what chance may add"
         advice.append(f"the drop on {_data(search)} data was {found}: ask for a larger max_drop, or give more samples of them.")
     if "latency" in missed:
@@ -139,6 +139,13 @@ def _rounded(samples: int) -> int:
 
 def _drop(search: Search, trial: Trial) -> float:
     return float(search.before.mean()) - trial.quality
+
+
+def _chance(search: Search, trial: Trial) -> str:
+    """What the search takes for lost, where that is more than was measured."""
+    if not trial.error:
+        return ""
+    return f" ({points(trial.drop, is_fraction(float(search.before.mean()), trial.quality))} with what chance may add)"
 
 
 def _lost(search: Search, trial: Trial) -> str:
