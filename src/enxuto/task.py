@@ -40,8 +40,8 @@ def device_of(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
-def attempt(model: nn.Module, batch: Batch, place: str) -> Any:
-    """`call`, for batches that a user brought: `place` says which one it is.
+def attempt(model: nn.Module, batch: Batch, place: str, original: nn.Module | None = None) -> Any:
+    """`call`, for batches that a user brought: `place` says which one it is, `original` is what the model was made from.
 
     Raises: TaskError when the batch is none or the model fails on it, whatever the model raises.
     """
@@ -55,9 +55,26 @@ def attempt(model: nn.Module, batch: Batch, place: str) -> Any:
     except Exception as error:
         shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
         raise TaskError(
-            f"the model fails on {place} ({shape}): {type(error).__name__}: {error}; "
-            "batches must hold inputs alone: a tensor, a tuple of arguments or a dict of them."
+            f"the model fails on {place} ({shape}): {type(error).__name__}: {error}; {_remedy(model, batch, original)}."
         ) from error
+
+
+def _remedy(model: nn.Module, batch: Batch, original: nn.Module | None) -> str:
+    """What would help: other inputs only where nothing tells that these are right."""
+    if torch.is_grad_enabled() and _runs(model, batch):
+        return "it runs on it in eval mode and without gradients, as its forward must also in training"
+    if original is not None and _runs(original, batch):
+        return "the network it was made from runs on it, so what was done to that since is what fails: leave that out"
+    return "batches must hold inputs alone: a tensor, a tuple of arguments or a dict of them"
+
+
+def _runs(model: nn.Module, batch: Batch) -> bool:
+    try:
+        with evaluating(model):
+            call(model, mapped(batch, lambda tensor: tensor.to(device_of(model))))
+    except Exception:
+        return False
+    return True
 
 
 def finite_answers(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Any]:
@@ -252,9 +269,9 @@ def check_copies(model: nn.Module, batch: Batch) -> None:
     except TaskError:  # a model may take none but such inputs as it was given
         first = []
     plain = without_computed_(copied(model, share=True))  # as steps copy it
-    second = _answers(plain, batch, "its own sample inputs once its masks and norms are plain weights")
+    second = _answers(plain, batch, model)
     if first and not _alike(first, second) and _alike(first, _answers(model, batch)):
-        hooked = [path or "the model" for path, module in model.named_modules() if _has_hooks(module)]
+        hooked = [path or "the model" for path, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
         raise TaskError(
             "a copy of the model gives other outputs than the model itself: something in it still reads or writes the original, "
             f"such as a hook that names it as a global variable (hooks are at: {', '.join(hooked[:4]) or 'no layer'}); reach "
@@ -268,9 +285,10 @@ def _another(tensor: Tensor) -> Tensor:
     return turned * 0.5 if tensor.is_floating_point() else turned
 
 
-def _answers(model: nn.Module, batch: Batch, place: str = "its own sample inputs") -> list[Tensor]:
+def _answers(model: nn.Module, batch: Batch, original: nn.Module | None = None) -> list[Tensor]:
+    place = "its own sample inputs" + ("" if original is None else " once its masks and norms are plain weights")
     with evaluating(model), repeatable(model):
-        return [tensor.clone() for tensor in leaves(attempt(model, batch, place)) if tensor.is_floating_point()]
+        return [tensor.clone() for tensor in leaves(attempt(model, batch, place, original)) if tensor.is_floating_point()]
 
 
 def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -284,10 +302,6 @@ def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 def _finite(values: Tensor) -> Tensor:
     return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def check_runs(model: nn.Module, batch: Batch) -> Any:

@@ -251,14 +251,35 @@ def test_a_loss_that_cannot_be_learned_from_is_refused(loss, words, teacher):
 def test_a_training_batch_that_does_not_fit_is_named_by_its_number():
     x, y = torch.randn(4, 12), torch.zeros(4, dtype=torch.long)
     task = Task(seeded(Mlp), calibration=[x], train=[(x, y), (x[:, :7], y)], loss=nn.functional.cross_entropy)
-    with pytest.raises(TaskError, match=r"the model fails on training batch 2 \(\(4, 7\)\): RuntimeError"):
+    with pytest.raises(TaskError, match=r"the model fails on training batch 2 \(\(4, 7\)\): RuntimeError.*hold inputs alone"):
         Recover()(task.model, task)
+
+
+class NeedsTargets(Mlp):
+    """As detectors do, it asks for more in training."""
+
+    def forward(self, x):
+        if self.training:
+            raise ValueError("targets should not be none in training")
+        return super().forward(x)
+
+
+def test_what_fails_in_training_alone_is_not_put_down_to_its_inputs():
+    task = Task(seeded(NeedsTargets), calibration=[X])
+    with pytest.raises(TaskError, match=r"training batch 1 .*ValueError: targets.*; it runs on it in eval mode") as caught:
+        Recover()(task.model, task)
+    assert "inputs alone" not in str(caught.value)
+    broken = seeded(Mlp)
+    broken.fc2 = nn.Linear(7, 5)
+    task = Task(seeded(Mlp), calibration=[X])
+    with pytest.raises(TaskError, match=r"training batch 1 .*; the network it was made from runs on it, so what was done"):
+        Recover()(broken, task)
 
 
 def test_weights_in_half_precision_are_refused_with_what_to_do():
     x = torch.randn(4, 12).half()
     task = Task(seeded(Mlp).half(), calibration=[x])
-    with pytest.raises(TaskError, match=r"float16, whose range is too small to train in; call model\.float\(\)"):
+    with pytest.raises(TaskError, match=r"weight.* is float16, whose range is too small to train in; call model\.float\(\)"):
         Recover()(task.model, task)
 
 

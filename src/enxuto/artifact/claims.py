@@ -151,7 +151,10 @@ def check_dtypes(model: nn.Module, into: nn.Module) -> None:
 def _dtypes(model: nn.Module) -> set[torch.dtype]:
     """The floating dtypes of all weights, coded or not, and of the statistics of norms."""
     found = {module.dtype for module in model.modules() if isinstance(module, CodedTensor)}
-    kept = [*model.parameters(), *(t for module in model.modules() if isinstance(module, _NormBase) for t in module.buffers())]
+    kept = [
+        *model.parameters(),
+        *(t for module in model.modules() if isinstance(module, _NormBase) for t in module.buffers(recurse=False)),
+    ]
     return found | {tensor.dtype for tensor in kept if tensor.is_floating_point()}
 
 

@@ -127,6 +127,11 @@ def shipped_scale(grid: Affine, scale: Tensor) -> Tensor:
     return scale.to(torch.bfloat16) if grid.per == "group" else short(scale.float())
 
 
+def shipped_entries(entries: Tensor) -> Tensor:
+    """The entries of a codebook as a tensor keeps them: of two bytes each in the file, where those hold them well enough."""
+    return entries.half().float() if _fit_in_half(entries.unique()) else entries
+
+
 def check_bits(bits: int) -> None:
     """Raises RangeError if bits is no whole number from 1 to 8."""
     if not whole(bits, 1, 8):
@@ -348,10 +353,7 @@ class TableTensor(CodedTensor):
     def of(cls, grid: Table, weight: Tensor, codebook: Tensor) -> TableTensor:
         """The weight with the nearest entries of the given codebook [entries]."""
         made = cls(grid, weight.shape, weight.dtype).to(weight.device)
-        entries = codebook.detach().float().to(weight.device).unique()
-        if _fit_in_half(entries):
-            entries = entries.half().float()  # the file then keeps two bytes for each
-        made.codebook = entries
+        entries = made.codebook = shipped_entries(codebook.detach().float().to(weight.device).unique())
         values = weight.detach().flatten()
         codes = [nearest_entries(few.float(), entries).to(torch.uint8) for few in values.split(PIECE)]
         made.codes = pack(torch.cat(codes), grid.bits)

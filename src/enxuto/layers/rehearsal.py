@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from enxuto.functional.affine import learned_rounding
 from enxuto.functional.table import nearest_entries
-from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Grid, Table, TableTensor, shipped_scale
+from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Grid, Table, TableTensor, shipped_entries, shipped_scale
 
 
 class Rehearsal(nn.Module):
@@ -72,26 +72,31 @@ class Rehearsal(nn.Module):
         return self.leaf + (projected - self.leaf).detach() if self.grow else projected
 
     def learned(self) -> Tensor:
-        """The scales or the codebook as they are now; the codebook's zero stays zero, and scales are those that ship."""
+        """The scales or the codebook as they are now and as they ship, in float32; the codebook's zero stays zero."""
         assert self.base is not None
         assert self.change is not None
+        base, change = self.base.float(), self.change.float()  # a model may have been moved to another dtype
         if isinstance(self.grid, Table):
-            return self.base + self.base.std(unbiased=False) * self.change * (self.base != 0)
-        scale = self.base * self.change.exp()
-        assert isinstance(self.grid, Affine)
-        return scale + (shipped_scale(self.grid, scale.detach()).float() - scale.detach())
+            learned = base + base.std(unbiased=False) * change * (base != 0)
+            shipped = shipped_entries(learned.detach())
+        else:
+            assert isinstance(self.grid, Affine)
+            learned = base * change.exp()
+            shipped = shipped_scale(self.grid, learned.detach()).float()
+        return learned + (shipped - learned.detach())
 
     def forward(self) -> Tensor:
+        """The weight as the layer sees it, in its dtype: projected in float32, as codes decode."""
         weight = self.kept()
         if self.grid is None:
             return weight
-        learned = self.learned()
+        learned, wide = self.learned(), weight.float()
         if isinstance(self.grid, Table):
             order = learned.detach().argsort()
-            codes = order[nearest_entries(weight.detach(), learned.detach()[order])]
-            return learned[codes] + (weight - weight.detach())
-        rows = weight.reshape(learned.numel(), -1)
-        return learned_rounding(rows, learned, self.grid.bits).view_as(weight)
+            codes = order[nearest_entries(wide.detach(), learned.detach()[order])]
+            return (learned[codes] + (wide - wide.detach())).to(weight.dtype)
+        rows = wide.reshape(learned.numel(), -1)
+        return learned_rounding(rows, learned, self.grid.bits).view_as(weight).to(weight.dtype)
 
     @torch.no_grad()
     def frozen(self) -> Tensor | CodedTensor:

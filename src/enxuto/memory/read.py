@@ -68,7 +68,7 @@ def exported(model: nn.Module, batch: Batch) -> ExportedProgram:
         return export(model, sample)
     except Untraceable as error:
         with evaluating(model):
-            attempt(model, sample, "the first sample of the batch")  # a wrong batch is no fault of the export
+            attempt(model, batch, "the batch")  # a wrong one is no fault of the export
         raise ExportError(
             f"the memory of {type(model).__name__} cannot be laid out for one sample: {error}; "
             "a forward whose steps do not depend on the values of its inputs works, called with a batch of 1."

@@ -83,8 +83,12 @@ class Recover:
             raise TaskError(
                 "no parameter of the model can be trained, all have requires_grad=False; call requires_grad_(True) on it."
             )
-        if any(parameter.dtype == torch.float16 for parameter in student.parameters()):
-            raise TaskError("weights of the model are float16, whose range is too small to train in; call model.float() before.")
+        short = next((name for name, parameter in student.named_parameters() if parameter.dtype == torch.float16), None)
+        if short is not None:
+            raise TaskError(
+                f"'{short}' is float16, whose range is too small to train in; call model.float() before, or, for a layer that is "
+                "to stay short, layer.to(torch.bfloat16)."
+            )
         flat = all(tensor.ndim < 5 for tensor in [*student.parameters(), *student.buffers()])
         images = flat and any(isinstance(module, nn.Conv2d) for module in student.modules())
         if images:
@@ -190,7 +194,7 @@ class Recover:
                 optimizer.zero_grad(set_to_none=True)
                 losses.append(0.0)
                 for (inputs, targets), part in _passes(batch, size):
-                    outputs = attempt(wrapped, inputs, f"training batch {done + 1}")
+                    outputs = attempt(wrapped, inputs, f"training batch {done + 1}", task.model)
                     if not done and _own_loss(task, outputs, inputs, targets) is not None and task.loss is not None:
                         learned = settled(learned, task.loss, outputs, targets)
                     loss = self._loss(task, teacher, learned)(outputs, inputs, targets) * part
