@@ -334,3 +334,12 @@ def test_a_result_without_an_export_leaves_no_file_of_an_earlier_run(tmp_path: P
     result = ex.compress(task(), steps=[ex.Quantize(bits=8)], out=tmp_path)
     assert not (tmp_path / "small.onnx").exists()
     assert result.document()["met"] is None  # no goal, none met
+
+
+def test_a_recipe_that_ruins_the_network_is_not_met(tmp_path: Path) -> None:
+    result = ex.compress(task(), steps=[ex.Prune(0.99, scores="magnitude")], out=tmp_path)
+    assert result.evaluation.ruined
+    assert not result.met
+    assert result.verdict == (f"{result.evaluation.ruin}: missed",)
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert (written["met"], written["verdict"]) == (False, list(result.verdict))

@@ -65,7 +65,7 @@ def compress(
     artifact = folder / "small.nxt"
     save(model, artifact, original=task.model)
     evaluation, exports = measure(task, artifact, folder, work / ORIGINAL, max_drop=target.drop if target else math.inf)
-    verdict = judge(target, evaluation) if target is not None else ()
+    verdict = judge(target, evaluation)
     result = Result(
         task=given,
         model=load(artifact, into=task.model),

@@ -25,7 +25,11 @@ from enxuto.task import Record, Step, Target, Task
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A compressed network and the proof. `artifact` is the .nxt file, `exports` the exported files by precision."""
+    """A compressed network and the proof. `artifact` is the .nxt file, `exports` the exported files by precision.
+
+    `met` is false where a part of the goal was missed, and where the network is no longer the same and nobody allowed that with
+    `max_drop`: also of a recipe, without a goal. `verdict` says it in words.
+    """
 
     task: Task
     model: nn.Module
@@ -58,7 +62,7 @@ class Result:
             "enxuto": version("enxuto"),
             "seed": self.task.seed,
             "target": target,
-            "met": self.met if self.target is not None else None,
+            "met": self.met if self.target is not None or not self.met else None,
             "verdict": self.verdict,
             "advice": self.advice,
             "recipe": to_data(self.steps),

@@ -31,7 +31,9 @@ from toys import Mlp
 def test_less_than_half_of_what_the_original_knows_is_another_network(
     original: float, compressed: float, blank: float | None, ruined: bool
 ) -> None:
-    assert evaluation(original, compressed, blank).ruined is ruined
+    found = evaluation(original, compressed, blank)
+    assert found.ruined is ruined
+    assert bool(found.ruin) is ruined
 
 
 def test_the_ruin_is_told_with_its_numbers() -> None:

@@ -36,6 +36,12 @@ def test_a_ruin_is_said_first_and_is_not_met() -> None:
     assert all(line.met for line in judge(ex.Target(compression=8), evaluation(0.72, 0.6)))
 
 
+def test_a_ruin_is_missed_where_no_goal_was_given_too() -> None:
+    (line,) = judge(None, evaluation(0.72, 0.15))
+    assert (line.goal, line.met) == ("quality", False)
+    assert judge(None, evaluation(0.72, 0.6)) == ()
+
+
 def test_who_allows_the_ruin_by_name_gets_it() -> None:
     (line,) = judge(ex.Target(max_drop=0.7), evaluation(0.72, 0.15))
     assert line.met

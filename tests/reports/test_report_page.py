@@ -164,6 +164,7 @@ def test_a_missed_goal_says_why_and_what_would_help() -> None:
 def test_without_a_target_nothing_is_said_to_be_met() -> None:
     assert "Goal met" in render(example(met=True))
     assert "Goal met" not in render(example(met=True, target=None))
+    assert "Another network" in render(example(met=False, target=None, verdict=["no longer the same network: missed"]))
 
 
 def test_headings_descend_one_at_a_time_and_tables_have_captions() -> None:

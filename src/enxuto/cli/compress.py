@@ -48,7 +48,7 @@ def compress(  # noqa: PLR0913  each argument is an option of the command
     enxuto compress task.py --recipe recipe.yaml
 
     Ctrl-C ends a search with the best result so far; the same command after a kill goes on where it was.
-    Exit code 0: goal met. 3: goal missed, the files are written nevertheless.
+    Exit code 0: goal met. 3: goal missed, or by a recipe no longer the same network; the files are written nevertheless.
     """
     with session(json=json, quiet=quiet, debug=debug) as run:
         from enxuto.cli.outcome import compress_into

@@ -126,7 +126,7 @@ def evaluate_pair(
 
 def _with_ruin(evaluation: Evaluation) -> Evaluation:
     """The same with a last note where the network is no longer the same."""
-    return replace(evaluation, notes=(*evaluation.notes, f"{evaluation.ruin}.")) if evaluation.ruined else evaluation
+    return replace(evaluation, notes=(*evaluation.notes, f"{evaluation.ruin}.")) if evaluation.ruin else evaluation
 
 
 def _measurements(

@@ -98,7 +98,9 @@ class Evaluation:
 
     @property
     def ruin(self) -> str:
-        """The same in words."""
+        """The same in words; empty unless it is ruined."""
+        if not self.ruined:
+            return ""
         fraction = is_fraction(self.original.quality, self.compressed.quality)
         before, after, blank = (
             shown(quality, fraction) for quality in (self.original.quality, self.compressed.quality, self.blank_quality or 0.0)

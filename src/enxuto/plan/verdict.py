@@ -27,10 +27,11 @@ class Verdict:
     words: str
 
 
-def judge(target: Target, evaluation: Evaluation) -> tuple[Verdict, ...]:
+def judge(target: Target | None, evaluation: Evaluation) -> tuple[Verdict, ...]:
     """Each part of the goal against what was measured on the files, in the order of Target's fields.
 
-    Where no drop was allowed by name, a network that is no longer the same has missed the goal, and that stands first.
+    Where no drop was allowed by name, a network that is no longer the same has missed the goal, and that stands first; so it
+    does where no goal was given, which is then all there is.
     """
     original, compressed = evaluation.original, evaluation.compressed
     lines = []
@@ -38,8 +39,10 @@ def judge(target: Target, evaluation: Evaluation) -> tuple[Verdict, ...]:
     def add(goal: str, met: bool, words: str) -> None:
         lines.append(Verdict(goal, met, f"{words}: {'met' if met else 'missed'}"))
 
-    if target.max_drop is None and evaluation.ruined:
+    if evaluation.ruin and (target is None or target.max_drop is None):
         add("quality", False, evaluation.ruin)
+    if target is None:
+        return tuple(lines)
     if target.size is not None:
         size = compressed.file_bytes
         add("size", size <= int(target.size), f"size {format_bytes(size)} of at most {format_bytes(int(target.size))}")
