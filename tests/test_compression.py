@@ -343,3 +343,15 @@ def test_a_recipe_that_ruins_the_network_is_not_met(tmp_path: Path) -> None:
     assert result.verdict == (f"{result.evaluation.ruin}: missed",)
     written = json.loads((tmp_path / "result.json").read_text())
     assert (written["met"], written["verdict"]) == (False, list(result.verdict))
+
+
+def test_without_out_the_files_are_there_and_a_run_that_fails_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(TargetError):
+        ex.compress(task(), target=ex.Target(size=1))
+    assert list(tmp_path.iterdir()) == []
+    result = ex.compress(task(), steps=[ex.Quantize(bits=8)])
+    assert [result.artifact.parent] == list(tmp_path.glob("enxuto-*"))
+    assert all(path.is_file() for path in (result.artifact, *result.exports.values()))

@@ -1,10 +1,13 @@
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from enxuto.errors import OutputError
-from enxuto.files import whole_file, writable_folder, write_bytes
+from enxuto.files import folder_or_own, whole_file, writable_folder, write_bytes
 
 
 def test_a_file_is_written_whole_and_nothing_else_remains(tmp_path):
@@ -139,3 +142,57 @@ def test_links_in_a_circle_and_into_nowhere_are_refused(tmp_path):
         with pytest.raises(OutputError, match=f"'.*{name}' could not be written"):
             write_bytes(tmp_path / name, b"x")
         assert (tmp_path / name).is_symlink()
+
+
+HELD = """
+import os, sys
+from enxuto.files import folder_or_own
+with folder_or_own(None) as folder:
+    (folder / "small.nxt").write_bytes(b"x")
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+assert (folder / "small.nxt").read_bytes() == b"x"
+held = [folder]  # until the interpreter goes
+{last}
+"""
+
+
+@pytest.mark.parametrize("last", ["print('done')", "raise SystemExit('done')", "(folder / 'small.nxt').unlink(); folder.rmdir()"])
+def test_a_folder_of_its_own_lives_as_long_as_the_process(last, tmp_path):
+    """Not as long as a fork of it; removing it earlier is nobody's error."""
+    code, environment = HELD.format(last=last), os.environ | {"TMPDIR": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout + ended.stderr == ("" if "rmdir" in last else "done\n")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_folder_of_its_own_goes_at_once_when_the_work_fails(error, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def fail():
+        with folder_or_own(None) as folder:
+            (folder / ".work").mkdir()
+            raise error("in between")
+
+    with pytest.raises(error):
+        fail()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_of_the_users_stays_when_the_work_fails(tmp_path):
+    def fail():
+        with folder_or_own(tmp_path / "out") as folder:
+            (folder / ".work").mkdir()
+            raise ValueError("in between")
+
+    with pytest.raises(ValueError, match="in between"):
+        fail()
+    assert os.listdir(tmp_path / "out") == [".work"]
+
+
+def test_where_no_temporary_folder_can_be_made_out_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(OutputError, match=r"no temporary folder can be made: No such file or directory; .*out="):
+        folder_or_own(None).__enter__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import Entry, ledger, load, save
 from enxuto.errors import RecipeError, TargetError, TaskError
 from enxuto.evaluation.quality import agreement, quality
-from enxuto.files import writable_folder
+from enxuto.files import folder_or_own, writable_folder
 from enxuto.measure import ORIGINAL, measure, save_original
 from enxuto.plan.pace import ready
 from enxuto.plan.search import Search, smallest_file
@@ -38,11 +37,12 @@ def compress(
     """A physically smaller network, its files, and original and result measured beside each other on those files.
 
     Give `steps` to run a recipe, or `target` to have one found within `time` ("20 min"; 10 minutes unless given). `out` is
-    a folder for small.nxt, small.onnx, original.onnx and result.json; a run that was killed goes on where it was when it is
-    started again with the same folder. Ctrl-C during a search ends it with the best result so far. `memory` ("2 GB") bounds what
-    the job takes beyond what the process holds: calibration comes in parts, training as `Recover(memory=)`.
-    Raises: TargetError when neither or an impossible goal is given; OutputError when `out` cannot be written; LimitError when the
-    memory is not enough, before anything is done.
+    a folder for small.nxt, small.onnx, original.onnx and result.json, without it a temporary one that goes when the process
+    ends; a run that was killed goes on when it is started again with the same folder. Ctrl-C during a search ends it with the
+    best result so far. `memory` ("2 GB") bounds what the job takes beyond what the process holds: calibration comes in parts,
+    training as `Recover(memory=)`.
+    Raises: TargetError when neither or an impossible goal is given; OutputError when `out` cannot be written; LimitError when
+    the memory is not enough, before anything is done.
     """
     steps = _asked(task, steps, target)
     given, said = task, ""
@@ -51,40 +51,39 @@ def compress(
 
         task, said = allowed(task, memory, steps)
     seconds = DEFAULT_TIME_S if time is None else parse_seconds(time)
-    folder = writable_folder(out if out is not None else tempfile.mkdtemp(prefix="enxuto-"))
-    work = writable_folder(folder / ".work")
-    before = save_original(task.model, work / ORIGINAL)
-    search = None
-    if steps is not None and task.evaluate is not None:
-        quality(task.evaluate, task.model)  # what is wrong with it shows before the long work
-    if target is not None:
-        search = _search(task, target, seconds, work, before)
-        steps = search.recipes[search.best]
-    assert steps is not None
-    model, records = run(task, steps, checkpoints=FolderCheckpoints(work) if search is None else search.checkpoints)
-    artifact = folder / "small.nxt"
-    save(model, artifact, original=task.model)
-    evaluation, exports = measure(task, artifact, folder, work / ORIGINAL, max_drop=target.drop if target else math.inf)
-    verdict = judge(target, evaluation)
-    result = Result(
-        task=given,
-        model=load(artifact, into=task.model),
-        steps=tuple(steps),
-        record=records,
-        ledger=tuple(ledger(artifact)),
-        before=before,
-        evaluation=replace(evaluation, notes=(*evaluation.notes, said)) if said else evaluation,
-        artifact=artifact,
-        exports=exports,
-        target=target,
-        met=all(line.met for line in verdict),
-        verdict=tuple(line.words for line in verdict),
-        advice=advise(search, verdict) if search is not None else (),
-        history=tuple(search.trials) if search is not None else (),
-        judged_quality=float(search.before.mean()) if search is not None else None,
-    )
-    result.write(folder / "result.json")
-    shutil.rmtree(work, ignore_errors=True)
+    with folder_or_own(out) as folder:
+        work = writable_folder(folder / ".work")
+        before = save_original(task.model, work / ORIGINAL)
+        search = None
+        if steps is not None and task.evaluate is not None:
+            quality(task.evaluate, task.model)  # what is wrong with it shows before the long work
+        if target is not None:
+            search = _search(task, target, seconds, work, before)
+            steps = search.recipes[search.best]
+        assert steps is not None
+        model, records = run(task, steps, checkpoints=FolderCheckpoints(work) if search is None else search.checkpoints)
+        save(model, artifact := folder / "small.nxt", original=task.model)
+        evaluation, exports = measure(task, artifact, folder, work / ORIGINAL, max_drop=target.drop if target else math.inf)
+        verdict = judge(target, evaluation)
+        result = Result(
+            task=given,
+            model=load(artifact, into=task.model),
+            steps=tuple(steps),
+            record=records,
+            ledger=tuple(ledger(artifact)),
+            before=before,
+            evaluation=replace(evaluation, notes=(*evaluation.notes, said)) if said else evaluation,
+            artifact=artifact,
+            exports=exports,
+            target=target,
+            met=all(line.met for line in verdict),
+            verdict=tuple(line.words for line in verdict),
+            advice=advise(search, verdict) if search is not None else (),
+            history=tuple(search.trials) if search is not None else (),
+            judged_quality=float(search.before.mean()) if search is not None else None,
+        )
+        result.write(folder / "result.json")
+        shutil.rmtree(work, ignore_errors=True)
     return result
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -84,3 +86,30 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
             f"output folder '{folder}' cannot be written: {error.strerror or error}; name another one with out=."
         ) from error
     return folder
+
+
+@contextmanager
+def folder_or_own(path: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """The writable folder at `path`; for None a new one, removed when this process ends, or at once when the block fails.
+
+    Raises: OutputError when it cannot be made or written.
+    """
+    if path is not None:
+        yield writable_folder(path)
+        return
+    try:
+        own = Path(tempfile.mkdtemp(prefix="enxuto-"))
+    except OSError as error:
+        raise OutputError(f"no temporary folder can be made: {error.strerror or error}; name a folder with out=.") from error
+    atexit.register(_remove, own, os.getpid())
+    try:
+        yield own
+    except BaseException:
+        _remove(own, os.getpid())
+        raise
+
+
+def _remove(folder: Path, process: int) -> None:
+    """Not in a fork: the folder is its parent's."""
+    if process == os.getpid():
+        shutil.rmtree(folder, ignore_errors=True)
