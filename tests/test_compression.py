@@ -128,6 +128,28 @@ def test_whatever_ends_an_export_leaves_the_rest_of_the_result(
     assert f"small.int8.onnx could not be exported: {type(error).__name__}" in found.evaluation.notes[0]
 
 
+class Counting(Mlp):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, int] = {"batches": 3}
+
+    def get_extra_state(self) -> dict[str, int]:
+        return self.seen
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.seen = state
+
+
+def test_a_network_that_keeps_more_than_tensors_ends_in_its_files(tmp_path: Path) -> None:
+    given = ex.Task(Counting(), calibration=[torch.randn(64, 12)])
+    result = ex.compress(given, steps=[ex.Quantize(bits=8)], out=tmp_path)
+    assert not [note for note in result.evaluation.notes if "could not be exported" in note]
+    into = Counting()
+    into.seen = {}
+    assert ex.load(result.artifact, into=into).seen == {"batches": 3}
+    assert (tmp_path / "small.onnx").is_file()
+
+
 def test_without_labels_quality_is_agreement(tmp_path: Path) -> None:
     brought = ex.Task(Mlp(), calibration=[torch.randn(50, 12)])
     found = ex.compress(brought, steps=[ex.Quantize(bits=8)], out=tmp_path)

@@ -18,6 +18,7 @@ from enxuto.evaluation.compare import Files, evaluate_pair
 from enxuto.evaluation.measurement import Evaluation
 from enxuto.exporters import Precision, export
 from enxuto.files import whole_file
+from enxuto.layers.state import states
 from enxuto.progress import say
 from enxuto.sizes import file_bytes, tensor_bytes
 from enxuto.task import Task
@@ -29,7 +30,10 @@ ORIGINAL = "original.safetensors"  # the file everything is compared with
 def save_original(model: nn.Module, path: Path) -> tuple[Entry, ...]:
     """Writes the original as a plain safetensors file, each shared tensor once, and says where its bytes are."""
     tensors, entries, seen = {}, [], set()
+    extra = states(model)
     for name, tensor in model.state_dict().items():
+        if name in extra:
+            continue
         identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() and identity in seen:
             continue
@@ -37,7 +41,7 @@ def save_original(model: nn.Module, path: Path) -> tuple[Entry, ...]:
         tensors[name] = tensor.detach().cpu().contiguous().clone()
         entries.append(Entry(name.rpartition(".")[0], "float", name, tensor_bytes(tensor)))
     with whole_file(path) as temporary:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, extra or None)
     return tuple(entries)
 
 

@@ -19,6 +19,7 @@ from enxuto.checks import named, whole, within
 from enxuto.copies import copied
 from enxuto.errors import RangeError, TargetError, TaskError
 from enxuto.layers.computed import without_computed_
+from enxuto.layers.state import check_states
 from enxuto.outputs import Outputs, check_kinds, output_tensors, said_of
 from enxuto.sizes import parse_bytes, parse_fraction
 
@@ -269,6 +270,7 @@ def check_copies(model: nn.Module, batch: Batch) -> None:
     except TaskError:  # a model may take none but such inputs as it was given
         first = []
     plain = without_computed_(copied(model, share=True))  # as steps copy it
+    check_states(plain)
     second = _answers(plain, batch, model)
     if first and not _alike(first, second) and _alike(first, _answers(model, batch)):
         hooked = [path or "the model" for path, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
@@ -295,13 +297,10 @@ def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     """True for outputs that differ by no more than rounding."""
     pairs = zip(ours, theirs, strict=False)
     return len(ours) == len(theirs) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(_finite(a).abs().mean()), equal_nan=True)
+        a.shape == b.shape
+        and torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.nan_to_num(0.0, 0.0, 0.0).abs().mean()), equal_nan=True)
         for a, b in pairs
     )
-
-
-def _finite(values: Tensor) -> Tensor:
-    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def check_runs(model: nn.Module, batch: Batch) -> Any:

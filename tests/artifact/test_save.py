@@ -1,4 +1,5 @@
 import copy
+import json
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from torch import nn
 
@@ -20,6 +22,7 @@ from enxuto.artifact.save import about, ledger, load, save
 from enxuto.artifact.sections import Section
 from enxuto.errors import ArtifactError, OutputError, TaskError
 from enxuto.layers import Affine, Coded, Rehearsal
+from enxuto.measure import save_original
 from enxuto.recipe import run
 from enxuto.steps.channels import PruneChannels
 from enxuto.steps.factorize import Factorize
@@ -605,25 +608,100 @@ def test_a_kill_at_any_time_leaves_one_of_the_files_whole(tmp_path):
 
 
 def test_what_cannot_be_kept_is_refused_and_no_file_is_made(tmp_path):
-    class Extra(nn.Linear):
-        def get_extra_state(self):
-            return {"anything": 1}
-
-        def set_extra_state(self, state):
-            raise NotImplementedError
-
     sparse = nn.Module()
     sparse.register_buffer("index", torch.eye(3).to_sparse())
     training = nn.Sequential(nn.Linear(2, 2))
     weights(training)[0].code_(Rehearsal(training[0].weight))
     for model, words in (
-        (nn.Sequential(Extra(2, 2)), "extra state"),
         (sparse, "to_dense"),
         (training, "still in training"),
     ):
         with pytest.raises(ArtifactError, match=words):
             save(model, tmp_path / "a.nxt")
     assert list(tmp_path.iterdir()) == []
+
+
+class Counting(Mlp):
+    """It keeps more than tensors."""
+
+    def __init__(self, state=None):
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+PLAIN = {"words": ["b", "a", "\u00e9\ud800"], "seen": {"z": 3, "a": -0.1}, "on": True, "none": None, "large": 2**70}
+
+
+def test_extra_state_of_plain_data_comes_back_as_it_was(tmp_path):
+    for state in (PLAIN, [], 0, None, "text"):
+        model = nn.Sequential(seeded(Counting, state))
+        task = Task(model, calibration=[inputs(Mlp)])
+        small, _ = run(task, [Quantize(4)])
+        for original in (None, model):
+            save(small, tmp_path / "a.nxt", original=original)
+            loaded = load(tmp_path / "a.nxt", into=nn.Sequential(fresh := Counting("other")))
+            assert torch.equal(output(loaded, task.sample), output(small, task.sample))
+            assert json.dumps(loaded[0].state) == json.dumps(state)  # with the order of its keys
+            assert fresh.state == "other"
+        save_original(model, tmp_path / "original.safetensors")
+        with safetensors.safe_open(tmp_path / "original.safetensors", framework="pt") as file:
+            assert file.metadata() == {"0._extra_state": json.dumps(state, separators=(",", ":"))}
+            assert set(file.keys()) == {name for name in model.state_dict() if not name.endswith("_extra_state")}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (torch.ones(2), "a Tensor"),
+        ({"deep": [1, {"mean": torch.ones(2)}]}, r"a Tensor at \['deep'\]\[1\]\['mean'\]"),
+        (b"pickled", "a bytes"),
+        ({1: 2}, "a dict with other keys than text"),
+        ([(1, 2)], r"a tuple at \[0\]"),
+        ([float("nan")], r"nan at \[0\]"),
+    ],
+)
+def test_extra_state_that_is_no_plain_data_is_refused_when_the_task_is_made(state, words, tmp_path):
+    model = nn.Sequential(seeded(Counting, state))
+    with pytest.raises(TaskError, match=f"cannot be kept: '0._extra_state' holds {words}, and a file keeps numbers"):
+        Task(model, calibration=[inputs(Mlp)])
+    with pytest.raises(ArtifactError, match=f"'0._extra_state' holds {words}"):
+        save(model, tmp_path / "a.nxt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_extra_state_that_a_network_does_not_take_is_refused(tmp_path):
+    class Refusing(Counting):
+        def set_extra_state(self, state):
+            raise KeyError("seen")
+
+    with pytest.raises(TaskError, match=r"set_extra_state does not take '_extra_state' as 5 \(KeyError: 'seen'\)"):
+        Task(seeded(Refusing, 5), calibration=[inputs(Mlp)])
+    save(seeded(Counting, 5), tmp_path / "a.nxt")
+    with pytest.raises(ArtifactError, match=r"set_extra_state does not take '_extra_state' as 5"):
+        load(tmp_path / "a.nxt", into=Refusing())
+    with pytest.raises(ArtifactError, match="it also holds _extra_state"):
+        load(tmp_path / "a.nxt", into=Mlp())
+    save(seeded(Mlp), tmp_path / "b.nxt")
+    with pytest.raises(ArtifactError, match="it lacks _extra_state"):
+        load(tmp_path / "b.nxt", into=Counting())
+
+
+@pytest.mark.parametrize("extra", [5, {"_extra_state": 5}, {"_extra_state": "{"}, {"_extra_state": "[" * 10**5}, {"fc1": "1"}])
+def test_extra_state_that_lies_is_refused(extra, tmp_path):
+    save(seeded(Counting, 5), tmp_path / "a.nxt")
+    meta, sections = read(tmp_path / "a.nxt")
+    lie = Section("_extra_state", "uint8", (1,), None, np.zeros(1, np.uint8))
+    write(tmp_path / "b.nxt", meta | {"extra": extra}, sections)
+    write(tmp_path / "c.nxt", {name: said for name, said in meta.items() if name != "extra"}, [*sections, lie])
+    for name in ("b.nxt", "c.nxt"):
+        with pytest.raises(ArtifactError):
+            load(tmp_path / name, into=Counting())
 
 
 # Checkpoints

@@ -23,6 +23,7 @@ from enxuto.errors import ArtifactError, TaskError
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded
 from enxuto.layers.grids import AffineTensor, CodedTensor, TableTensor, pack
+from enxuto.layers.state import is_state, set_states_, states
 from enxuto.surgery import to_float, without_computed
 
 KINDS_OF_BYTES = {".codes": "payload", ".scale": "grid", ".zero_point": "grid", ".codebook": "codebook"}
@@ -55,8 +56,11 @@ def save(
     Raises: ArtifactError for a model that cannot be kept; OutputError when the file cannot be written.
     """
     model = without_computed(model)
+    extra = states(model)
     sections, same = _sections(model)
     meta = told(edits(model, original))
+    if extra:
+        meta["extra"] = extra
     if same:
         meta["same"] = same
     if about:
@@ -89,12 +93,9 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Modu
 
 
 def _loaded(reader: Reader, into: nn.Module) -> nn.Module:
-    same = reader.meta.get("same", {})
-    if (
-        not isinstance(reader.meta.get("edits"), list)
-        or not isinstance(same, dict)
-        or not all(type(n) is str for n in same.values())
-    ):
+    same, extra = reader.meta.get("same", {}), reader.meta.get("extra", {})
+    said = all(isinstance(names, dict) and all(type(text) is str for text in names.values()) for names in (same, extra))
+    if not said or not isinstance(reader.meta.get("edits"), list):
         raise ArtifactError("it holds no enxuto model; pack and unpack are for plain tensors.")
     entries = {name: entry for name, entry in reader.entries.items() if not name.startswith(GRAPH)}
     for name, first in same.items():
@@ -104,7 +105,7 @@ def _loaded(reader: Reader, into: nn.Module) -> nn.Module:
     every = entries | {name: entries[first] for name, first in same.items()}
     coded = [name for name, entry in every.items() if entry.symbols is not None]
     model = apply(into, untold(reader.meta, coded), {name: entry.shape for name, entry in every.items()})
-    _check_names(model, every)
+    _check_names(model, every, extra)
     _check_made(model)
     for name, entry in every.items():
         _check_entry(model, name, entry)
@@ -117,6 +118,7 @@ def _loaded(reader: Reader, into: nn.Module) -> nn.Module:
             _assign_(model, name, tensor)
     _tie_(model, same)
     check_dtypes(model, into)
+    set_states_(model, extra)
     for module in model.modules():
         if isinstance(module, nn.RNNBase) and not isinstance(module, Coded):
             module._flat_weights = [module._parameters.get(name) for name in module._flat_weights_names]
@@ -180,8 +182,8 @@ def _sections(model: nn.Module) -> tuple[list[Section], dict[str, str]]:
     same: dict[str, str] = {}
     seen: dict[Any, str] = {}
     for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            raise ArtifactError(f"'{name}' is extra state of type {type(tensor).__name__}; only tensors can be kept.")
+        if is_state(name):
+            continue
         if tensor.layout != torch.strided:
             raise ArtifactError(f"'{name}' is a {tensor.layout} tensor; only dense ones can be kept: use .to_dense().")
         identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
@@ -204,7 +206,7 @@ def _float_tensors(model: nn.Module, sections: list[Section]) -> dict[str, NDArr
     return {
         name: np.asarray(_from_torch(name, tensor, half=False).array)
         for name, tensor in to_float(model).state_dict().items()
-        if name in plain or tensor.dtype == torch.float32
+        if name in plain or (not is_state(name) and tensor.dtype == torch.float32)
     }
 
 
@@ -230,9 +232,11 @@ def _to_torch(section: Section) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _check_names(model: nn.Module, held: Mapping[str, Stored]) -> None:
-    wanted = set(model.state_dict().keys())
-    missing, unknown = sorted(wanted - set(held)), sorted(set(held) - wanted)
+def _check_names(model: nn.Module, tensors: Mapping[str, Stored], extra: Mapping[str, str]) -> None:
+    """Raises ArtifactError when the file holds other tensors and extra state than the network."""
+    held = {(name, False) for name in tensors} | {(name, True) for name in extra}
+    wanted = {(name, is_state(name)) for name in model.state_dict()}
+    missing, unknown = ([name for name, _ in sorted(names)] for names in (wanted - held, held - wanted))
     if missing or unknown:
         parts = [f"it lacks {', '.join(missing[:4])}"] if missing else []
         parts += [f"it also holds {', '.join(unknown[:4])}"] if unknown else []
