@@ -76,12 +76,14 @@ def told(found: Sequence[Edit]) -> dict[str, Any]:
 
 
 def untold(meta: Mapping[str, Any], codes: Sequence[str]) -> list[Edit]:
-    """The edits that `told` was given, parents first; `codes` are the names of the codes of all coded weights.
+    """The edits that `told` was given, parents first, then those of layers, and of further names of layers, of which the codes
+    alone tell; `codes` are the names of the codes of all coded weights.
 
     Raises: ArtifactError when the meta is not as `told` gives it.
     """
     try:
         found = [{**edit, "coded": {**edit.get("coded", {})}} for edit in meta["edits"]]
+        found.sort(key=lambda edit: edit["path"].count(".") + bool(edit["path"]))
         by_path = {edit["path"]: edit for edit in found}
         for name in codes:
             *parts, _, weight, _ = name.split(".")
@@ -91,7 +93,7 @@ def untold(meta: Mapping[str, Any], codes: Sequence[str]) -> list[Edit]:
                 found.append(by_path[path])
             if weight not in by_path[path]["coded"]:
                 by_path[path]["coded"][weight] = meta["grid"]
-        return sorted(found, key=lambda edit: edit["path"].count(".") + bool(edit["path"]))
+        return found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"it does not say how its layers are coded ({error!r}); it is damaged.") from error
 
@@ -103,6 +105,7 @@ def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:
     """
     model = borrowed(model)  # each of its tensors is replaced by one of the file
     seen: set[str] = set()
+    done: set[tuple[nn.Module, str]] = set()  # a layer of two names is met twice, and told of once, first
     places = {name: place for place, name in enumerate(shapes)}
     for edit in found:
         try:
@@ -110,7 +113,7 @@ def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:
             if edit["path"] in seen:
                 raise ArtifactError(f"the file describes the layer '{edit['path']}' twice; it is damaged.")
             seen.add(edit["path"])
-            _apply_one(model, edit, shapes, places)
+            _apply_one(model, edit, shapes, places, done)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             if isinstance(error, ArtifactError):
                 raise
@@ -120,7 +123,7 @@ def apply(model: nn.Module, found: Sequence[Edit], shapes: Shapes) -> nn.Module:
     return model
 
 
-def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes, places: Mapping[str, int]) -> None:
+def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes, places: Mapping[str, int], done: set[tuple[nn.Module, str]]) -> None:
     path = edit["path"]
     try:
         module = model.get_submodule(path)
@@ -144,7 +147,10 @@ def _apply_one(model: nn.Module, edit: Edit, shapes: Shapes, places: Mapping[str
         _retensor_(module, path, edit["tensors"], shapes)
     coded = {name: f"{path}.coded.{name}.codes" if path else f"coded.{name}.codes" for name in edit.get("coded", {})}
     for name in sorted(coded, key=lambda name: places[coded[name]]):  # JSON has sorted them; the tensors are as they were
-        if name not in module._parameters and name not in coded_names(module):  # a layer of two names is met twice
+        if (module, name) in done:
+            continue
+        done.add((module, name))
+        if name not in module._parameters and name not in coded_names(module):
             raise ArtifactError(f"the file codes '{path}.{name}', which {type(module).__name__} does not have.")
         kind, *arguments = edit["coded"][name]
         shape = shapes[coded[name]]
