@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import enxuto as ex
+from enxuto import runtime
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.exporters import export
@@ -148,3 +150,54 @@ def test_an_encoder_with_padding_is_calibrated_and_exported(precision: str, tmp_
     assert file.error < 0.1
     wanted = net(tokens)[:, :6]  # with gradients, so without the shortcut
     assert torch.nn.functional.cosine_similarity(OnnxModel(file.path)(tokens)[:, :6], wanted, dim=-1).min() > 0.99
+
+
+class Pixels(nn.Module):
+    """Takes images whose channels are the last in memory, where the pixels in a row are a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pixel = nn.Conv2d(3, 4, 3), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.permute(0, 2, 3, 1).view(x.shape[0], -1, 3)
+        return self.pixel(flat).relu().mean(1) + self.conv(x).relu().mean((2, 3))
+
+
+class Images(Pixels):
+    """Takes images however they lie in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+
+def cropped(rows: int, size: int) -> Tensor:
+    return torch.rand(rows, 3, size + 9, size + 5)[:, :, 2 : size + 2, :size]
+
+
+VIEWS: dict[str, tuple[type[nn.Module], Callable[[int, int], Tensor]]] = {
+    "all tokens but the last": (Tagger, lambda rows, length: torch.randint(0, 30, (rows, length + 1))[:, :-1]),
+    "time before batch": (Tagger, lambda rows, length: torch.randint(0, 30, (length, rows)).T),
+    "a token for all": (Tagger, lambda rows, length: torch.randint(0, 30, (rows, 1)).expand(rows, length)),
+    "crops": (Images, cropped),
+    "channels last": (Pixels, lambda rows, size: torch.rand(rows, size, size, 3).permute(0, 3, 1, 2)),
+    "crops, channels last": (
+        Images,
+        lambda rows, size: torch.rand(rows, size + 4, size + 4, 3).permute(0, 3, 1, 2)[:, :, :size, :size],
+    ),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_batches_that_are_views_in_two_lengths_leave_the_length_free(view: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made, cut = VIEWS[view]
+    net, batches, other = made().eval(), [cut(8, 20), cut(6, 13)], cut(3, 17)
+    expected = net(other).detach()
+    for precision, error in (("fp32", 1e-5), ("int8", 0.1)):
+        file = export(net, tmp_path / "a.onnx", calibration=batches, precision=precision)
+        assert file.dynamic_batch
+        assert float((OnnxModel(file.path)(other) - expected).norm() / expected.norm()) < error
+    ex.save(net, tmp_path / "a.nxt", graph=batches)
+    found = torch.from_numpy(runtime.open(tmp_path / "a.nxt")(other.numpy()))
+    assert torch.allclose(found, expected, atol=1e-5)

@@ -24,9 +24,9 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
-from enxuto.batches import arguments, batch_size, leaves, resized, rows
+from enxuto.batches import arguments, batch_size, leaves, mapped, resized, rows
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, structure
 from enxuto.exporters.recurrent import any_length
@@ -120,8 +120,9 @@ def _write(
     exported, failure = None, None
     for number, (given, guessed) in enumerate(ways, 1):
         given = resized(given, 2) if dynamic and batch_size(given) == 1 else given
-        positional, named = arguments(given)
         try:
+            given = mapped(given, _without_gaps)
+            positional, named = arguments(given)
             with _quiet(), evaluating(model), _flat_outputs(model), any_length() if lengths else nullcontext():
                 free = _free_axes(given, lengths, dynamic=dynamic, guessed=guessed).dynamic_shapes(model, positional, named)
                 program = torch.export.export(model, positional, named, dynamic_shapes=free)
@@ -140,6 +141,15 @@ def _write(
     if proto.ByteSize() > LARGEST_FILE_BYTES:
         raise ExportError(f"{type(model).__name__} is over 2 GB as .onnx, more than one file can hold; compress it first.")
     onnx.save_model(proto, path)
+
+
+def _without_gaps(tensor: Tensor) -> Tensor:
+    """The values in a storage of their own, its axes in the same order: what lies between those of a view would be a guard."""
+    if tensor.layout != torch.strided:
+        return tensor
+    order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
+    back = sorted(range(tensor.ndim), key=order.__getitem__)
+    return tensor.detach().permute(order).clone(memory_format=torch.contiguous_format).permute(back)
 
 
 def _free_axes(given: Batch, lengths: Lengths, *, dynamic: bool, guessed: bool) -> torch.export.ShapesCollection:
