@@ -102,7 +102,7 @@ def test_a_network_whose_samples_are_not_apart_is_refused(monkeypatch):
 
 
 def test_a_memory_that_is_no_size_is_refused_by_the_task():
-    with pytest.raises(RangeError, match="'much' is not understood"):
+    with pytest.raises(RangeError, match="memory='much' is not understood"):
         ex.Task(Small().eval(), calibration=[torch.randn(2, 1, 16, 16)], memory="much")
 
 

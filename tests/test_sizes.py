@@ -88,3 +88,16 @@ def test_bytes_of_tensors_modules_and_files(tmp_path):
     assert module_bytes(tied) == 64
     (tmp_path / "a").write_bytes(b"12345")
     assert file_bytes(tmp_path / "a") == 5
+
+
+@pytest.mark.parametrize("parse", [parse_bytes, parse_fraction, parse_seconds])
+def test_what_is_refused_goes_by_the_name_it_was_given_by(parse):
+    with pytest.raises(RangeError, match="limit='much' is not understood"):
+        parse("much", "limit")
+
+
+@pytest.mark.parametrize("text", ["0 MB", "0", 0, 0.0])
+def test_no_bytes_are_a_size_where_none_are_allowed(text):
+    assert parse_bytes(text, least=0) == 0
+    with pytest.raises(RangeError, match="not a positive number of bytes"):
+        parse_bytes(text)

@@ -49,7 +49,7 @@ def allowed(task: Task, memory: str | int, steps: Sequence[Step] | None) -> tupl
     Calibration comes in parts that fit, training has what is left beside the weights. `steps` is the recipe, None for a search.
     Raises: LimitError, with the least that would do, when one sample does not fit or the network takes no part of a batch.
     """
-    limit = parse_bytes(memory)
+    limit = parse_bytes(memory, "memory")
     fixed = LIBRARIES_BYTES + COPIES * module_bytes(task.model)
     batch = max(task.calibration, key=batch_size)
     least = fixed + _forward_bytes(task.model, batch, 1)

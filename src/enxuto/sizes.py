@@ -29,22 +29,23 @@ def rounded_up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def parse_bytes(text: str | int | float) -> int:
+def parse_bytes(text: str | int | float, noun: str = "size", *, least: int = 1) -> int:
     """The number of bytes that "100 kB", "1.5MB", "64 KiB" or a plain number means.
 
-    Raises: RangeError when the text is no size, or the size is not positive.
+    Raises: RangeError, which calls it `noun`, when the text is no size, or the size is below `least`.
     >>> parse_bytes("100 kB"), parse_bytes("1.5MiB"), parse_bytes(512)
     (100000, 1572864, 512)
     """
     if isinstance(text, str):
         match = _SIZE.fullmatch(text)
         if not match or match[2].lower() not in UNITS:
-            raise RangeError(f"size {text!r} is not understood; write a number and a unit, as in '100 kB' or '1.5 MB'.")
+            raise RangeError(f"{noun}={text!r} is not understood; write a number and a unit, as in '100 kB' or '1.5 MB'.")
         count = float(match[1]) * UNITS[match[2].lower()]
     else:
-        count = float(text) if within(text, "(-inf, inf)") else 0.0
-    if not 1 <= count < float("inf"):
-        raise RangeError(f"{named('size', text)} is not a positive number of bytes; write for example '100 kB'.")
+        count = float(text) if within(text, "(-inf, inf)") else -1.0
+    if not least <= count < float("inf"):
+        kind = "a positive number of bytes" if least else "a number of bytes"
+        raise RangeError(f"{named(noun, text)} is not {kind}; write for example '100 kB'.")
     return round(count)
 
 
@@ -64,9 +65,10 @@ def format_bytes(count: float) -> str:
     raise AssertionError("unreachable: gigabytes always return")
 
 
-def parse_fraction(text: str | float) -> float:
+def parse_fraction(text: str | float, noun: str = "fraction") -> float:
     """The fraction that "0.5%", "0.005" or 0.005 means.
 
+    Raises: RangeError, which calls it `noun`, when the text is none.
     >>> parse_fraction("0.5%"), parse_fraction(0.25)
     (0.005, 0.25)
     """
@@ -75,12 +77,13 @@ def parse_fraction(text: str | float) -> float:
             return float(text.strip()[:-1]) / 100
         return float(text)
     except (ValueError, TypeError):
-        raise RangeError(f"fraction {text!r} is not understood; write '0.5%' or 0.005.") from None
+        raise RangeError(f"{noun}={text!r} is not understood; write '0.5%' or 0.005.") from None
 
 
-def parse_seconds(text: str | float) -> float:
+def parse_seconds(text: str | float, noun: str = "time") -> float:
     """The seconds that "20m", "20 min", "1h", "90s" or a plain number means.
 
+    Raises: RangeError, which calls it `noun`, when the text is no time, or the time is not positive.
     >>> parse_seconds("20 min"), parse_seconds("1.5h"), parse_seconds(90)
     (1200.0, 5400.0, 90.0)
     """
@@ -88,12 +91,12 @@ def parse_seconds(text: str | float) -> float:
     if isinstance(text, str):
         match = _SIZE.fullmatch(text)
         if not match or match[2].lower() not in units:
-            raise RangeError(f"time {text!r} is not understood; write for example '20 min', '90s' or '1h'.")
+            raise RangeError(f"{noun}={text!r} is not understood; write for example '20 min', '90s' or '1h'.")
         seconds = float(match[1]) * units[match[2].lower()]
     else:
         seconds = float(text) if within(text, "[-inf, inf]") else 0.0
     if not seconds > 0:
-        raise RangeError(f"time {text!r} is not positive; write for example '20 min'.")
+        raise RangeError(f"{noun}={text!r} is not positive; write for example '20 min'.")
     return seconds
 
 

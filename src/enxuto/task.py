@@ -184,7 +184,7 @@ class Task:
         if not whole(self.seed, 0, 2**63 - 1):
             raise TaskError(f"{named('seed', self.seed)} is no whole number from 0 to 2**63 - 1; use for example 0.")
         if self.memory is not None:
-            parse_bytes(self.memory)
+            parse_bytes(self.memory, "memory")
         if not isinstance(self.name, str):
             raise TaskError(f"{named('name', self.name)} is no text; it is the title of the report.")
         if self.train is not None and (isinstance(self.train, (str, Mapping, Tensor)) or not isinstance(self.train, Iterable)):
@@ -340,7 +340,7 @@ class Target:
             object.__setattr__(self, "size", parse_bytes(self.size))
         if self.max_drop is not None:
             given = self.max_drop
-            object.__setattr__(self, "max_drop", parse_fraction(given))
+            object.__setattr__(self, "max_drop", parse_fraction(given, "max_drop"))
             if not 0 <= self.drop < math.inf:
                 raise RangeError(f"max_drop={self.max_drop} is not in [0, inf); write 0.005 or '0.5%' for half a point.")
             if isinstance(given, str) and given.strip().endswith("%") and self.drop > 1:

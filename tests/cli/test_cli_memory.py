@@ -191,7 +191,7 @@ def test_a_limit_needs_something_to_train_on_and_room_for_the_weights(task_file:
     (tmp_path / "b_task.py").write_text(TASK.replace("{more}", ""))
     assert "no train and loss" in run(tmp_path / "b_task.py", "--limit", "1 GB").stderr
     assert "the weights of the model alone take" in run(task_file, "--limit", "10 B").stderr
-    assert "size 'much' is not understood" in run(task_file, "--limit", "much").stderr
+    assert "limit='much' is not understood" in run(task_file, "--limit", "much").stderr
 
 
 def test_devices_are_asked_in_floats_and_in_bytes(task_file: Path, tmp_path: Path) -> None:

@@ -64,9 +64,13 @@ def test_the_largest_that_fit_are_kept_and_a_shared_one_once():
     found = ex.keep_decoded_(small, 5000)
     assert found == {"embed.weight": 3200, "gru.weight_hh_l0": 1728}  # the second would be too many
     assert kept(small) == {"embed.weight", "out.weight", "gru.weight_hh_l0"}
-    assert ex.keep_decoded_(small, None) == {}
-    assert kept(small) == set()
-    with pytest.raises(RangeError, match="'much' is not understood"):
+    for nothing in (None, "0 MB", 0):
+        ex.keep_decoded_(small, 5000)
+        assert ex.keep_decoded_(small, nothing) == {}
+        assert kept(small) == set()
+    with pytest.raises(RangeError, match="limit=-1 is not a number of bytes"):
+        ex.keep_decoded_(small, -1)
+    with pytest.raises(RangeError, match="limit='much' is not understood"):
         ex.keep_decoded_(small, "much")
 
 

@@ -156,7 +156,7 @@ def test_the_devices_that_come_along_are_complete():
 
 def test_a_file_adds_devices_and_replaces_those_of_the_same_name(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("watch:\n  ram: 96 KiB\n  flash: 512 kB\n  reserve: 0\ncortex-m4:\n  ram: 64 KiB\n  flash: 256 KiB\n")
+    path.write_text("watch:\n  ram: 96 KiB\n  flash: 512 kB\n  reserve: 0 kB\ncortex-m4:\n  ram: 64 KiB\n  flash: 256 KiB\n")
     known = devices(path)
     assert known["watch"] == Device(name="watch", ram_bytes=96 * KIB, flash_bytes=512_000)
     assert known["cortex-m4"].ram_bytes == 64 * KIB
@@ -180,6 +180,7 @@ def test_the_file_that_comes_along_is_a_file_of_a_users_form():
         ("watch: {ram: 96 KiB}", "'watch' in .* has no flash"),
         ("watch: {ram: 96 KiB, flash: much}", "flash='much'.*no size"),
         ("watch: {ram: 0, flash: 1}", "ram=0.*no size"),
+        ("watch: {ram: 1, flash: 1, reserve: false}", "reserve=False.*no size"),
         ("watch: {ram: 96 KiB, flash: 1 MB, rom: 2}", "'rom', which is not known; the keys are ram"),
         ("watch: {ram: 96 KiB, flash: 1 MB, reserve: 96 KiB}", "leave something for the network"),
         ("watch: {ram: 96 KiB, flash: 1 MB, weights_in: rom}", "weights_in='rom'"),

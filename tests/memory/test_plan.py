@@ -119,7 +119,7 @@ def test_a_batch_norm_over_single_numbers_gets_two_samples_at_least():
 
 def test_numbers_that_make_no_sense_are_refused():
     model = zoo.build("lenet-5")
-    with pytest.raises(RangeError, match="size 'much'"):
+    with pytest.raises(RangeError, match="limit='much'"):
         ex.memory.plan(model, BATCH, "much", loss=F.cross_entropy)
     with pytest.raises(RangeError, match="samples_per_update=0"):
         ex.memory.plan(model, BATCH, "1 GB", loss=F.cross_entropy, samples_per_update=0)

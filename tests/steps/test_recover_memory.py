@@ -67,5 +67,5 @@ def test_too_little_is_refused_with_what_is_needed() -> None:
     model = zoo.build("resnet-8")
     with pytest.raises(LimitError, match="one sample with AdamW takes"):
         ex.Recover(memory="1 MB")(model, task(model))
-    with pytest.raises(RangeError, match="size 'much'"):
+    with pytest.raises(RangeError, match="memory='much'"):
         ex.Recover(memory="much")

@@ -75,7 +75,7 @@ def _wanted(
             raise TargetError("no goal was given; write for example --size 100kB --max-drop 0.5%, or --recipe recipe.yaml.")
         for name in ("macs", "latency"):
             if name in given:
-                given[name] = parse_fraction(given[name])
+                given[name] = parse_fraction(given[name], name)
         return None, Target(**given), None if time is None else parse_seconds(time)
     if given or time is not None:
         extra = f"--{[*given, 'time'][0].replace('_', '-')}"

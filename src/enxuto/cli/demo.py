@@ -57,7 +57,7 @@ def demo(  # noqa: PLR0913  each argument is an option of the command
         images = sources.load(data if data in sources.SOURCES else Path(data).expanduser(), seed or 0)
         epochs = min(MOST_EPOCHS, EPOCHS * max(1, LARGEST_SAMPLES // len(images.train_x)))
         goal = (size, macs, max_drop) != (None, None, None)
-        fraction = parse_fraction(macs) if macs else None
+        fraction = parse_fraction(macs, "macs") if macs else None
         compress_into(
             run,
             lambda: demo_task(images, epochs, seed or 0),

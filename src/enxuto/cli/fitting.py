@@ -28,7 +28,7 @@ def check(limit: str | None, names: Sequence[str], file: Path | None) -> None:
     from enxuto.sizes import parse_bytes
 
     if limit is not None:
-        parse_bytes(limit)
+        parse_bytes(limit, "limit")
     known = devices(file)
     for name in names:
         if name != EVERY:

@@ -178,7 +178,7 @@ def coded_tensors(model: nn.Module) -> dict[str, CodedTensor]:
 def keep_decoded_(model: nn.Module, limit: str | int | None) -> dict[str, int]:
     """Keeps weights decoded beside their codes, up to `limit` ("200 MB") bytes in all: calls of the model no longer decode them.
 
-    The largest first, as they take longest; what was kept before is dropped first, and None keeps nothing. Outputs are the same
+    The largest first, as they take longest; what was kept before is dropped first, and None or 0 keeps nothing. Outputs are the same
     to the bit. Weights that change, train or move are decoded again at each call; copies and files keep codes alone. Gives the
     bytes kept, by parameter. Raises: RangeError when the limit is no size.
     >>> from enxuto.layers.grids import Affine
@@ -187,7 +187,7 @@ def keep_decoded_(model: nn.Module, limit: str | int | None) -> dict[str, int]:
     >>> keep_decoded_(layer, "1 kB")
     {'weight': 128}
     """
-    left = 0 if limit is None else parse_bytes(limit)
+    left = 0 if limit is None else parse_bytes(limit, "limit", least=0)
     names: dict[CodedTensor, str] = {}
     for name, tensor in coded_tensors(model).items():
         names.setdefault(tensor, name)  # one shared by layers goes by its first name

@@ -102,9 +102,7 @@ def _device(name: str, entry: Mapping[object, object], path: Path) -> Device:
 
 
 def _bytes(value: object, key: str, place: str) -> int:
-    if value == 0 and key in ("reserve", "flash_reserve"):
-        return 0
     try:
-        return parse_bytes(value)  # type: ignore[arg-type]
+        return parse_bytes(value, key, least=0 if key.endswith("reserve") else 1)  # type: ignore[arg-type]
     except Error as error:
         raise TaskError(f"{place} has {named(key, value)}, which is no size; write for example 256 KiB or 1 MB.") from error

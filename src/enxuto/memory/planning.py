@@ -137,7 +137,7 @@ def _rank(option: Option) -> tuple[int, float, int]:
 def _asked(batch: Any, limit: str | int, wanted: int | None) -> tuple[int, int]:
     if wanted is not None and not whole(wanted, 1):
         raise RangeError(f"{named('samples_per_update', wanted)} is no number of samples; use 1 or more.")
-    return parse_bytes(limit), samples(batch) if wanted is None else wanted
+    return parse_bytes(limit, "limit"), samples(batch) if wanted is None else wanted
 
 
 def _enough_for_weights(model: nn.Module, limit_bytes: int) -> None:

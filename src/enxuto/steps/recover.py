@@ -69,7 +69,7 @@ class Recover:
         if self.precision not in PRECISIONS:
             raise RangeError(f"precision={self.precision!r} is not known; use one of {', '.join(map(repr, PRECISIONS))}.")
         if self.memory is not None:
-            parse_bytes(self.memory)
+            parse_bytes(self.memory, "memory")
         if not within(self.teacher, "[0, 1]"):
             raise RangeError(
                 f"{named('teacher', self.teacher)} is the teacher's weight in the loss and must be in [0, 1]; use 0.5."
