@@ -129,13 +129,51 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize(("model", "words"), [(Branching(), "branches"), (Noisy(), "differs from torch")])
-def test_a_model_that_cannot_be_exported_is_refused_and_the_old_file_stays(model, words, tmp_path):
+def test_a_model_that_cannot_be_exported_is_refused_and_the_old_file_stays(model, words, tmp_path, capfd):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
     with pytest.raises(ExportError, match=words):
         to_onnx(model, torch.randn(2, 3), path)
     assert path.read_bytes() == b"old"
     assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
+    assert capfd.readouterr() == ("", "")  # torch prints its graph
+
+
+class Scaled(nn.Module):
+    """A parameter, a buffer or a layer of any name."""
+
+    def __init__(self, name: str, scale: Tensor | nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        if isinstance(scale, nn.Module | nn.Parameter):
+            setattr(self, name, scale)
+        else:
+            self.register_buffer(name, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = getattr(self, self.name)
+        return scale(x) if isinstance(scale, nn.Module) else x * scale
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "meta"])
+@pytest.mark.parametrize(
+    ("kind", "scale"), [("buffer", torch.ones(3)), ("parameter", nn.Parameter(torch.ones(3))), ("layer", nn.Linear(3, 3))]
+)
+def test_a_name_that_torch_has_taken_is_to_be_renamed(kind, scale, name, tmp_path):
+    with pytest.raises(ExportError, match=f"rename the {kind} '{name}'") as caught:
+        to_onnx(Scaled(name, scale), torch.randn(2, 3), tmp_path / "a.onnx")
+    assert "branches" not in str(caught.value)
+    to_onnx(nn.Sequential(Scaled(name, scale)), torch.randn(2, 3), tmp_path / "a.onnx")
+
+
+def test_a_forward_that_leaves_torch_is_told_so(tmp_path):
+    class Numpy(nn.Module):
+        def forward(self, x):
+            return torch.from_numpy(x.numpy() + 1)
+
+    with pytest.raises(ExportError, match="operators of torch alone") as caught:
+        to_onnx(Numpy(), torch.randn(2, 3), tmp_path / "a.onnx")
+    assert "branches" not in str(caught.value)
 
 
 def test_a_folder_that_is_not_there_is_an_output_error(tmp_path):
@@ -154,7 +192,7 @@ def test_an_operator_that_onnx_lacks_is_named_on_one_line_without_colours(tmp_pa
         def forward(self, x):
             return torch.special.bessel_j0(x)
 
-    with pytest.raises(ExportError, match="bessel_j0") as caught:
+    with pytest.raises(ExportError, match=r"bessel_j0.*operators that ONNX has") as caught:
         to_onnx(Bessel(), torch.randn(2, 3), tmp_path / "net.onnx")
     assert not {"\x1b", "\n"} & set(str(caught.value))
 

@@ -143,7 +143,7 @@ def test_a_transformer_says_what_attention_and_norms_keep() -> None:
     assert reasons["mix"] == "layer norm mixes the channels (at 'encoder.norm1')"
 
 
-def test_a_model_that_cannot_be_exported_is_named_whole() -> None:
+def test_a_model_that_cannot_be_exported_is_named_whole(capfd: pytest.CaptureFixture[str]) -> None:
     class Choosing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -157,6 +157,7 @@ def test_a_model_that_cannot_be_exported_is_named_whole() -> None:
     assert not untraced.groups
     assert {change.path for change in untraced.frozen} == {"fc1", "fc2"}
     assert all(change.why.startswith("torch.export cannot follow this model") for change in untraced.frozen)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_forward_that_scales_by_the_number_of_channels_is_found_out() -> None:

@@ -24,17 +24,21 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 
 from enxuto.batches import arguments, batch_size, leaves, mapped, resized, rows
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, structure
 from enxuto.exporters.recurrent import any_length
 from enxuto.files import whole_file
+from enxuto.groups.trace import silent
 from enxuto.task import Batch, call, evaluating
 
 TOLERANCE = 1e-3  # largest difference to torch, relative to the largest output; float32 kernels differ by 1e-7 to 1e-5
 WITHOUT_KERNELS = (torch.bfloat16,)
+_BRANCHES = (GuardOnDataDependentSymNode, ConstraintViolationError, DataDependentOutputException, DynamicOutputShapeException)
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 LARGEST_FILE_BYTES = 2**31 - 1  # a protobuf message holds no more
 
@@ -123,7 +127,7 @@ def _write(
         try:
             given = mapped(given, _without_gaps)
             positional, named = arguments(given)
-            with _quiet(), evaluating(model), _flat_outputs(model), any_length() if lengths else nullcontext():
+            with _quiet(), silent(), evaluating(model), _flat_outputs(model), any_length() if lengths else nullcontext():
                 free = _free_axes(given, lengths, dynamic=dynamic, guessed=guessed).dynamic_shapes(model, positional, named)
                 program = torch.export.export(model, positional, named, dynamic_shapes=free)
                 exported = torch.onnx.export(program, dynamo=True, verbose=False)
@@ -131,9 +135,11 @@ def _write(
         except Exception as error:  # tracing runs the model, and the exporter raises whatever comes to it
             failure = failure or error
             if number == len(ways):
+                reason = _first(failure)
+                words = textwrap.shorten(_COLOURS.sub("", str(reason)), 300, placeholder=" ...")
                 raise ExportError(
-                    f"torch cannot export {type(model).__name__} to ONNX ({_cause(failure)}); "
-                    "write its forward without branches on values of tensors and with operators ONNX has."
+                    f"torch cannot export {type(model).__name__} to ONNX ({type(reason).__name__}: {words}); "
+                    f"{_remedy(model, reason)}."
                 ) from failure
     assert exported is not None
     proto = _tidy(exported.model_proto)
@@ -147,7 +153,7 @@ def _without_gaps(tensor: Tensor) -> Tensor:
     """The values in a storage of their own, its axes in the same order: what lies between those of a view would be a guard."""
     if tensor.layout != torch.strided:
         return tensor
-    order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
+    order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride()[axis])
     back = sorted(range(tensor.ndim), key=order.__getitem__)
     return tensor.detach().permute(order).clone(memory_format=torch.contiguous_format).permute(back)
 
@@ -178,11 +184,27 @@ def _flat_outputs(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def _cause(error: BaseException | None) -> str:
-    """The first of a chain of errors, on one line and without colours: what the others were raised from."""
-    while error is not None and error.__cause__ is not None:
+def _first(error: BaseException) -> BaseException:
+    """The first of a chain of errors, from which the others were raised."""
+    while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {textwrap.shorten(_COLOURS.sub('', str(error)), 300, placeholder=' ...')}"
+    return error
+
+
+def _remedy(model: nn.Module, reason: BaseException) -> str:
+    """What would work, by what torch stumbled over."""
+    from torch._dynamo.exc import UserError, UserErrorType
+
+    told = reason.error_type if isinstance(reason, UserError) else None
+    if isinstance(reason, _BRANCHES) or told in (UserErrorType.CONSTRAINT_VIOLATION, UserErrorType.DYNAMIC_CONTROL_FLOW):
+        return "write its forward without branches on values and sizes of tensors"
+    if isinstance(reason, torch.onnx.OnnxExporterError):
+        return "write its forward with operators that ONNX has"
+    graph = fx.GraphModule(nn.Module(), fx.Graph())  # a graph takes the tensors and layers of the network as attributes
+    for kind, held in (("buffer", model._buffers), ("parameter", model._parameters), ("layer", model._modules)):
+        if taken := [name for name in held if hasattr(graph, name)]:
+            return f"rename the {kind} '{taken[0]}', a name that torch's own graphs have already"
+    return "write its forward so that torch.export can follow it, with operators of torch alone"
 
 
 @contextmanager

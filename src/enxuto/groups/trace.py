@@ -5,12 +5,15 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import CRITICAL, getLogger
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, _trace
 from torch.export.graph_signature import InputKind
 
 from enxuto.batches import arguments, batch_size, rows
@@ -68,12 +71,27 @@ def export(model: nn.Module, batch: Batch) -> ExportedProgram:
     double = copied(model, share=True).eval()  # what it keeps of tensors without values goes with it
     args, kwargs = arguments(batch)
     try:
-        with warnings.catch_warnings(), slow_attention(), torch.no_grad():
+        with warnings.catch_warnings(), silent(), slow_attention(), torch.no_grad():
             warnings.simplefilter("ignore")  # export speaks of what it does to its own copy
             return torch.export.export(double, args, kwargs, strict=False)
     except Exception as error:  # whatever a stranger's forward raises means the same: it cannot be followed
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Untraceable(f"torch.export cannot follow this model: {first[:200]}") from error
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """torch.export only raises: it also logs what it raises, and prints the graph as far as it came."""
+    loggers = [getLogger(name) for name in ("torch.export", "torch.fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(CRITICAL)
+    try:
+        with patch.object(_trace, "print", lambda *words, **options: None, create=True):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def small_batch(model: nn.Module, batch: Batch) -> Batch:

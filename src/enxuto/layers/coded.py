@@ -178,9 +178,9 @@ def coded_tensors(model: nn.Module) -> dict[str, CodedTensor]:
 def keep_decoded_(model: nn.Module, limit: str | int | None) -> dict[str, int]:
     """Keeps weights decoded beside their codes, up to `limit` ("200 MB") bytes in all: calls of the model no longer decode them.
 
-    The largest first, as they take longest; what was kept before is dropped first, and None or 0 keeps nothing. Outputs are the same
-    to the bit. Weights that change, train or move are decoded again at each call; copies and files keep codes alone. Gives the
-    bytes kept, by parameter. Raises: RangeError when the limit is no size.
+    The largest first, as they take longest; what was kept before is dropped first, and None or 0 keeps nothing. Outputs are the
+    same to the bit. Weights that change, train or move are decoded again at each call; copies and files keep codes alone. Gives
+    the bytes kept, by parameter. Raises: RangeError when the limit is no size.
     >>> from enxuto.layers.grids import Affine
     >>> layer = nn.Linear(8, 4, bias=False)
     >>> code_(layer, "weight", Affine().encode(layer.weight))
