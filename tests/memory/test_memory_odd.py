@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,6 +84,45 @@ def test_an_interruption_leaves_everything_as_it_was(question) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert _get_current_dispatch_mode() is None
+
+
+class Keeping(nn.Module):
+    """A hook keeps what the first layer gives until the next call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 8, 3, padding=1)
+        self.kept: dict[str, Tensor] = {}
+        self.first.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, given: object, output: Tensor) -> None:
+        self.kept["first"] = output.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_a_hook_keeps_is_of_the_step_before_whatever_was_called_last(trained: bool) -> None:
+    images, wanted = torch.randn(64, 1, 28, 28), torch.randn(64, 8, 28, 28)
+    step = {"loss": F.mse_loss, "optimizer": torch.optim.Adam} if trained else {}
+    for size in (16, 64):
+        batch = (images[:size], wanted[:size]) if trained else images[:size]
+        found = set()
+        for called in (0, 4, 64):
+            model = Keeping()
+            if called:
+                model(images[:called])
+            found |= {ask(model, batch, **step).peak_bytes for ask in (memory.predict, memory.record, memory.record)}
+        assert len(found) == 1
+
+
+def test_a_hook_that_keeps_something_is_measured_without_a_word_of_torch() -> None:
+    script = f"import torch\nfrom torch import Tensor, nn\nfrom enxuto import memory\n{inspect.getsource(Keeping)}"
+    script += "model, x = Keeping(), torch.randn(16, 1, 28, 28)\nmodel(x)\nmemory.record(model, x)\ndel model\n"
+    script += "model = Keeping()\nmodel(x)\nmemory.record(model, x)\n"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout + told.stderr == ""
 
 
 def test_the_mode_of_the_caller_does_not_matter() -> None:

@@ -60,17 +60,28 @@ def predict(
 
 def foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None = None, device: str | None = None) -> Profile:
     """What `predict` gives, of a step that is described already. Raises torch's own error where values are needed."""
-    profile, idle = _foreseen(model, batch, step, batch_size, device, frozenset())
-    if idle:
-        profile, _ = _foreseen(model, batch, step, batch_size, device, idle)
+    profile, idle, keeps = _foreseen(model, batch, step, batch_size, device)
+    if idle or keeps:
+        profile, _, _ = _foreseen(model, batch, step, batch_size, device, idle, again=keeps)
     return profile
 
 
 @torch.inference_mode(False)  # whatever mode the caller is in
 def _foreseen(
-    model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None, idle: frozenset[str]
-) -> tuple[Profile, frozenset[str]]:
-    """The profile, and the parameters that got no gradient; an optimizer has no states of those that are said to be `idle`."""
+    model: nn.Module,
+    batch: Any,
+    step: Pass,
+    batch_size: int | None,
+    device: str | None,
+    idle: frozenset[str] = frozenset(),
+    *,
+    again: bool = False,
+) -> tuple[Profile, frozenset[str], bool]:
+    """The profile, the parameters that got no gradient, and whether the model keeps something of its step until the next.
+
+    An optimizer has no states of parameters that are said to be `idle`. With `again` the step is the second one: what a hook
+    keeps is then of such a batch, and goes when it is replaced.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     double = fake_model(model, mode, step, device)
     with mode, torch.compiler.set_stance("force_eager"):  # what is compiled cannot be followed
@@ -84,6 +95,9 @@ def _foreseen(
         if made is not None:
             with numbers:
                 _make_states_(double, made, idle)
+        if again:
+            step.run(double, given, made, update=False)
+            double.zero_grad(set_to_none=True)
         with numbers, tracker:
             for tensor in leaves(given):
                 tracker.follow(tensor, INPUTS)
@@ -92,10 +106,11 @@ def _foreseen(
             if compiled:
                 largest = max(tensor_bytes(parameter) for parameter in double.parameters())
                 tracker.update(COPIES * largest)
+            keeps = tracker.leaves_something
     trained = {} if made is None else dict(double.named_parameters())
     idle = frozenset(path for path, parameter in trained.items() if parameter.requires_grad and parameter.grad is None)
     profile = Profile(tracker.blocks(), tuple(tracker.moments), predicted=True, words=inside.words, unsure_bytes=inside.most)
-    return profile, idle
+    return profile, idle, keeps
 
 
 class _AnyNumber(TorchDispatchMode):

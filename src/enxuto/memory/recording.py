@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -66,19 +67,25 @@ def measured(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, d
 
 @torch.inference_mode(False)  # whatever mode the caller is in
 def _on_copy(model: nn.Module, batch: Any, step: Pass, batch_size: int | None, device: str | None) -> Profile:
-    double = copied(model).train(step.loss is not None)
-    given = mapped(batch, lambda tensor: step.cast(of_its_own(tensor).to(device)))
-    given = given if batch_size is None else resized(given, batch_size)
-    for tensor in [*double.parameters(), *double.buffers()]:
-        tensor.data = step.cast(tensor.data.to(device))
-    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):  # what is compiled cannot be followed
-        made = step.make_optimizer(double)
-        step.run(double, given, made)
-        (double if made is None else made).zero_grad(set_to_none=True)
-        return _measured(double, given, step, made)
+    gc.collect()  # torch complains on the terminal of what goes meanwhile and had come before
+    with allocations() as reported:  # so from before the first step, of which the second may free something
+        double = copied(model).train(step.loss is not None)
+        given = mapped(batch, lambda tensor: step.cast(of_its_own(tensor).to(device)))
+        given = given if batch_size is None else resized(given, batch_size)
+        for tensor in [*double.parameters(), *double.buffers()]:
+            tensor.data = step.cast(tensor.data.to(device))
+        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):  # what is compiled cannot be followed
+            made = step.make_optimizer(double)
+            step.run(double, given, made)
+            (double if made is None else made).zero_grad(set_to_none=True)
+            finish = _followed(double, given, step, made, reported)
+    return finish()
 
 
-def _measured(model: nn.Module, batch: Any, step: Pass, optimizer: torch.optim.Optimizer | None) -> Profile:
+def _followed(
+    model: nn.Module, batch: Any, step: Pass, optimizer: torch.optim.Optimizer | None, reported: Allocations
+) -> Callable[[], Profile]:
+    """Runs the step; what it gives makes the profile, when all is reported."""
     times: list[int] = []
     rss: list[int] = []
 
@@ -89,20 +96,24 @@ def _measured(model: nn.Module, batch: Any, step: Pass, optimizer: torch.optim.O
     on_gpu = any(tensor.is_cuda for tensor in model.parameters())
     follow = _OnGpu if on_gpu else Tracker
     tracker = follow(model, *([] if optimizer is None else [optimizer]), on_moment=note)
-    source: AbstractContextManager[list[tuple[int, int]]] = nullcontext([]) if on_gpu else allocations()
-    with source as reported, tracker:
+    with tracker:
         for tensor in leaves(batch):
             tracker.follow(tensor, INPUTS)
         before = tuple(tracker.lives)
-        began, start = tracker.now_bytes, time.time_ns()
+        began, start = tracker.now_bytes, reported.begin()
         step.run(model, batch, optimizer)
         seconds = (time.time_ns() - start) / 1e9
     profile = Profile(tracker.blocks(), tuple(tracker.moments), predicted=False, rss_bytes=tuple(rss), seconds=seconds)
     gone: Counter[int] = Counter()
     for life in before:
         gone[life.died] += life.size_bytes
-    _inside(tracker, profile, reported, [start, *times], began, gone)
-    return replace(profile, blocks=tracker.blocks())
+
+    def finish() -> Profile:
+        if not on_gpu:
+            _inside(tracker, profile, reported, [start, *times], began, gone)
+        return replace(profile, blocks=tracker.blocks())
+
+    return finish
 
 
 class _OnGpu(Tracker):
@@ -144,19 +155,47 @@ def _brief(tracker: Tracker, profile: Profile, at: int, most: int) -> None:
         tracker.brief(at, inside, profile.moments[at].path)
 
 
+class Allocations(list[tuple[int, int]]):
+    """What the CPU's allocator did since the block began, or since `begin`: moments in nanoseconds since 1970, and bytes,
+    negative when freed. What had been given out before is not in it, nor when it is freed."""
+
+    begun = 0
+
+    def begin(self) -> int:
+        """This moment, from which on things count."""
+        self.begun = time.time_ns()
+        return self.begun
+
+    def read(self, events: Iterable[Any]) -> None:
+        """Takes in what the profiler saw; of a block that was there when it began, it knows no size, or one of an earlier run."""
+        given: set[int] = set()
+        for event in sorted(_all(events), key=lambda event: event.start_time_ns):
+            at, change, place = event.start_time_ns, event.extra_fields.alloc_size, event.extra_fields.ptr
+            if at >= self.begun and (change > 0 or place in given):
+                self.append((at, change))
+                (given.add if change > 0 else given.remove)(place)
+
+
+def _all(events: Iterable[Any]) -> Iterator[Any]:
+    """Those of an allocator, in a tree of events."""
+    for event in events:
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            yield event
+        yield from _all(event.children)
+
+
 @contextmanager
-def allocations() -> Iterator[list[tuple[int, int]]]:
-    """What the CPU's allocator does inside the block: moments in nanoseconds since 1970, and bytes (negative when freed)."""
+def allocations() -> Iterator[Allocations]:
+    """What the CPU's allocator does inside the block, once the block is over."""
     os.environ.setdefault("KINETO_LOG_LEVEL", _QUIET)  # its messages are for those who debug the profiler
     from torch.profiler import ProfilerActivity, profile
 
     if torch._C._autograd._profiler_enabled():
         raise TaskError("torch's profiler runs already, and there is one alone; measure the memory outside of its block.")
-    reported: list[tuple[int, int]] = []
+    reported = Allocations()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield reported
-    events = profiler.profiler.kineto_results.events()
-    reported.extend(sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"))
+    reported.read(profiler.profiler.kineto_results.experimental_event_tree())
 
 
 def resident_bytes() -> int:

@@ -200,6 +200,11 @@ class Tracker(TorchDispatchMode):
         self._made_by.clear()
         return passed
 
+    @property
+    def leaves_something(self) -> bool:
+        """True if something that was made meanwhile is still there, and nobody has said whose it is."""
+        return any(not life.category for life in list(self._alive.values()))
+
     def name_outside(self, category: str) -> None:
         """Says whose all is that was made outside of the layers until now, and that nobody has named."""
         for life in list(self._alive.values()):
