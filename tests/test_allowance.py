@@ -101,6 +101,17 @@ def test_a_network_whose_samples_are_not_apart_is_refused(monkeypatch):
         allowed(task(Together().eval()), "150 kB", [])
 
 
+def test_a_network_that_must_really_run_says_so_once(caplog):
+    class Moody(Small):
+        def forward(self, images: Tensor) -> Tensor:
+            y = super().forward(images)
+            return y if float(y.sum()) > 0 else -y
+
+    for times in (1, 2):
+        allowed(task(Moody().eval()), "1 GB", None)
+        assert len([record for record in caplog.records if "measured in a real run" in record.message]) == times
+
+
 def test_a_memory_that_is_no_size_is_refused_by_the_task():
     with pytest.raises(RangeError, match="memory='much' is not understood"):
         ex.Task(Small().eval(), calibration=[torch.randn(2, 1, 16, 16)], memory="much")

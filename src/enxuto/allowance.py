@@ -15,7 +15,7 @@ from torch import nn
 
 from enxuto.batches import batch_size, leaves, parts, rows
 from enxuto.errors import LimitError, TaskError
-from enxuto.memory.prediction import predict
+from enxuto.memory.prediction import predict, said_once
 from enxuto.memory.profile import ACTIVATIONS, INPUTS
 from enxuto.sizes import format_bytes, module_bytes, parse_bytes
 from enxuto.steps.recover import Recover
@@ -43,6 +43,7 @@ class InParts:
         return sum(1 for _ in self)
 
 
+@said_once()
 def allowed(task: Task, memory: str | int, steps: Sequence[Step] | None) -> tuple[Task, str]:
     """The same task for a job that takes at most `memory` beyond what the process holds, and what to know about it.
 

@@ -149,7 +149,7 @@ def test_a_network_that_refuses_one_sample_is_planned_from_two_on():
         ex.memory.plan(model, batch, "0.7 MB", loss=F.cross_entropy)
 
 
-def test_what_must_really_run_is_not_run_larger_than_asked_for():
+def test_what_must_really_run_is_not_run_larger_than_asked_for_and_says_so_once(caplog):
     class Moody(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -163,3 +163,5 @@ def test_what_must_really_run_is_not_run_larger_than_asked_for():
     sizes: list[int] = []
     plan = ex.memory.plan(Moody(), (torch.randn(16, 64), torch.randint(0, 10, (16,))), "50 MB", loss=F.cross_entropy)
     assert plan.largest_batch == max(sizes) == 16
+    assert len(sizes) > 4
+    assert len([record for record in caplog.records if "measured in a real run" in record.message]) == 1

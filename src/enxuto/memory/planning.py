@@ -17,6 +17,7 @@ from enxuto.batches import leaves, samples
 from enxuto.checks import named, whole
 from enxuto.errors import LimitError, RangeError
 from enxuto.memory.blocks import Choice, choices
+from enxuto.memory.prediction import said_once
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision
 from enxuto.memory.trials import FEW, MOST, Training, measured_pace
 from enxuto.progress import counted
@@ -79,6 +80,7 @@ class Plan:
         return self.options[0]
 
 
+@said_once()
 def plan(
     model: nn.Module,
     batch: Any,
@@ -112,6 +114,7 @@ def plan(
     return Plan(limit_bytes, wanted, largest, tuple(ranked))
 
 
+@said_once()
 def settle(
     model: nn.Module, batch: Any, limit: str | int, *, loss: Loss, optimizer: MakeOptimizer, precision: Precision = "32-true"
 ) -> Option:

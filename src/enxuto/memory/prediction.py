@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,6 +58,23 @@ def predict(
         really = measured(model, batch, step, batch_size, device)  # raises when the model itself fails
         logger.warning("%s", words)
         return really.because(words)
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Inside, `predict` logs each reason for a real run once, however often it is asked."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known = len(said)
+        said.add(record.getMessage())
+        return len(said) > known
+
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
 
 
 def foreseen(model: nn.Module, batch: Any, step: Pass, batch_size: int | None = None, device: str | None = None) -> Profile:
