@@ -79,7 +79,7 @@ def compress(
             met=all(line.met for line in verdict),
             verdict=tuple(line.words for line in verdict),
             advice=advise(search, verdict) if search is not None else (),
-            history=tuple(search.trials) if search is not None else (),
+            history=tuple(sorted([*search.trials, *search.given_up], key=lambda it: it.seconds)) if search is not None else (),
             judged_quality=float(search.before.mean()) if search is not None else None,
         )
         result.write(folder / "result.json")
@@ -126,5 +126,6 @@ def _search(task: Task, target: Target, seconds: float, work: Path, before: Sequ
     search = Search(task, target, seconds, work, evaluate, limit)
     search.run()
     if search.best < 0:
-        raise TargetError("no recipe could be applied to this network; inspect it to see which layers enxuto can treat.")
+        why = search.given_up[0].why if search.given_up else "inspect it to see which layers enxuto can treat."
+        raise TargetError(f"no recipe could be applied to this network; {why}")
     return search

@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from torch import nn
 from torch.nn import functional
 
 import enxuto as ex
-from enxuto.plan.history import End, History
+from enxuto.plan import search as plan
+from enxuto.plan.history import End, History, in_words
 from enxuto.plan.search import Search, smallest_file
 from enxuto.plan.verdict import advise, judge
 from toys import Mlp
@@ -276,9 +279,66 @@ def test_a_recipe_whose_training_diverges_is_given_up_and_the_search_goes_on(
     while "diverged" not in caplog.text:
         found.attempt(next(recipes))
     tried = len(found.trials)
+    assert ["diverged" in trial.why for trial in found.given_up] == [True]
     found.attempt(next(recipes))
     assert len(found.trials) == tried + 1
     assert all("1e+30" not in trial.recipe for trial in found.trials)
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, place: str, refused: Callable[[], bool]) -> list[str]:
+    """The searches' `save` or `load`, which refuses files from now on; the calls so far."""
+    real, calls = getattr(plan, place), []
+
+    def tried(*arguments: Any, **more: Any) -> object:
+        calls.append(place)
+        if refused():
+            raise ex.errors.ArtifactError("it is a file of no network.")
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(plan, place, tried)
+    return calls
+
+
+@pytest.mark.parametrize("place", ["save", "load"])
+def test_a_recipe_whose_file_cannot_be_read_back_costs_that_recipe(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought, target = task(), ex.Target(max_drop=0.3)
+    assert brought.evaluate is not None
+    found = Search(brought, target, 900.0, tmp_path, brought.evaluate, math.inf)
+    recipes = found._recipes()
+    with monkeypatch.context() as patch:
+        refusing(patch, place, lambda: True)
+        first = next(recipes)
+        assert found.attempt(first) is None
+    assert found.attempt(next(recipes)) is not None
+    (given_up,) = found.given_up
+    assert (given_up.recipe, given_up.why) == (in_words(first), "it is a file of no network.")
+    assert (given_up.kept, given_up.given_up, found.best, len(found.trials)) == (False, True, 0, 1)
+    again = Search(brought, target, 900.0, tmp_path, brought.evaluate, math.inf)
+    monkeypatch.setattr(again, "_tried", None)
+    assert again.attempt(first) is None, "an earlier run has tried it"
+    assert again.given_up[0].why == given_up.why
+
+
+def test_what_was_given_up_stands_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    calls = refusing(monkeypatch, "load", lambda: len(calls) == 2)
+    found = ex.compress(task(), target=ex.Target(size=1500, max_drop=0.2), time=900, out=tmp_path)
+    assert found.met
+    assert [trial.given_up for trial in found.history].index(True) == 1
+    told = found.document()["history"][1]
+    assert (told["quality"], told["kept"], told["why"]) == (None, False, "it is a file of no network.")
+    ex.report(found, tmp_path / "page.html")
+    assert "dropped: it is a file of no network." in (tmp_path / "page.html").read_text()
+
+
+def test_a_search_of_which_every_file_is_refused_ends_with_its_time_and_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(monkeypatch, "load", lambda: True)
+    with pytest.raises(ex.errors.TargetError, match="no recipe could be applied to this network; it is a file of no network"):
+        ex.compress(task(), target=ex.Target(max_drop=0.2), time=2, out=tmp_path)
 
 
 def test_a_network_with_zeros_already_is_pruned_further(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,16 +27,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trial:
-    """One recipe the search tried: what it cost and gave, and whether it became the best."""
+    """One recipe the search tried: what it cost and gave, and whether it became the best; or why it was given up."""
 
     seconds: float  # since the search began
     recipe: str
     file_bytes: int
-    quality: float  # on validation data
+    quality: float  # on validation data; NaN for a recipe that was given up
     kept: bool
     why: str
     drop: float = 0.0  # what the search takes for lost, chance included
     error: float = 0.0  # standard error of what was lost; 0 where it is not known
+
+    @property
+    def given_up(self) -> bool:
+        """True for a recipe that gave no file to judge: its training diverged, or the file cannot be written or read."""
+        return math.isnan(self.quality)
 
 
 def in_words(recipe: Sequence[Step]) -> str:

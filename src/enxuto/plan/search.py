@@ -18,7 +18,7 @@ from torch import nn
 
 from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import load, save
-from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, TargetError, TaskError
+from enxuto.errors import ArtifactError, Error, LayerError, NothingChangedError, RangeError, TargetError, TaskError
 from enxuto.evaluation.points import is_fraction, said
 from enxuto.evaluation.quality import paired_change, quality
 from enxuto.plan.chance import MARGIN, standard_error
@@ -47,7 +47,7 @@ EPOCHS = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # of traini
 
 
 class TimeOver(Exception):
-    """The time is over in the middle of a trial, and there is a result already: raised and caught in here."""
+    """The time is over in the middle of a trial, and no result can be waited for: raised and caught in here."""
 
 
 @dataclass
@@ -62,6 +62,7 @@ class Search:
     limit_bytes: float
     trials: list[Trial] = field(default_factory=list)
     recipes: list[tuple[Step, ...]] = field(default_factory=list)
+    given_up: list[Trial] = field(default_factory=list)
     best: int = -1
     last: bool | None = None  # whether the last recipe lost little enough; None when it could not be applied
     end: End | None = None  # why the search ended
@@ -90,8 +91,8 @@ class Search:
 
     @property
     def over(self) -> bool:
-        """True when there is a result and no time to judge another one."""
-        return self.best >= 0 and self.left_s <= self.evaluation_s
+        """True when there is a result, or recipes were given up, and no time to judge another one."""
+        return (self.best >= 0 or bool(self.given_up)) and self.left_s <= self.evaluation_s
 
     @property
     def left_s(self) -> float:
@@ -125,7 +126,7 @@ class Search:
                 raise
 
     def attempt(self, recipe: tuple[Step, ...]) -> Trial | None:
-        """Runs, saves, reloads and judges one recipe, unless an earlier run did; None when it could not be applied."""
+        """Runs, saves, reloads and judges one recipe, unless an earlier run did; None when it gave no file to judge."""
         words = in_words(recipe)
         trial = self.history.known.get(words)
         if trial is None:
@@ -135,6 +136,11 @@ class Search:
                 return None
             self.history.known[words] = trial
             self.history.keep()
+        if trial.given_up:
+            logger.warning("given up: %s: %s", words, trial.why)
+            self.given_up.append(trial)
+            self.last = None
+            return None
         trial = replace(trial, kept=self.best < 0 or self._rank(trial) < self._rank(self.trials[self.best]))
         logger.info("%s %s: %s", "kept" if trial.kept else "tried", trial.why, words)
         self.recipes.append(recipe)
@@ -147,25 +153,25 @@ class Search:
     def _tried(self, recipe: tuple[Step, ...], words: str) -> Trial | None:
         """What a recipe costs and gives, before it is compared with others; None when it could not be applied.
 
-        Raises: TimeOver when the time ends before, and there is a result already.
+        Raises: TimeOver when the time ends before, and there is a result already or no hope of one.
         """
         try:
             with interrupting(self._check_time):
                 model, records = run(self.task, recipe, checkpoints=self.checkpoints, strict=True)
+            self.pace_s = seconds_seen(self.task, recipe, records) or self.pace_s
+            began = time.monotonic()
+            path = self.folder / "trial.nxt"
+            save(model, path, original=self.task.model)
+            size = path.stat().st_size
+            small = load(path, into=self.task.model)
         except NothingChangedError as fault:
             logger.info("not tried: %s", fault)
             return None
-        except TaskError as fault:  # a training that diverged; what is wrong with the data was found before the first recipe
-            if self.best < 0:
+        except (TaskError, ArtifactError) as fault:  # a training that diverged, a file that does not fit the network
+            if self.best < 0 and isinstance(fault, TaskError):  # what is wrong with the data shows in the first recipes
                 raise
-            logger.warning("a recipe was given up (%s): %s", words, fault)
-            return None
-        self.pace_s = seconds_seen(self.task, recipe, records) or self.pace_s
-        began = time.monotonic()
-        path = self.folder / "trial.nxt"
-        save(model, path, original=self.task.model)
-        size = path.stat().st_size
-        after = quality(self.evaluate, load(path, into=self.task.model))
+            return Trial(time.monotonic() - self.start, words, 0, math.nan, False, str(fault), math.inf)
+        after = quality(self.evaluate, small)
         self.evaluation_s = time.monotonic() - began
         change, _, _ = paired_change(self.before, after)
         error = standard_error(self.before, after)
