@@ -5,7 +5,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from enxuto.errors import RangeError
-from enxuto.sizes import file_bytes, format_bytes, module_bytes, parse_bytes, parse_fraction, parse_seconds, tensor_bytes
+from enxuto.sizes import (
+    ample_bytes,
+    file_bytes,
+    format_bytes,
+    module_bytes,
+    parse_bytes,
+    parse_fraction,
+    parse_seconds,
+    tensor_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +97,12 @@ def test_bytes_of_tensors_modules_and_files(tmp_path):
     assert module_bytes(tied) == 64
     (tmp_path / "a").write_bytes(b"12345")
     assert file_bytes(tmp_path / "a") == 5
+
+
+@given(st.integers(1, 10**12))
+def test_a_size_to_ask_for_is_enough_and_hardly_more(count: int) -> None:
+    asked = parse_bytes(ample_bytes(count))
+    assert count <= asked <= 1.011 * count + 1
 
 
 @pytest.mark.parametrize("parse", [parse_bytes, parse_fraction, parse_seconds])

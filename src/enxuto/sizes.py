@@ -65,6 +65,15 @@ def format_bytes(count: float) -> str:
     raise AssertionError("unreachable: gigabytes always return")
 
 
+def ample_bytes(count: int) -> str:
+    """The same for a size to ask for: no less than `count` when it is read again, and at most a hundredth more.
+
+    >>> ample_bytes(2_308), format_bytes(2_304), ample_bytes(2_304)
+    ('2.32 kB', '2.30 kB', '2.32 kB')
+    """
+    return format_bytes(count * 1.005)  # half of the last of three digits, at most
+
+
 def parse_fraction(text: str | float, noun: str = "fraction") -> float:
     """The fraction that "0.5%", "0.005" or 0.005 means.
 

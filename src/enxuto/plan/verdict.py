@@ -11,7 +11,7 @@ from enxuto.evaluation.points import is_fraction, points, said
 from enxuto.plan.chance import MARGIN, samples_needed
 from enxuto.plan.history import Trial
 from enxuto.plan.search import Search
-from enxuto.sizes import format_bytes
+from enxuto.sizes import ample_bytes, format_bytes
 from enxuto.task import Target
 
 WORTH = 0.9  # of the bytes found: a file that a larger validation set would have allowed is told of when it is so much smaller
@@ -87,7 +87,8 @@ def advise(search: Search, verdict: Sequence[Verdict]) -> tuple[str, ...]:
         advice.append("no recipe that was tried keeps the network alive in so few bytes: allow more, or say max_drop.")
     elif large and kept:
         where = "within the drop, " if allowed < math.inf else ""
-        advice.append(f"{where}the smallest file was {format_bytes(best.file_bytes)} ({_lost(search, best)}): ask for that.")
+        small, asked = format_bytes(best.file_bytes), ample_bytes(best.file_bytes)
+        advice.append(f"{where}the smallest file was {small} ({_lost(search, best)}): ask for {asked}.")
     if fitting and allowed < math.inf and (large or not kept):
         least = min(fitting, key=lambda trial: trial.drop)
         advice.append(
