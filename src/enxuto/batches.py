@@ -45,6 +45,21 @@ def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return _mapped(tree, of)
 
 
+def unclassed(tree: Any) -> Any:
+    """The same in plain tuples, lists and dicts, which torch can trace; objects of other classes stay what they are.
+
+    >>> from collections import UserDict
+    >>> unclassed([UserDict(x=1), (2, None)])
+    [{'x': 1}, (2, None)]
+    """
+    if isinstance(tree, Mapping) or is_record(tree):
+        return {name: unclassed(item) for name, item in entries(tree).items()}
+    if isinstance(tree, (tuple, list)) and not isinstance(tree, Part):
+        items = [unclassed(item) for item in tree]
+        return items if isinstance(tree, list) else tuple(items)
+    return tree
+
+
 def doubled(batch: Any) -> Any:
     """The batch in double precision; whole numbers stay."""
     return mapped(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)

@@ -126,6 +126,8 @@ def _search(task: Task, target: Target, seconds: float, work: Path, before: Sequ
     search = Search(task, target, seconds, work, evaluate, limit)
     search.run()
     if search.best < 0:
-        why = search.given_up[0].why if search.given_up else "inspect it to see which layers enxuto can treat."
-        raise TargetError(f"no recipe could be applied to this network; {why}")
+        why = " ".join(dict.fromkeys([*(trial.why for trial in search.given_up), *search.unchanged]))
+        raise TargetError(
+            f"no recipe could be applied to this network; {why or 'inspect it to see which layers enxuto can treat.'}"
+        )
     return search

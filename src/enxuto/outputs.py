@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from enxuto.batches import entries, is_record
 from enxuto.errors import TaskError
@@ -26,6 +27,16 @@ def output_tensors(outputs: Any) -> dict[str, Tensor]:
     A single tensor is "0". What a model returns as its own loss, and tensors without values, are no outputs.
     """
     return {path or "0": tensor for path, tensor in _walk(outputs, "") if tensor.numel() and (path != LOSS or tensor.ndim)}
+
+
+@contextmanager
+def returned_as(model: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
+    """The model returns what `change` makes of its outputs, for tracers, which know no classes of a user's."""
+    handle = model.register_forward_hook(lambda module, given, outputs: change(outputs))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _walk(outputs: Any, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,6 +178,14 @@ def left_in_float(model: nn.Module, layers: Patterns = "*") -> Iterator[Change]:
             key = f"{path}.{name}" if path else name
             why = f"a parameter that {type(module).__name__} holds itself; no layer kind covers it"
             yield Change(key, "left in float", why)
+
+
+def reasons(changes: Iterable[Change]) -> str:
+    """Why layers were left alone: five reasons at most, each once with the layers that it holds for; empty for none."""
+    paths: dict[str, list[str]] = {}
+    for change in changes:
+        paths.setdefault(change.why, []).append(f"'{change.path}'")
+    return "; ".join(f"{', '.join(named[:5])}{', ...' if len(named) > 5 else ''}: {why}" for why, named in [*paths.items()][:5])
 
 
 def leaves_(model: nn.Module, chosen: list[Weight]) -> list[Rehearsal]:

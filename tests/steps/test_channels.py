@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+from collections import UserDict
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,17 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from channel_nets import Literal, image_nets
+from enxuto.compression import compress
 from enxuto.cut import Group
-from enxuto.errors import LayerError, NothingChangedError, RangeError, TargetError
+from enxuto.errors import ExportError, LayerError, NothingChangedError, RangeError, TargetError
 from enxuto.groups import find_groups
 from enxuto.macs import total_macs
+from enxuto.memory import fits, predict
 from enxuto.steps.channels import PruneChannels
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.fold import Fold
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.surgery import to_float
-from enxuto.task import Step, Task
+from enxuto.task import Step, Target, Task
 from enxuto.zoo import build
 
 NETS = image_nets()
@@ -279,3 +284,79 @@ def test_a_network_of_extreme_scales_is_cut_like_any_other(scale: float) -> None
     assert record.figures["macs_after"] <= 0.5 * record.figures["macs_before"]
     assert all(bool(torch.isfinite(tensor).all()) for tensor in smaller.state_dict().values())
     assert bool(torch.isfinite(smaller.eval()(x)).all())
+
+
+@dataclasses.dataclass
+class Scores:
+    logits: Tensor
+    hidden: tuple[Tensor, ...] = ()
+
+
+class Opaque:
+    """A class of which nobody knows what it holds."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+class Holding(nn.Module):
+    """Three layers whose outputs come in what `holder` makes of them."""
+
+    def __init__(self, holder: Callable[..., object] = lambda logits, hidden: logits) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(16, 64), nn.Linear(64, 48), nn.Linear(48, 4)
+        self.holder = holder
+
+    def forward(self, x: Tensor) -> object:
+        h = self.a(x).relu()
+        return self.holder(self.c(self.b(h).relu()), h[:, :1])
+
+
+HOLDERS = {
+    "dataclass": lambda logits, hidden: Scores(logits),
+    "dataclasses inside": lambda logits, hidden: {"out": [Scores(logits)], "none": None, "words": "text", "number": 3},
+    "an own kind of dict": lambda logits, hidden: UserDict(logits=logits),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("scores", ["taylor", "magnitude"])
+def test_what_holds_the_outputs_changes_nothing_of_what_is_cut(holder: str, scores: str) -> None:
+    x = torch.randn(64, 16)
+    plain, held = (Task(net.eval(), calibration=[x]) for net in (Holding(), Holding(HOLDERS[holder])))
+    step = PruneChannels(macs=0.5, scores=scores)
+    smaller, record = step(plain.model, plain)
+    other, same = step(held.model, held)
+    assert same.changes == record.changes
+    assert record.figures["macs_after"] <= 0.5 * record.figures["macs_before"]
+    assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in smaller.state_dict().items()}
+    assert fits(held.model, x).ram_bytes == fits(plain.model, x).ram_bytes
+    assert predict(held.model, x).peak_bytes == predict(plain.model, x).peak_bytes
+    assert not held.model._forward_hooks
+
+
+def test_all_that_an_output_holds_stays_whole() -> None:
+    x = torch.randn(64, 16)
+    expected = find_groups(Holding(lambda logits, hidden: (logits, hidden)).eval(), x)
+    assert [group.writers for group in expected.groups] == [("b",)]
+    for holder in (Scores, lambda logits, hidden: {"out": Scores(logits, (hidden,))}):
+        found = find_groups(Holding(holder).eval(), x)
+        assert [group.writers for group in found.groups] == [("b",)]
+        assert found.frozen == expected.frozen
+
+
+def test_a_class_that_torch_cannot_follow_is_named_once_with_all_layers() -> None:
+    x = torch.randn(64, 16)
+    model = Holding(lambda logits, hidden: (logits, Opaque(hidden))).eval()
+    with pytest.raises(
+        NothingChangedError, match=r"'a', 'b', 'c': torch.export cannot follow this model: Found .*Opaque"
+    ) as caught:
+        PruneChannels(macs=0.5)(model, Task(model, calibration=[x]))
+    assert str(caught.value).count("torch.export") == 1
+    with pytest.raises(
+        ExportError, match=r"Opaque.*; a forward works that returns tensors in tuples, lists, dicts or dataclasses"
+    ):
+        fits(model, x)
+    with pytest.raises(TargetError, match=r"no recipe could be applied .*PruneChannels.*'a', 'b', 'c': torch.export .*Opaque"):
+        compress(Task(model, calibration=[x]), target=Target(macs=0.5, max_drop=0.3), time="10 s")

@@ -34,6 +34,7 @@ from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, structure
 from enxuto.exporters.recurrent import any_length
 from enxuto.files import whole_file
 from enxuto.groups.trace import silent
+from enxuto.outputs import returned_as
 from enxuto.task import Batch, call, evaluating
 
 TOLERANCE = 1e-3  # largest difference to torch, relative to the largest output; float32 kernels differ by 1e-7 to 1e-5
@@ -127,7 +128,13 @@ def _write(
         try:
             given = mapped(given, _without_gaps)
             positional, named = arguments(given)
-            with _quiet(), silent(), evaluating(model), _flat_outputs(model), any_length() if lengths else nullcontext():
+            with (
+                _quiet(),
+                silent(),
+                evaluating(model),
+                returned_as(model, _in_a_row),
+                any_length() if lengths else nullcontext(),
+            ):
                 free = _free_axes(given, lengths, dynamic=dynamic, guessed=guessed).dynamic_shapes(model, positional, named)
                 program = torch.export.export(model, positional, named, dynamic_shapes=free)
                 exported = torch.onnx.export(program, dynamo=True, verbose=False)
@@ -174,14 +181,9 @@ def _free_axes(given: Batch, lengths: Lengths, *, dynamic: bool, guessed: bool) 
     return shapes
 
 
-@contextmanager
-def _flat_outputs(model: nn.Module) -> Iterator[None]:
-    """The model returns its output tensors in a row: torch exports no classes of a user's. `STRUCTURE` says what they were in."""
-    handle = model.register_forward_hook(lambda module, given, output: tuple(leaves(output)))
-    try:
-        yield
-    finally:
-        handle.remove()
+def _in_a_row(outputs: Any) -> tuple[Tensor, ...]:
+    """The tensors alone; `STRUCTURE` says what they were in."""
+    return tuple(leaves(outputs))
 
 
 def _first(error: BaseException) -> BaseException:

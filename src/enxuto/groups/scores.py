@@ -121,7 +121,7 @@ def _held_bytes(model: nn.Module, batch: Batch) -> int:
 
 def _answers(model: nn.Module, batch: Batch) -> list[Tensor]:
     """The outputs that depend on the parameters."""
-    outputs = torch.utils._pytree.tree_leaves(attempt(model, batch, "a calibration batch"))
+    outputs = leaves(attempt(model, batch, "a calibration batch"))
     return [each for each in outputs if _counts(each)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram, _trace
 from torch.export.graph_signature import InputKind
 
-from enxuto.batches import arguments, batch_size, rows
+from enxuto.batches import arguments, batch_size, rows, unclassed
 from enxuto.copies import copied
 from enxuto.groups.call import Call, fixed, substituted
 from enxuto.groups.layers import LAYERS
 from enxuto.groups.ledger import Ledger, Value, Weight
 from enxuto.groups.shapes import rule_for
+from enxuto.outputs import returned_as
 from enxuto.task import Batch, call, evaluating, slow_attention
 
 TRACED_SAMPLES = 2  # one would let a forced squeeze() swallow the batch dimension
@@ -71,12 +73,13 @@ def export(model: nn.Module, batch: Batch) -> ExportedProgram:
     double = copied(model, share=True).eval()  # what it keeps of tensors without values goes with it
     args, kwargs = arguments(batch)
     try:
-        with warnings.catch_warnings(), silent(), slow_attention(), torch.no_grad():
+        with warnings.catch_warnings(), silent(), slow_attention(), torch.no_grad(), returned_as(double, unclassed):
             warnings.simplefilter("ignore")  # export speaks of what it does to its own copy
             return torch.export.export(double, args, kwargs, strict=False)
     except Exception as error:  # whatever a stranger's forward raises means the same: it cannot be followed
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Untraceable(f"torch.export cannot follow this model: {first[:200]}") from error
+        shown = textwrap.shorten(first, 200, placeholder=" ...")
+        raise Untraceable(f"torch.export cannot follow this model: {shown}") from error
 
 
 @contextmanager

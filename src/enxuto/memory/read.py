@@ -71,7 +71,8 @@ def exported(model: nn.Module, batch: Batch) -> ExportedProgram:
             attempt(model, batch, "the batch")  # a wrong one is no fault of the export
         raise ExportError(
             f"the memory of {type(model).__name__} cannot be laid out for one sample: {error}; "
-            "a forward whose steps do not depend on the values of its inputs works, called with a batch of 1."
+            "a forward works that returns tensors in tuples, lists, dicts or dataclasses and whose steps do not depend on the "
+            "values of its inputs, called with a batch of 1."
         ) from error
 
 

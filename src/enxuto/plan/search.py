@@ -63,6 +63,7 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     recipes: list[tuple[Step, ...]] = field(default_factory=list)
     given_up: list[Trial] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)  # why a step of a recipe would have changed nothing
     best: int = -1
     last: bool | None = None  # whether the last recipe lost little enough; None when it could not be applied
     end: End | None = None  # why the search ended
@@ -166,6 +167,7 @@ class Search:
             small = load(path, into=self.task.model)
         except NothingChangedError as fault:
             logger.info("not tried: %s", fault)
+            self.unchanged.append(str(fault))
             return None
         except (TaskError, ArtifactError) as fault:  # a training that diverged, a file that does not fit the network
             if self.best < 0 and isinstance(fault, TaskError):  # what is wrong with the data shows in the first recipes

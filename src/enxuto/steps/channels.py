@@ -20,7 +20,7 @@ from enxuto.groups.norms import refresh_norms_
 from enxuto.groups.scores import FloatArray, magnitude, taylor
 from enxuto.macs import total_macs
 from enxuto.select import Patterns, matches, select
-from enxuto.surgery import borrowed, to_float
+from enxuto.surgery import borrowed, reasons, to_float
 from enxuto.task import Change, Record, Task
 
 MULTIPLES = (8, 4, 2, 1)  # measured on ResNet-20 in ONNX Runtime: docs/prune-channels.md
@@ -134,11 +134,10 @@ class PruneChannels:
         return best
 
     def _nothing(self, what: str, found: Groups) -> str:
-        reasons = "; ".join(f"'{change.path}': {change.why}" for change in found.frozen[:5])
         cut = ", ".join(f"'{group.writers[0]}'" for group in found.groups[:8])
         return (
             f"{self} would change nothing: {what} of {len(found.groups)} groups of channels ({cut or 'none'}). "
-            f"What stays whole: {reasons or 'nothing'}. Set macs= or sparsity=, or choose other layers."
+            f"What stays whole: {reasons(found.frozen) or 'nothing'}. Set macs= or sparsity=, or choose other layers."
         )
 
 

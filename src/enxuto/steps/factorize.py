@@ -20,7 +20,7 @@ from enxuto.layers.grids import Affine, CodedTensor
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear
 from enxuto.reads import read_elsewhere
 from enxuto.select import Patterns, select
-from enxuto.surgery import Weight, borrowed, replace_, twins
+from enxuto.surgery import Weight, borrowed, reasons, replace_, twins
 from enxuto.task import Batch, Change, Record, Task, float_outputs
 
 FAR = 0.1  # of the outputs: what a network rarely survives without training
@@ -74,8 +74,7 @@ class Factorize:
         changes = [change for change in changes if change.path not in refused]
         skipped += [Change(path, "left alone", reason) for path, reason in refused.items()]
         if not changes:
-            reasons = "; ".join(f"'{c.path}': {c.why}" for c in skipped[:5])
-            raise NothingChangedError(f"{self} would change nothing: {reasons}; use a lower rank or energy.")
+            raise NothingChangedError(f"{self} would change nothing: {reasons(skipped)}; use a lower rank or energy.")
         moved = zip(float_outputs(model, task.sample), expected, strict=True)
         figures = {"output_error": max((distance(*pair) for pair in moved), default=0.0)}
         if figures["output_error"] > FAR:

@@ -18,7 +18,7 @@ from enxuto.groups.trace import small_batch
 from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
 from enxuto.layers.grids import AffineTensor
 from enxuto.select import Patterns, matches
-from enxuto.surgery import borrowed, duplicate, replace_
+from enxuto.surgery import borrowed, duplicate, reasons, replace_
 from enxuto.task import Batch, Change, Record, Task, call, evaluating, float_outputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -61,7 +61,7 @@ class Fold:
                 refused += reason
         skipped += refused
         if not changes:
-            why = "; ".join(f"'{c.path}': {c.why}" for c in skipped[:5]) or "the model has no batch norm"
+            why = reasons(skipped) or "the model has no batch norm"
             raise NothingChangedError(f"Fold would change nothing: {why}; leave the step out.")
         return separate_(folded, model), Record(str(self), tuple(changes), tuple(skipped), {}, time.monotonic() - start)
 
