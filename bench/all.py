@@ -20,6 +20,7 @@ SCRIPTS = (
     ("file_zstd.py",),
     ("file_speed.py",),
     ("decoded_speed.py",),
+    ("rounding.py",),
     ("file_large.py",),
     ("speed_resnet.py",),
     ("channel_groups.py",),

@@ -36,6 +36,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("macs",),
     ("groups",),
     ("calibrate",),
+    ("evidence",),
+    ("rounding",),
     ("encode",),
     ("train",),
     ("lessons",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -21,10 +21,16 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def code_weights_(
-    model: nn.Module, chosen: Sequence[Weight], grid: Grid, *, together: bool = False
+    model: nn.Module,
+    chosen: Sequence[Weight],
+    grid: Grid,
+    *,
+    together: bool = False,
+    rounded: Callable[[Weight, CodedTensor], CodedTensor] | None = None,
 ) -> tuple[list[Change], list[Change]]:
     """Codes every chosen weight, and the layers tied to it with the very same codes; `together` with one scale for all.
 
+    `rounded` gives other codes on the grid that was fitted; without it each value has the nearest.
     What was done, and what was left: a weight that shares no more values than the grid has codes keeps them, as a scale for
     each channel would make other values of one.
     Raises: ShapeError when one of them does not fit the grid; the model, a copy, is of no use then.
@@ -34,6 +40,8 @@ def code_weights_(
     changes = []
     for weight, tensor in zip(fresh, _encoded(((weight.read(), weight.path) for weight in fresh), grid, together), strict=True):
         values, before = weight.read(), weight.tensor
+        if rounded is not None:
+            tensor = rounded(weight, tensor)
         for twin in twins(model, weight):
             twin.code_(tensor)
         lost = f"; no longer {before.symbols} shared values" if isinstance(before, TableTensor) else ""

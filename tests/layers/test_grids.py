@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from enxuto.errors import RangeError, ShapeError
 from enxuto.layers import Affine, AffineTensor, Table, TableTensor
-from enxuto.layers.grids import pack, storage_bits, unpack
+from enxuto.layers.packing import pack, storage_bits, unpack
 
 law = settings(deadline=None, max_examples=40, derandomize=True)
 GRIDS = [

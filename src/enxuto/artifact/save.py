@@ -22,7 +22,8 @@ from enxuto.artifact.structure import apply, edits, told, untold
 from enxuto.errors import ArtifactError, TaskError
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded
-from enxuto.layers.grids import AffineTensor, CodedTensor, TableTensor, pack
+from enxuto.layers.grids import AffineTensor, CodedTensor, TableTensor
+from enxuto.layers.packing import pack
 from enxuto.layers.state import is_state, set_states_, states
 from enxuto.surgery import to_float, without_computed
 

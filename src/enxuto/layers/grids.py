@@ -7,7 +7,7 @@ Codes are packed: 1, 2, 4 or 8 bits each in memory. The entropy coder, which mak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -19,6 +19,7 @@ from enxuto.errors import RangeError, ShapeError
 from enxuto.functional.affine import PIECE, absmax_scale, fit_scale, largest_code, short, to_codes
 from enxuto.functional.table import fit_codebook, nearest_entries
 from enxuto.layers.kept import recalled
+from enxuto.layers.packing import pack, pieces, storage_bits, unpack
 
 Per = Literal["tensor", "channel", "group"]
 
@@ -145,46 +146,21 @@ def _finite(weight: Tensor, path: str) -> Tensor:
     return values
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes side by side in bytes, 1, 2, 4 or 8 bits each, the first in the lowest bits.
+@dataclass(frozen=True, eq=False)
+class Values:
+    """The values of a grid: multiples of a scale up to `largest` of them, plus or minus the scale where that is 0; or entries.
 
-    Shapes: codes [n] integers below 2^bits -> uint8 [ceil(n · width / 8)].
+    Shapes: scale float32 as the weight, expanded; entries float32 [entries] ascending, or None.
     """
-    width = storage_bits(bits)
-    if width == 8:
-        return codes.to(torch.uint8)
-    per_byte = 8 // width
-    shifts = torch.arange(per_byte, dtype=torch.int32, device=codes.device) * width
-    made = torch.empty(-(-codes.numel() // per_byte), dtype=torch.uint8, device=codes.device)
-    for few, packed in zip(codes.split(PIECE), made.split(PIECE // per_byte), strict=True):
-        padded = torch.nn.functional.pad(few.to(torch.int32), (0, -few.numel() % per_byte)).view(-1, per_byte)
-        packed.copy_((padded << shifts).sum(dim=1))
-    return made
 
+    scale: Tensor
+    largest: int
+    entries: Tensor | None = None
 
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of `pack`: int32 [count]."""
-    width = storage_bits(bits)
-    shifts = torch.arange(0, 8, width, dtype=torch.int32, device=packed.device)
-    wide = packed.to(torch.int32)[:, None]  # uint8 bit operations export to an invalid ONNX graph
-    return ((wide >> shifts) & (2**width - 1)).flatten()[:count]
-
-
-def storage_bits(bits: int) -> int:
-    """The width of a code in memory: the next of 1, 2, 4, 8."""
-    return 1 << math.ceil(math.log2(bits))
-
-
-def pieces(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of a matrix in pieces of at most PIECE values that lie side by side in memory.
-
-    >>> list(pieces(1, PIECE + 1))
-    [(slice(0, 1, None), slice(0, 131072, None)), (slice(0, 1, None), slice(131072, 131073, None))]
-    """
-    high = max(1, PIECE // max(1, width))
-    for row in range(0, rows, high):
-        for column in range(0, width, PIECE):
-            yield slice(row, min(row + high, rows)), slice(column, min(column + PIECE, width))
+    @property
+    def zero(self) -> bool:
+        """True where zero is one of them."""
+        return self.largest > 0 if self.entries is None else bool((self.entries == 0).any())
 
 
 class CodedTensor(nn.Module):
@@ -277,6 +253,10 @@ class CodedTensor(nn.Module):
         """The tensor with only the slices `keep` (indices) along `dim`; the same codes wherever the grid allows it."""
         raise NotImplementedError
 
+    def values(self) -> Values:
+        """What values a weight here can have."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         return f"{list(self.shape)}, {self.grid}"
 
@@ -325,6 +305,10 @@ class AffineTensor(CodedTensor):
     def _decoded(self, codes: Tensor, rows: slice) -> Tensor:
         return self._signed(codes).to(torch.float32) * self.scale[rows].to(torch.float32)[:, None]
 
+    def values(self) -> Values:
+        scale = self.scale.float()[:, None].expand(-1, math.prod(self.shape) // self.scale.numel())
+        return Values(scale.reshape(self.shape), 0 if self.grid.bits == 1 else largest_code(self.grid.bits))
+
     def recode(self, weight: Tensor) -> AffineTensor:
         self.grid.rows(weight)  # refuses a zero where one bit has no code for it
         return AffineTensor.of(self.grid, weight, self.scale)
@@ -365,6 +349,9 @@ class TableTensor(CodedTensor):
 
     def _decoded(self, codes: Tensor, rows: slice) -> Tensor:
         return self.codebook[codes]
+
+    def values(self) -> Values:
+        return Values(self.codebook.new_ones(()).expand(self.shape), 1, self.codebook)
 
     def recode(self, weight: Tensor) -> TableTensor:
         if bool((weight == 0).any()) and not bool((self.codebook == 0).any()):

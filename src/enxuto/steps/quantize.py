@@ -17,6 +17,7 @@ from enxuto.functional.affine import activation_grid
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded, plain_class, weight_names
 from enxuto.layers.grids import Affine, Grid, Per
+from enxuto.rounding import Rounding, SecondOrder, check_rounding
 from enxuto.select import Patterns, matches
 from enxuto.surgery import borrowed, left_in_float, weights
 from enxuto.task import Change, Record, Task
@@ -33,9 +34,11 @@ class Quantize:
     Linear and convolution layers, which integer speed needs; the record names the layers whose inputs stay float. `biases=8`
     codes biases and the parameters of norms too. `fit="mse"` clips where that lowers the error; "absmax" never clips.
     A layer whose inputs `group` does not divide gets the next smaller group that does, or a scale per channel; a weight that
-    `Share` put on no more values than 2^bits keeps them. The record names both.
+    `Share` put on no more values than 2^bits keeps them. The record names both. `rounding="gptq"` takes in place of the nearest
+    codes those that change the layers' outputs on the calibration batches least; the grid stays.
     Raises: RangeError for bits outside 1..8 or activations other than 8.
-    Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference".
+    Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference";
+    for "gptq" Frantar et al. 2023, "GPTQ: accurate post-training quantization for generative pre-trained transformers".
     """
 
     bits: int = 8
@@ -45,11 +48,13 @@ class Quantize:
     activations: int | None = None
     biases: int | None = None
     fit: Literal["mse", "absmax"] = "mse"
+    rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
         if self.per not in (*get_args(Per), "network"):
             raise RangeError(f"per={self.per!r} is not known; use 'channel', 'group', 'tensor' or 'network'.")
         self.grid()
+        check_rounding(self.rounding)
         if self.biases is not None:
             Affine(self.biases)
         if self.activations not in (None, 8):
@@ -68,12 +73,19 @@ class Quantize:
         start = time.monotonic()
         given, model = model, borrowed(model)
         ranges = self._ranges(model, task)
-        changes, kept = code_weights_(model, weights(model, self.layers), self.grid(), together=self._together)
+        chosen = weights(model, self.layers)
+        by_data = SecondOrder(given, task.calibration, chosen, task.seed) if self.rounding == "gptq" else None
+        changes, kept = code_weights_(model, chosen, self.grid(), together=self._together, rounded=by_data)
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
         changes += _grid_inputs(model, ranges)
         check_changed(self, changes, kept, "use fewer bits, or activations=8 for the inputs")
-        skipped = (*kept, *left_in_float(model, self.layers), *(self._inputs_left(model, ranges) if self.activations else ()))
+        skipped = (
+            *kept,
+            *(by_data.left() if by_data else ()),
+            *left_in_float(model, self.layers),
+            *(self._inputs_left(model, ranges) if self.activations else ()),
+        )
         return separate_(model, given), Record(
             str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start
         )

@@ -10,6 +10,7 @@ from torch import nn
 from enxuto.copies import separate_
 from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
 from enxuto.layers.grids import Affine, Grid, Table
+from enxuto.rounding import Rounding, SecondOrder, check_rounding
 from enxuto.select import Patterns
 from enxuto.surgery import borrowed, left_in_float, weights
 from enxuto.task import Record, Task
@@ -19,7 +20,8 @@ from enxuto.task import Record, Task
 class Share:
     """At most 2^bits values for each weight tensor, placed by exact 1-D k-means; zero stays zero.
 
-    `biases=8` also puts biases and the parameters of norms on affine grids.
+    `biases=8` also puts biases and the parameters of norms on affine grids. `rounding="gptq"` takes in place of the nearest
+    values those that change the layers' outputs on the calibration batches least.
     Raises: RangeError for bits outside 1..8.
     Source: Han et al. 2016, "Deep Compression", section 3.
     """
@@ -27,9 +29,11 @@ class Share:
     bits: int = 4
     layers: Patterns = "*"
     biases: int | None = None
+    rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
         self.grid()
+        check_rounding(self.rounding)
         if self.biases is not None:
             Affine(self.biases)
 
@@ -44,11 +48,13 @@ class Share:
         """
         start = time.monotonic()
         given, model = model, borrowed(model)
-        changes, kept = code_weights_(model, weights(model, self.layers), self.grid())
+        chosen = weights(model, self.layers)
+        by_data = SecondOrder(given, task.calibration, chosen, task.seed) if self.rounding == "gptq" else None
+        changes, kept = code_weights_(model, chosen, self.grid(), rounded=by_data)
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
         check_changed(self, changes, kept, "use fewer bits")
-        skipped = (*kept, *left_in_float(model, self.layers))
+        skipped = (*kept, *(by_data.left() if by_data else ()), *left_in_float(model, self.layers))
         return separate_(model, given), Record(
             str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start
         )

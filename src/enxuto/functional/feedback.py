@@ -1,0 +1,109 @@
+"""Rounding a matrix column by column, each error answered by the columns that are still to come.
+
+What is minimised is the error of the products, tr(E H Eᵀ) for E = matrix - rounded and H the second moments of the inputs. With
+H = R Rᵀ for an upper R it is |E R|²: column k of E R depends on the errors up to k, so the best value of the next column is the
+one that the errors before it ask for, rounded. No inverse of H is needed.
+Source: Frantar et al. 2023, "GPTQ: accurate post-training quantization for generative pre-trained transformers"; in this form
+Chee et al. 2023, "QuIP: 2-bit quantization of large language models with guarantees", section 3 (LDLQ).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+DAMPING = 0.01  # of the mean of H's diagonal, added to it: GPTQ's
+BLOCK = 64  # columns whose errors reach each other one by one; those of blocks before come by one product
+ROWS = 512  # rounded at once: rows do not know each other
+
+Floats = NDArray[np.float32]
+
+
+def round_with_feedback(
+    matrix: Tensor, square: Tensor, scale: Tensor, largest: int, entries: Tensor | None = None, *, zero: bool = True
+) -> Tensor:
+    """The matrix on its grid: whole multiples of `scale`, up to `largest` of them; plus or minus `scale` where `largest` is 0;
+    or ascending entries. With `zero`, zeros stay zero.
+
+    Shapes: matrix [out, in], square [in, in], scale [out, in] (an expanded one will do), entries [any] -> float32 [out, in].
+    """
+    order, upper = _answers(square)
+    factor: Floats = upper.cpu().numpy()
+    table: Floats = np.zeros(0, np.float32) if entries is None else entries.float().cpu().numpy()
+    made = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)
+    for start in range(0, len(matrix), ROWS):
+        few = slice(start, start + ROWS)
+        values: Floats = matrix[few].detach()[:, order].float().cpu().numpy()
+        _round_rows_(values, scale[few][:, order].float().cpu().numpy(), factor, largest, table, zero)
+        made[few, order] = torch.from_numpy(values).to(matrix.device)
+    return made
+
+
+def _answers(square: Tensor) -> tuple[Tensor, Tensor]:
+    """The order in which columns are rounded, the largest input first, and the upper R of H in this order.
+
+    Inputs that are zero throughout, or fewer samples than inputs, leave H without full rank: what damping adds makes up for it,
+    ten times as much as often as it takes.
+    Shapes: square [in, in] -> int64 [in], float32 [in, in].
+    """
+    order = square.diagonal().argsort(descending=True, stable=True)
+    turned = order.flip(0)
+    added = DAMPING * (float(square.diagonal().mean()) or 1.0)
+    while True:
+        matrix = square[turned][:, turned].float()
+        matrix.diagonal().add_(added)
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if not int(failed):
+            return order, lower.flip(0, 1)
+        added *= 10
+
+
+def _round_rows_(values: Floats, scales: Floats, factor: Floats, largest: int, table: Floats, zero: bool) -> None:
+    errors = np.zeros_like(values)
+    for start in range(0, values.shape[1], BLOCK):
+        part = slice(start, start + BLOCK)
+        own = factor.diagonal()[part]
+        asked = errors[:, :start] @ factor[:start, part] / own
+        _kernel()(values[:, part], asked, errors[:, part], factor[part, part] / own, scales[:, part], largest, table, zero)
+
+
+@functools.cache
+def _kernel() -> Callable[..., None]:
+    from numba import njit
+
+    try:
+        return njit(cache=True, nogil=True)(_round_block)
+    except RuntimeError:  # numba finds no folder it may write to: compile anew in each process
+        return njit(nogil=True)(_round_block)
+
+
+def _round_block(values, asked, errors, ratio, scales, largest, entries, zero):  # type: ignore[no-untyped-def]
+    rows, width = values.shape
+    for row in range(rows):
+        for column in range(width):
+            target = values[row, column] + asked[row, column]
+            for before in range(column):
+                target += errors[row, before] * ratio[before, column]
+            if values[row, column] == 0 and zero:
+                rounded = values[row, column]
+            elif entries.size:
+                low, high = 0, entries.size - 1
+                while low < high:
+                    middle = (low + high) // 2
+                    if 2.0 * target > np.float64(entries[middle]) + np.float64(entries[middle + 1]):
+                        low = middle + 1
+                    else:
+                        high = middle
+                rounded = entries[low]
+            elif largest == 0:
+                rounded = scales[row, column] if target >= 0 else -scales[row, column]
+            else:
+                steps = np.rint(target / scales[row, column])
+                rounded = np.float32(min(max(steps, -largest), largest)) * scales[row, column]
+            errors[row, column] = values[row, column] - rounded
+            values[row, column] = rounded

@@ -1,0 +1,72 @@
+"""Second moments, against the inputs written out; in passes, sampled, and where there are none."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from enxuto.evidence.moments import MomentsOf, moments
+from enxuto.surgery import weights
+from toys import Mlp
+
+BATCHES = [torch.randn(40, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+
+def test_moments_are_the_mean_square_of_all_inputs() -> None:
+    model = Mlp().eval()
+    found, otherwise = moments(model, BATCHES, ["fc1.weight", "fc2.weight"])
+    given = torch.cat(BATCHES)
+    for key, inputs in (("fc1.weight", given), ("fc2.weight", torch.relu(model.fc1(given)).detach())):
+        [each] = found[key]
+        assert (each.start, each.stop, each.count) == (0, len(model.get_parameter(key)), 120)
+        torch.testing.assert_close(each.square, (inputs.T @ inputs / 120)[None])
+    assert not otherwise
+
+
+def test_many_inputs_are_sampled_the_same_for_the_same_seed_and_near_the_mean() -> None:
+    model, images = nn.Conv2d(3, 4, 3), torch.randn(8, 3, 40, 40)
+    first, again, other = (moments(model, [images], ["weight"], seed)[0]["weight"][0].square for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    patches = nn.functional.unfold(images, 3).transpose(1, 2).reshape(-1, 27)
+    torch.testing.assert_close(first[0], patches.T @ patches / len(patches), atol=0.15, rtol=0)
+
+
+def test_a_limit_makes_several_passes_with_the_same_result() -> None:
+    model, passes = Mlp().eval(), []
+
+    class Batches:
+        def __iter__(self):
+            passes.append(1)
+            return iter(BATCHES)
+
+    whole, parts = (MomentsOf(model, Batches(), weights(model), limit) for limit in (1 << 20, 1))
+    for weight in weights(model):
+        [one], [other] = whole(weight.key), parts(weight.key)
+        assert torch.equal(one.square, other.square)
+    assert len(passes) == 1 + 3
+
+
+def test_what_has_no_moments_has_a_reason() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle, self.table = nn.Linear(4, 4), nn.Linear(4, 4), nn.Embedding(5, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(self.table(x))
+
+    model = Two().eval()
+    of = MomentsOf(model, [torch.tensor([[1, 2]])], weights(model))
+    assert [len(of(weight.key)) for weight in weights(model)] == [1, 0, 0]
+    assert of.missing == {
+        "idle.weight": "no calibration batch reaches it",
+        "table.weight": "its rows are looked up, and multiply nothing",
+    }
+
+
+def test_inputs_too_large_to_be_squared_are_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    of = MomentsOf(model, [torch.full((2, 4), 1e25)], weights(model))
+    assert not of("0.weight")
+    assert of.missing == {"0.weight": "the squares of its inputs are too large for 32 bits"}

@@ -1,0 +1,151 @@
+"""Quantize and Share with rounding by the data: nearer to the original than the nearest values, on every kind of layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from enxuto.artifact.save import load, save
+from enxuto.errors import RangeError
+from enxuto.layers.coded import coded_tensors
+from enxuto.recipe import run
+from enxuto.steps.prune import Prune
+from enxuto.steps.quantize import Quantize
+from enxuto.steps.share import Share
+from enxuto.task import Step, Task
+from toys import Block, Mlp, ResidualCnn, Tied, output, photograph, seeded, unchanged
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.fc = nn.LSTM(6, 24, batch_first=True, bidirectional=True), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.rnn(x)[0].mean(1))
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up1, self.up2 = nn.ConvTranspose2d(3, 16, 4, stride=2, padding=1), nn.ConvTranspose2d(16, 16, 3, stride=2, groups=2)
+        self.down = nn.Conv2d(16, 8, 3, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up2(torch.relu(self.up1(x)))))
+
+
+SHAPES = {Mlp: (256, 12), ResidualCnn: (64, 3, 8, 8), Block: (64, 7, 6), Recurrent: (64, 9, 6), Decoder: (32, 3, 6, 6)}
+
+
+def data(kind: type[nn.Module], seed: int, samples: int | None = None) -> Tensor:
+    """Inputs whose features hang together, as those of real data do."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = SHAPES[kind]
+    x = torch.randn(shape if samples is None else (samples, *shape[1:]), generator=generator)
+    return (x + x.mean(dim=tuple(range(1, x.ndim)), keepdim=True) * 4).relu()
+
+
+def task(kind: type[nn.Module], seed: int = 0, samples: int | None = None) -> Task:
+    return Task(seeded(kind, seed=seed), calibration=[data(kind, 1, samples), data(kind, 2, samples)])
+
+
+def lost(kind: type[nn.Module], step: Step, given: Task) -> float:
+    """The squared change of the outputs on data that the step did not see."""
+    changed, _ = step(given.model, given)
+    x = data(kind, 3)
+    return float((output(changed, x) - output(given.model, x)).square().mean())
+
+
+GRIDS: tuple[tuple[type, dict[str, object]], ...] = (
+    (Quantize, {"bits": 4}),
+    (Quantize, {"bits": 3, "per": "group", "group": 8}),
+    (Quantize, {"bits": 6, "per": "network", "fit": "absmax"}),
+    (Quantize, {"bits": 1}),
+    (Share, {"bits": 3}),
+)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize(("step", "sizes"), GRIDS)
+def test_outputs_change_less_than_with_the_nearest_values(kind: type[nn.Module], step: type, sizes: dict[str, object]) -> None:
+    """Of three networks together; one alone may be unlucky."""
+    nearest, by_data = (
+        sum(lost(kind, step(rounding=rounding, **sizes), task(kind, seed)) for seed in range(3))
+        for rounding in ("nearest", "gptq")
+    )
+    assert by_data < 0.8 * nearest
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_three_samples_are_enough_to_do_no_harm(kind: type[nn.Module]) -> None:
+    few = task(kind, samples=3)
+    assert lost(kind, Quantize(4, rounding="gptq"), few) < 1.1 * lost(kind, Quantize(4), few)
+
+
+@pytest.mark.parametrize("step", [Quantize(4, rounding="gptq", biases=8), Share(3, rounding="gptq")])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_zeros_stay_files_give_the_same_and_the_original_is_left_alone(kind: type[nn.Module], step: Step, tmp_path: Path) -> None:
+    given = task(kind)
+    before = photograph(given.model)
+    model, _ = run(given, [Prune(0.7), step])
+    pruned, _ = Prune(0.7)(given.model, given)
+    for name, tensor in coded_tensors(model).items():
+        if "bias" not in name:
+            assert (tensor()[pruned.get_parameter(name) == 0] == 0).all()
+    save(model, tmp_path / "m.nxt", original=given.model)
+    x = data(kind, 3)
+    assert torch.equal(output(load(tmp_path / "m.nxt", into=seeded(kind)), x), output(model, x))
+    assert unchanged(given.model, before)
+
+
+def test_the_same_seed_gives_the_same_codes() -> None:
+    first, second = (Quantize(4, rounding="gptq")(task(ResidualCnn).model, task(ResidualCnn))[0] for _ in range(2))
+    assert all(torch.equal(one.codes, coded_tensors(second)[name].codes) for name, one in coded_tensors(first).items())
+
+
+def test_what_no_product_reads_is_rounded_to_nearest_and_named() -> None:
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.fc, self.idle = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.table(x))
+
+    given = Task(Lookup().eval(), calibration=[torch.arange(8).view(2, 4)])
+    model, record = Quantize(4, rounding="gptq")(given.model, given)
+    nearest, _ = Quantize(4)(given.model, given)
+    assert [(change.path, change.what) for change in record.skipped] == [
+        ("table.weight", "rounded to nearest"),
+        ("idle.weight", "rounded to nearest"),
+    ]
+    codes, plain = coded_tensors(model), coded_tensors(nearest)
+    assert torch.equal(codes["table.weight"].codes, plain["table.weight"].codes)
+    assert not torch.equal(codes["fc.weight"].codes, plain["fc.weight"].codes)
+
+
+def test_tied_weights_stay_tied() -> None:
+    given = Task(seeded(Tied), calibration=[torch.arange(64).view(4, 16)])
+    model, _ = Share(3, rounding="gptq")(given.model, given)
+    codes = coded_tensors(model)
+    assert codes["embed.weight"] is codes["head.weight"]
+
+
+def test_dead_channels_and_weights_of_any_size_are_rounded_too() -> None:
+    for size in (1e-6, 1e6):
+        given = task(Mlp)
+        with torch.no_grad():
+            given.model.fc1.weight.mul_(size).index_fill_(0, torch.tensor([0, 1]), 0.0)
+            given.model.fc2.weight.div_(size)
+        assert lost(Mlp, Quantize(4, rounding="gptq"), given) < 0.8 * lost(Mlp, Quantize(4), given)
+
+
+def test_an_unknown_rounding_is_refused() -> None:
+    with pytest.raises(RangeError, match="rounding='up' is not known; use one of 'nearest', 'gptq'"):
+        Quantize(rounding="up")  # type: ignore[arg-type]
+    with pytest.raises(RangeError, match="use one of"):
+        Share(rounding="up")  # type: ignore[arg-type]
