@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from enxuto.artifact.save import load, save
 from enxuto.errors import RangeError, RecipeError, ShapeError
@@ -13,7 +14,7 @@ from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
-from enxuto.surgery import weights
+from enxuto.surgery import to_float, weights
 from enxuto.task import Task
 from enxuto.train import Schedule, convert, prepare
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
@@ -423,3 +424,95 @@ def test_a_step_leaves_a_model_in_training_as_it_is(step, steps):
     before = photograph(model)
     step(model, Task(model, calibration=[x]))
     assert unchanged(model, before)
+
+
+class Own(nn.Module):
+    """Parameters that no layer kind covers, one named as a method of a dict, beside layers with biases that began as zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.keys = nn.Parameter(torch.randn(16, 12)), nn.ParameterList([torch.randn(16, 16)])
+        self.values = nn.Parameter(torch.randn(16))
+        self.place, self.begun = nn.Parameter(torch.zeros(1, 16)), nn.Parameter(torch.tensor([0.0, 1.0] * 8))
+        self.norm, self.fc1, self.fc2 = nn.LayerNorm(16), nn.Linear(16, 24), nn.Linear(24, 5)
+        nn.init.zeros_(self.fc1.bias)
+
+    def forward(self, x):
+        x = self.norm(nn.functional.linear(x, self.w) @ self.keys[0] + self.values + self.place + self.begun)
+        return self.fc2(torch.tanh(self.fc1(x)))
+
+
+MASKS = [("", "w"), ("keys", "0"), ("", "values"), ("norm", "bias"), ("fc2", "bias"), ("fc2", "weight")]
+ZERO_RECIPES = {
+    "nothing": [],
+    "Quantize": [Quantize(8, biases=8)],
+    "Share": [Share(4, biases=8)],
+    "Factorize": [Factorize(rank=2)],
+    "PruneChannels": [PruneChannels(macs=0.6, layers="fc*")],
+}
+
+
+def zeros_of(model):
+    """Where each parameter is zero, decoded, by name."""
+    return {name: tensor == 0 for name, tensor in to_float(model).named_parameters()}
+
+
+@pytest.mark.parametrize("way", ["Recover", "SGD", "AdamW", "from a file"])
+@pytest.mark.parametrize("recipe", ZERO_RECIPES)
+def test_zeros_of_masks_stay_zero_in_every_parameter_and_others_learn(recipe, way, tmp_path):
+    model = seeded(Own)
+    for path, name in MASKS:
+        prune.random_unstructured(model.get_submodule(path), name, 0.5)
+    x, y = torch.randn(32, 12), torch.arange(32) % 5
+    task = Task(model, calibration=[x], train=[(x, y)] * 4, loss=nn.functional.cross_entropy)
+    small = run(task, ZERO_RECIPES[recipe])[0]
+    if way == "from a file":
+        save(small, tmp_path / "a.nxt", original=model)
+        small = load(tmp_path / "a.nxt", into=model)
+    if way in ("Recover", "from a file"):
+        trained = Recover(learning_rate=1e-2)(small, task)[0]
+    else:
+        ready = prepare(Task(small, calibration=[x]))
+        optimizer = getattr(torch.optim, way)(ready.parameters(), lr=1e-2, weight_decay=1e-2)
+        for _ in range(4):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(ready(x), y).backward()
+            optimizer.step()
+        trained = convert(ready)
+    before, after = zeros_of(small), zeros_of(trained)
+    assert list(before) == list(after)
+    assert [type(module) for module in trained.modules()] == [type(module) for module in small.modules()]
+    names = [f"{path}.{name}" if path else name for path, name in MASKS]
+    if recipe == "Factorize":
+        names = [*names[:4], "fc2.up.bias"]
+    for key in names:
+        assert bool(before[key].any())
+        assert bool(after[key][before[key]].all()), key
+    learning = {"Factorize": ["fc1.up.bias"], "nothing": ["fc1.bias"]}.get(recipe, [])  # zeros on a grid may stay its zero
+    for key in ("place", "begun", *learning):
+        assert bool(before[key].any())
+        assert not bool(after[key].any()), key
+
+
+def test_what_is_frozen_and_what_had_no_mask_is_no_leaf_in_training():
+    model = seeded(Own)
+    model.w.data[0] = 0
+    model.values.data[0] = 0
+    model.keys[0].data[0] = 0
+    model.keys.requires_grad_(False)
+    ready = prepare(Task(model, calibration=[torch.randn(2, 12)]))
+    assert [name for name, module in ready.named_modules() if isinstance(module, Rehearsal)] == ["coded.w"]
+    assert [name for name, _ in convert(ready).named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert not convert(ready).keys[0].requires_grad
+
+
+def test_a_traced_network_keeps_the_zeros_of_its_own_parameters():
+    x = torch.randn(8, 12)
+    model = torch.fx.symbolic_trace(seeded(Own))
+    model.w.data[:, :6] = 0
+    trained, _ = Recover(learning_rate=1e-2)(
+        model, Task(model, calibration=[x], train=[(x, torch.zeros(8, 5))], loss=nn.MSELoss())
+    )
+    assert bool((trained.w == 0)[:, :6].all())
+    assert not torch.equal(trained.w, model.w)
+    assert torch.equal(output(trained, x), output(convert(trained), x))

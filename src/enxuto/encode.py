@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from enxuto.errors import NothingChangedError
 from enxuto.functional.affine import PIECE
 from enxuto.layers.coded import code_, coded_names, dense, weight_names
+from enxuto.layers.computed import free
 from enxuto.layers.grids import Affine, CodedTensor, Grid, Table, TableTensor
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.select import Patterns, matches
@@ -116,10 +117,12 @@ def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:
 
 
 def rehearse_biases_on_(model: nn.Module, layers: Patterns, bits: int, *, now: bool) -> None:
-    """Lets float leaves of the biases be seen on their grids; later, unless `now`. A zero among them may become another value."""
+    """Lets float leaves of the biases be seen on their grids; later, unless `now`. Their zeros learn, but where a mask was."""
     shared: dict[Tensor | nn.Module, Rehearsal] = {}
     for key, module, name, held in _biases(model, layers):
-        leaf = held if isinstance(held, Rehearsal) else shared.setdefault(held, Rehearsal(dense(held)))
+        if not isinstance(held, Rehearsal) and held not in shared:
+            shared[held] = Rehearsal(dense(held), keep=free(module, name, dense(held)))
+        leaf = held if isinstance(held, Rehearsal) else shared[held]
         code_(module, name, leaf)
         grid = _bias_grid(leaf.leaf.detach(), bits)
         if _waits(leaf, grid):

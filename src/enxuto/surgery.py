@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from enxuto.copies import copied
 from enxuto.errors import ArtifactError
 from enxuto.layers.coded import Coded, code_, decode_, weight_names
-from enxuto.layers.computed import computed, has_computed, without_computed_
+from enxuto.layers.computed import MASKED, computed, has_computed, without_computed_
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear
 from enxuto.layers.rehearsal import Rehearsal
@@ -68,7 +68,7 @@ def _save_pretrained(self: Any, *arguments: Any, **named: Any) -> Any:
 
 
 def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts `module` in the place of the one at `path`, under every name that one has; hooks go on with it."""
+    """Puts `module` in the place of the one at `path`, under every name that one has; hooks go on with it, and what had masks."""
     old = model.get_submodule(path)
     for parent in model.modules():
         for name, child in list(parent._modules.items()):
@@ -78,6 +78,8 @@ def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
     for name, hooks in vars(old).items():
         if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):
             vars(module)[name] = hooks
+    for part in module.modules() if MASKED in vars(old) else ():
+        vars(part)[MASKED] = vars(old)[MASKED]
 
 
 def to_float(model: nn.Module) -> nn.Module:

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from enxuto.copies import without_graphs_
 from enxuto.errors import LayerError, RangeError, RecipeError
 from enxuto.layers.coded import Coded, code_, decode_, dense, sources
+from enxuto.layers.computed import free
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.surgery import Weight, duplicate, twins, weights
@@ -41,11 +43,11 @@ def prepare(task: Task, steps: Sequence[Step] = (), *, gradual: bool = False) ->
     """A copy of the task's model to train in a loop of one's own, in which every lossy step is already at work.
 
     Prune, Quantize and Share project float leaves at every forward pass; PruneChannels, Factorize and Fold are done at
-    once, so that the smaller layers are what trains. What is compressed already stays so: zeros stay zero under any optimizer,
-    codes follow float leaves, and their grids learn; without steps this is all it does. A weight that is zero throughout stays
-    so too, and is named in the log. With `gradual`, projections of weights wait for a `Schedule`. The ranges of inputs, if
-    Quantize is to round them, are those of before the training. Make the optimizer after this call, from the parameters of the
-    copy.
+    once, so that the smaller layers are what trains. What is compressed already stays so: zeros (of biases those of masks) stay
+    zero under any optimizer, codes follow float leaves, and their grids learn; without steps this is all it does. A weight that
+    is zero throughout stays so too, and is named in the log. With `gradual`, projections of weights wait for a `Schedule`. The
+    ranges of inputs, if Quantize is to round them, are those of before the training. Make the optimizer after this call, from
+    the parameters of the copy.
     Raises: RecipeError for a step that trains by itself, or that changes layers after others made them train; the errors of
     the steps themselves.
     """
@@ -129,7 +131,10 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def rehearse_(model: nn.Module) -> nn.Module:
-    """Makes a compressed model trainable as it is: zeros stay zero, codes follow float leaves, grids learn."""
+    """Makes a compressed model trainable as it is: zeros stay zero, codes follow float leaves, grids learn.
+
+    Which zeros: all of weights, and of other parameters what `free` leaves out.
+    """
     for weight in all_weights(model):
         if isinstance(weight.tensor, Rehearsal):
             continue
@@ -137,12 +142,21 @@ def rehearse_(model: nn.Module) -> nn.Module:
             leaf = Rehearsal.of(weight.tensor)
             for twin in twins(model, weight):
                 twin.code_(leaf)
-    for module in model.modules():  # coded biases and norms
-        for name, tensor in list(sources(module).items()):
-            if isinstance(tensor, CodedTensor):
-                leaf = Rehearsal(dense(tensor))  # a zero among them may become another value
-                leaf.see_(tensor)
-                code_(module, name, leaf)
+    shared: dict[nn.Module | Tensor, Rehearsal] = {}  # tied parameters stay tied
+    for module in list(model.modules()):  # biases, norms, and parameters that no layer kind covers
+        if isinstance(module, (Rehearsal, ParametrizationList)):
+            continue
+        for name, held in [*module._parameters.items(), *sources(module).items()]:
+            if isinstance(held, CodedTensor):
+                if held not in shared:
+                    shared[held] = Rehearsal(dense(held), keep=free(module, name, dense(held)))
+                    shared[held].see_(held)
+            elif isinstance(held, Tensor) and held.requires_grad and held not in shared:
+                keep = free(module, name, held)
+                if keep is not None:
+                    shared[held] = Rehearsal(held, keep=keep)
+            if held in shared:
+                code_(module, name, shared[held])
     return model
 
 

@@ -26,6 +26,7 @@ WEIGHTS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (nn.RNNCellBase, ("weight_",)),
     (nn.MultiheadAttention, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")),
 )
+_ORDER = "_order_in_float"  # where a coded layer keeps the order in which it had its parameters
 
 
 class Coded(nn.Module):
@@ -134,10 +135,11 @@ def code_(module: nn.Module, name: str, tensor: nn.Module) -> None:
     """Puts a tensor module (codes, or a rehearsal) in the place of the parameter `name`."""
     if not isinstance(module, Coded):
         module.__class__ = coded_class(type(module))
+        vars(module)[_ORDER] = tuple(module._parameters)
         module._modules["coded"] = nn.ModuleDict()
         module.__dict__.pop("_flat_weights", None)
     module._parameters.pop(name, None)
-    sources(module)[name] = tensor
+    sources(module)._modules[name] = tensor  # a ModuleDict refuses "keys" and "values", which a parameter may be called
 
 
 def decode_(module: nn.Module, shared: dict[nn.Module, nn.Parameter] | None = None) -> None:
@@ -152,16 +154,15 @@ def decode_(module: nn.Module, shared: dict[nn.Module, nn.Parameter] | None = No
     for tensor in tensors.values():
         if tensor not in shared:
             shared[tensor] = nn.Parameter(tensor().detach().clone())
-    order = list(getattr(module, "_flat_weights_names", ()))
+    order = vars(module).pop(_ORDER)
     del module._modules["coded"]
     module._modules.pop("input_grid", None)
     plain: nn.Module = module
     plain.__class__ = plain_class(type(module))
     for name, tensor in tensors.items():
         module.register_parameter(name, shared[tensor])
-    module._parameters = dict(sorted(module._parameters.items(), key=lambda item: "weight" not in item[0]))  # as in all kinds
-    if isinstance(module, nn.RNNBase):  # but these, which have them layer by layer
-        module._parameters = {name: module._parameters[name] for name in order} | module._parameters
+    module._parameters = {name: module._parameters[name] for name in order if name in module._parameters} | module._parameters
+    if isinstance(module, nn.RNNBase):
         module._init_flat_weights()
 
 

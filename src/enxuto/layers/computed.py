@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 _HOOKS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 _NORMS = (_WeightNorm, _SpectralNorm, _Orthogonal)
+MASKED = "_had_masks"  # where a layer keeps the names of parameters whose masks were taken over
 
 
 def has_computed(model: nn.Module) -> bool:
@@ -25,12 +26,13 @@ def has_computed(model: nn.Module) -> bool:
 @torch.no_grad()
 def without_computed_(model: nn.Module) -> nn.Module:
     """Masks of torch.nn.utils.prune, weight norms (both kinds), spectral norms (both) and orthogonal parametrizations end: the
-    values they give in eval mode become plain parameters."""
+    values they give in eval mode become plain parameters. Which ones had a mask is kept, for `free`."""
     for module in model.modules():
         for hook in _hooked(module):
             before = dict(module._parameters)
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, name := hook._tensor_name)
+                vars(module)[MASKED] = (*vars(module).get(MASKED, ()), name)
             elif isinstance(hook, WeightNorm):
                 remove_weight_norm(module, name := hook.name)
             else:
@@ -42,6 +44,17 @@ def without_computed_(model: nn.Module) -> nn.Module:
             _end_(module, name)
             _order_(module)
     return model
+
+
+def free(module: nn.Module, name: str, values: Tensor) -> Tensor | None:
+    """Which values of a parameter that is no weight may change in training; None when all may.
+
+    Zeros stay where a mask of torch.nn.utils.prune was, and in two and more dimensions also beside other values, as in weights;
+    a bias that began with zeros learns, and so does what is zero throughout and had no mask.
+    """
+    zeros = values.detach() == 0
+    stay = name in vars(module).get(MASKED, ()) or (values.ndim > 1 and not bool(zeros.all()))
+    return ~zeros if stay and bool(zeros.any()) else None
 
 
 def computed(module: nn.Module) -> dict[str, str]:
