@@ -506,6 +506,27 @@ def test_what_is_frozen_and_what_had_no_mask_is_no_leaf_in_training():
     assert not convert(ready).keys[0].requires_grad
 
 
+@pytest.mark.parametrize("step", [Prune(0.5), Quantize(4, biases=4), Share(3)])
+def test_what_is_frozen_learns_nothing(step):
+    x, y = inputs(Mlp), torch.arange(len(inputs(Mlp))) % 5
+    task = Task(seeded(Mlp), calibration=[x], train=[(x, y)] * 8, loss=nn.functional.cross_entropy)
+    task.model.fc1.requires_grad_(False)
+    if not isinstance(step, Prune):
+        shipped, _ = step(task.model, task)
+    else:
+        shipped, _ = run(task, [Prune(0.5)])
+        trained, _ = run(task, [Prune(0.5), Recover(epochs=2, learning_rate=1e-2)])
+        assert torch.equal(trained.fc1.weight, shipped.fc1.weight)
+        assert not trained.fc1.weight.requires_grad
+        assert trained.fc2.weight.requires_grad
+    ready = prepare(task, [step])
+    fit(ready, x, y)
+    small = to_float(convert(ready))
+    assert torch.equal(small.fc1.weight, to_float(shipped).fc1.weight)
+    assert torch.equal(small.fc1.bias, to_float(shipped).fc1.bias)
+    assert not torch.equal(small.fc2.weight, to_float(shipped).fc2.weight)
+
+
 def test_a_traced_network_keeps_the_zeros_of_its_own_parameters():
     x = torch.randn(8, 12)
     model = torch.fx.symbolic_trace(seeded(Own))

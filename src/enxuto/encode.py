@@ -121,7 +121,8 @@ def rehearse_biases_on_(model: nn.Module, layers: Patterns, bits: int, *, now: b
     shared: dict[Tensor | nn.Module, Rehearsal] = {}
     for key, module, name, held in _biases(model, layers):
         if not isinstance(held, Rehearsal) and held not in shared:
-            shared[held] = Rehearsal(dense(held), keep=free(module, name, dense(held)))
+            learns = not isinstance(held, Tensor) or held.requires_grad
+            shared[held] = Rehearsal(dense(held), keep=free(module, name, dense(held)), learns=learns)
         leaf = held if isinstance(held, Rehearsal) else shared[held]
         code_(module, name, leaf)
         grid = _bias_grid(leaf.leaf.detach(), bits)

@@ -169,7 +169,9 @@ def settle_(model: nn.Module) -> nn.Module:
                 continue
             if leaf not in settled:
                 frozen = leaf.frozen()
-                settled[leaf] = nn.Parameter(frozen) if isinstance(frozen, Tensor) else frozen
+                if isinstance(frozen, Tensor):
+                    frozen = nn.Parameter(frozen, requires_grad=leaf.leaf.requires_grad)
+                settled[leaf] = frozen
             now = settled[leaf]
             if isinstance(now, CodedTensor):
                 code_(module, name, now)

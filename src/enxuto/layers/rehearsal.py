@@ -26,9 +26,9 @@ class Rehearsal(nn.Module):
     base: Tensor | None
     change: nn.Parameter | None
 
-    def __init__(self, weight: Tensor, *, keep: Tensor | None = None, grow: bool = False) -> None:
+    def __init__(self, weight: Tensor, *, keep: Tensor | None = None, grow: bool = False, learns: bool = True) -> None:
         super().__init__()
-        self.leaf = nn.Parameter(weight.detach().clone())
+        self.leaf = nn.Parameter(weight.detach().clone(), requires_grad=learns)
         self.register_buffer("keep", keep)
         self.register_buffer("base", None)
         self.register_parameter("change", None)
@@ -39,9 +39,10 @@ class Rehearsal(nn.Module):
 
     @classmethod
     def of(cls, tensor: Tensor | CodedTensor) -> Rehearsal:
-        """A rehearsal of a weight as it is now: its exact zeros stay zero, its grid stays and learns."""
+        """A rehearsal of a weight as it is now: exact zeros stay zero, its grid stays and learns. A frozen one learns nothing."""
         weight = (tensor() if isinstance(tensor, CodedTensor) else tensor).detach()
-        made = cls(weight, keep=weight != 0 if bool((weight == 0).any()) else None)
+        learns = isinstance(tensor, CodedTensor) or tensor.requires_grad
+        made = cls(weight, keep=weight != 0 if bool((weight == 0).any()) else None, learns=learns)
         if isinstance(tensor, CodedTensor):
             made.see_(tensor)
         return made
@@ -57,7 +58,7 @@ class Rehearsal(nn.Module):
             base = torch.cat([base, base[-1:].expand(2**coded.grid.bits - base.numel())])
         self.base = base
         if self.change is None or self.change.shape != base.shape:
-            self.change = nn.Parameter(torch.zeros_like(base))
+            self.change = nn.Parameter(torch.zeros_like(base), requires_grad=self.leaf.requires_grad)
         self.change.data.zero_()
         if self.named not in (None, coded.grid):
             self.passed = (*self.passed, self.named)
