@@ -7,6 +7,7 @@ while, keeps tensors alive that tests of memory count). Not seen: files with loo
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import slipcover
 
 SOURCE = Path(__file__).parents[1] / "src" / "enxuto"
-COMPILED = [str(path) for path in SOURCE.rglob("*.py") if "njit" in path.read_text("utf-8")]  # numba reads their bytecode
+COMPILED = [str(path) for path in SOURCE.rglob("*.py") if re.search("njit|@hot", path.read_text("utf-8"))]  # numba reads bytecode
 LEAST = 95  # percent of all lines
 
 marks = slipcover.Slipcover(immediate=True, source=[str(SOURCE)], omit=COMPILED, exclude_also=["if TYPE_CHECKING:"])
