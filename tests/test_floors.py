@@ -282,5 +282,5 @@ def test_the_reader_of_imports_sees_what_it_must():
         "enxuto.cli",
     }
     assert "enxuto.task" in imports("enxuto.surgery", at_start=True)
-    assert "numba" in imports("enxuto.functional.table", at_start=False)
-    assert "numba" not in imports("enxuto.functional.table", at_start=True)
+    assert "enxuto.functional.hot" in imports("enxuto.functional.table", at_start=False)
+    assert "enxuto.functional.hot" not in imports("enxuto.functional.table", at_start=True)

@@ -149,3 +149,19 @@ def test_an_unknown_rounding_is_refused() -> None:
         Quantize(rounding="up")  # type: ignore[arg-type]
     with pytest.raises(RangeError, match="use one of"):
         Share(rounding="up")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("step", [Quantize(4, rounding="gptq"), Share(3, rounding="gptq")])
+def test_layers_keep_their_precision(step: Step, dtype: torch.dtype) -> None:
+    model = seeded(Mlp).to(dtype)
+    given = Task(model, calibration=[data(Mlp, 1).to(dtype)])
+    made, _ = step(model, given)
+    assert {tensor().dtype for name, tensor in coded_tensors(made).items() if "weight" in name} == {dtype}
+    assert made(data(Mlp, 1).to(dtype)).dtype == dtype
+
+
+def test_a_layer_tied_to_another_is_rounded_by_its_own_name() -> None:
+    given = Task(seeded(Tied), calibration=[torch.arange(64).view(4, 16)])
+    _, record = Quantize(4, layers="head", rounding="gptq")(given.model, given)
+    assert "rounded to nearest" not in [change.what for change in record.skipped]

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from enxuto.coding import arrays
 from enxuto.coding.class_kernels import line_counts
-from enxuto.coding.kernels import _put, hot
+from enxuto.coding.kernels import _put
 from enxuto.coding.model_kernels import PRECISIONS
+from enxuto.functional.hot import hot
 
 law = settings(deadline=None, derandomize=True)
 

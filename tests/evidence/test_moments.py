@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from enxuto.evidence.moments import MomentsOf, moments
+from enxuto.evidence.moments import Moments, MomentsOf, by_rows, moments
 from enxuto.surgery import weights
 from toys import Mlp
 
@@ -14,13 +14,13 @@ BATCHES = [torch.randn(40, 12, generator=torch.Generator().manual_seed(seed)) fo
 
 def test_moments_are_the_mean_square_of_all_inputs() -> None:
     model = Mlp().eval()
-    found, otherwise = moments(model, BATCHES, ["fc1.weight", "fc2.weight"])
+    found, missing = moments(model, BATCHES, ["fc1.weight", "fc2.weight"])
     given = torch.cat(BATCHES)
     for key, inputs in (("fc1.weight", given), ("fc2.weight", torch.relu(model.fc1(given)).detach())):
         [each] = found[key]
         assert (each.start, each.stop, each.count) == (0, len(model.get_parameter(key)), 120)
         torch.testing.assert_close(each.square, (inputs.T @ inputs / 120)[None])
-    assert not otherwise
+    assert not missing
 
 
 def test_many_inputs_are_sampled_the_same_for_the_same_seed_and_near_the_mean() -> None:
@@ -47,6 +47,44 @@ def test_a_limit_makes_several_passes_with_the_same_result() -> None:
     assert len(passes) == 1 + 3
 
 
+def test_samples_of_one_weight_do_not_hang_on_the_others() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    images = [torch.randn(8, 3, 40, 40)]
+    together, alone = (moments(model, images, keys)[0]["1.weight"][0] for keys in (["0.weight", "1.weight"], ["1.weight"]))
+    assert torch.equal(together.square, alone.square)
+
+
+def test_a_row_that_several_products_read_has_one_mean() -> None:
+    def of(start: int, stop: int, value: float, count: int) -> Moments:
+        return Moments(start, stop, torch.full((1, 2, 2), value), count)
+
+    apart = [of(2, 4, 1.0, 3), of(0, 2, 2.0, 5)]
+    assert by_rows(apart) == apart[::-1]
+    made = by_rows([of(0, 6, 1.0, 30), of(2, 4, 5.0, 10), of(8, 9, 1.0, 1)])
+    assert [(each.start, each.stop, float(each.square[0, 0, 0]), each.count) for each in made] == [
+        (0, 2, 1.0, 30),
+        (2, 4, 2.0, 40),
+        (4, 6, 1.0, 30),
+        (8, 9, 1.0, 1),
+    ]
+
+
+def test_attention_to_itself_and_to_others_with_the_same_weights() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.attention(x, x, x)[0]
+            return self.attention(x, x + 1, x + 1)[0]
+
+    found, missing = moments(Twice(), [torch.randn(4, 5, 8)], ["attention.in_proj_weight"])
+    assert not missing
+    rows = [row for each in found["attention.in_proj_weight"] for row in range(each.start, each.stop)]
+    assert rows == list(range(24))
+
+
 def test_what_has_no_moments_has_a_reason() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -60,7 +98,7 @@ def test_what_has_no_moments_has_a_reason() -> None:
     of = MomentsOf(model, [torch.tensor([[1, 2]])], weights(model))
     assert [len(of(weight.key)) for weight in weights(model)] == [1, 0, 0]
     assert of.missing == {
-        "idle.weight": "no calibration batch reaches it",
+        "idle.weight": "no product with it is seen on the calibration batches",
         "table.weight": "its rows are looked up, and multiply nothing",
     }
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from enxuto.evidence.products import Product, watch
 from enxuto.layers.matrices import matrix_of, weight_of
+from enxuto.surgery import weights
 
 images = torch.randn(2, 4, 9, 8, generator=torch.Generator().manual_seed(0))
 wide = images.to(memory_format=torch.channels_last)
@@ -31,7 +32,8 @@ LAYERS: dict[str, tuple[nn.Module, Tensor, int]] = {  # the layer, its input, an
 
 def seen(model: nn.Module, *batches: object) -> tuple[list[tuple[Product, Tensor]], dict[str, str]]:
     found: list[tuple[Product, Tensor]] = []
-    otherwise = watch(model, batches, lambda product: found.append((product, product.inputs(torch.arange(product.count)))))
+    keys = [weight.key for weight in weights(model)]
+    otherwise = watch(model, batches, keys, lambda product: found.append((product, product.inputs(torch.arange(product.count)))))
     return found, otherwise
 
 
@@ -102,15 +104,50 @@ def test_whoever_reads_a_weight_is_seen_and_what_is_no_product_is_named() -> Non
     assert "fc.weight" not in otherwise
 
 
-def test_tied_weights_go_by_their_first_name() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
-            self.head.weight = self.embed.weight
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+        self.head.weight = self.embed.weight
 
-        def forward(self, tokens: Tensor) -> Tensor:
-            return self.head(self.embed(tokens))
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.embed(tokens))
 
-    found, _ = seen(Tied(), torch.tensor([[1, 2, 3]]))
-    assert [(product.key, product.stop) for product, _ in found] == [("embed.weight", 9)]
+
+@pytest.mark.parametrize("key", ["embed.weight", "head.weight"])
+def test_tied_weights_go_by_the_name_that_was_asked_for(key: str) -> None:
+    found: list[Product] = []
+    watch(Tied(), [torch.tensor([[1, 2, 3]])], [key], found.append)
+    assert [(product.key, product.stop) for product in found] == [(key, 9)]
+
+
+def test_weights_in_one_storage_and_weights_kept_turned_are_told_apart() -> None:
+    model, given = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False)), torch.randn(5, 4)
+    flat = torch.randn(42)
+    model[0].weight = nn.Parameter(flat[:24].view(4, 6).t())
+    model[1].weight = nn.Parameter(flat[24:].view(3, 6))
+    found, otherwise = seen(model, given)
+    assert [(product.key, product.start, product.stop) for product, _ in found] == [("0.weight", 0, 6), ("1.weight", 0, 3)]
+    assert torch.equal(found[0][1][0], given)
+    assert not otherwise
+
+
+class Mirror(nn.Module):
+    """A decoder that reads the weights of the encoder the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.conv = nn.Linear(36, 4), nn.Conv2d(1, 1, 3, bias=False)
+        self.up = nn.ConvTranspose2d(1, 1, 3, bias=False)
+        self.up.weight = self.conv.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.fc(self.conv(x).flatten(1))
+        return self.up((code @ self.fc.weight).view(-1, 1, 6, 6))
+
+
+def test_a_weight_that_is_also_read_the_other_way_round_is_named() -> None:
+    found, otherwise = seen(Mirror(), torch.randn(2, 1, 8, 8))
+    assert [product.key for product, _ in found] == ["conv.weight", "fc.weight"]
+    assert "aten.mm" in otherwise["fc.weight"]
+    assert "aten.convolution" in otherwise["conv.weight"]

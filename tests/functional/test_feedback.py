@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from enxuto.functional.feedback import DAMPING, round_with_feedback
+from enxuto.functional.feedback import DAMPING, round_with_feedback_
 
 law = settings(deadline=None, max_examples=30, derandomize=True)
 
@@ -18,6 +18,12 @@ def problem(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(4 * columns, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
     return torch.randn(rows, columns, generator=generator), inputs.T @ inputs / len(inputs)
+
+
+def round_with_feedback(matrix: Tensor, square: Tensor, *grid: object, **more: object) -> Tensor:
+    made = matrix.clone()
+    round_with_feedback_(made, square.clone(), *grid, **more)
+    return made
 
 
 def error(made: Tensor, matrix: Tensor, square: Tensor) -> float:

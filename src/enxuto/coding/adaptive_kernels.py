@@ -11,7 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from enxuto.coding.kernels import hot
+from enxuto.functional.hot import hot
 
 CONTEXTS = 4  # of a code
 LEVELS = 26  # values a context can have: two for each power of two of an activity below 4096, and spare ones

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from enxuto.coding.kernels import hot
+from enxuto.functional.hot import hot
 
 
 @hot

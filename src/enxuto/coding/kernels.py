@@ -8,27 +8,16 @@ Source: J. Duda, "Asymmetric numeral systems", 2013; F. Giesen, "Interleaved ent
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 
+from enxuto.functional.hot import hot
+
 LANES = 8
 LOW = 1 << 16
 _U = np.uint64
-
-
-def hot(function: Callable[..., Any]) -> Any:
-    """The function compiled at its first call, and kept for the next process where a disk can be written.
-
-    It runs without the interpreter's lock, so that threads code several tensors at once. What is kept holds the functions that it
-    calls, and numba looks for changes in its own file only: who changes a loop that others call touches their files too.
-    """
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba finds no folder it may write to: compile anew in each process
-        return numba.njit(nogil=True)(function)
 
 
 @numba.njit(inline="always")

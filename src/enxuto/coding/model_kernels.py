@@ -7,7 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from enxuto.coding.kernels import hot
+from enxuto.functional.hot import hot
 
 PRECISIONS = (8, 10, 12, 14)  # log2 of the sums that are tried; finer fits better and makes a larger table
 _FIELD_BITS = 4  # of the precision and of the Golomb order in a table

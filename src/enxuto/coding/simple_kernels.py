@@ -11,9 +11,10 @@ from typing import Any
 import numba
 import numpy as np
 
-from enxuto.coding.kernels import LANES, hot, join_runs, rans_decode, rans_encode, split_runs
+from enxuto.coding.kernels import LANES, join_runs, rans_decode, rans_encode, split_runs
 from enxuto.coding.model_kernels import PRECISIONS, choose_model, message_bits, read_table, table_room, write_table
 from enxuto.coding.stream import CONSTANT, RAW, RUNS, STATIC
+from enxuto.functional.hot import hot
 
 _SMALL_CODES = 1 << 12
 NOISE = 0.995  # of the raw bytes: what does not get below has no pattern worth a search

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from binascii import crc32
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from enxuto.evidence.products import Product, watch
 from enxuto.layers.matrices import matrix_of
-from enxuto.sizes import tensor_bytes
 from enxuto.surgery import Weight
 from enxuto.task import Batch
 
+UNSEEN = "no product with it is seen on the calibration batches"
 TOO_LARGE = "the squares of its inputs are too large for 32 bits"
 LEAST_ROWS = 256  # of the inputs of a product, however few multiply-accumulates it has
 
@@ -35,14 +38,14 @@ class MomentsOf:
     """The moments of some weights of a model, gathered as they are asked for, in the order of the network, within `limit_bytes`.
 
     As many weights as fit are watched in one pass over the batches; those before are dropped then, so ask in order. The moments
-    of a single weight may be larger than the limit.
+    of a single weight may be larger than the limit, which is half of the weights in float32 unless it is given.
     """
 
     def __init__(
         self, model: nn.Module, batches: Iterable[Batch], weights: Sequence[Weight], limit_bytes: int | None = None, seed: int = 0
     ) -> None:
         self.model, self.batches, self.seed = model, batches, seed
-        self.limit = limit_bytes or sum(tensor_bytes(each) for each in model.parameters())
+        self.limit = limit_bytes or sum(2 * parameter.numel() for parameter in model.parameters())
         self.waiting = {weight.key: _square_bytes(weight) for weight in weights}
         self.held: dict[str, list[Moments]] = {}
         self.missing: dict[str, str] = {}
@@ -59,45 +62,64 @@ class MomentsOf:
                 chosen.append(name)
             self.waiting = {name: size for name, size in self.waiting.items() if name not in chosen}
             self.held.clear()
-            self.held, otherwise = moments(self.model, self.batches, chosen, self.seed)
-            self.missing |= {
-                name: otherwise.get(name, "no calibration batch reaches it") for name in chosen if name not in self.held
-            }
+            self.held, missing = moments(self.model, self.batches, chosen, self.seed)
+            self.missing |= missing
         return self.held.pop(key, [])
 
 
 def moments(
     model: nn.Module, batches: Iterable[Batch], keys: Sequence[str], seed: int = 0
 ) -> tuple[dict[str, list[Moments]], dict[str, str]]:
-    """The moments of the named weights, in one pass; and how weights are read that no matrix product shows.
+    """The moments of the named weights, in one pass; and of those without any, why.
 
-    Of a product as many inputs are looked at, drawn evenly, as cost no more than the product itself, and at least LEAST_ROWS.
+    Of a product as many inputs are looked at, drawn evenly, as cost no more than the product itself, and at least LEAST_ROWS;
+    which, depends on the weight and not on those beside it.
     Raises: TaskError when the model fails on a batch or gives values that are not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    sums: dict[tuple[str, int, int], Moments] = {}
+    generators = {key: torch.Generator().manual_seed(seed + crc32(key.encode())) for key in keys}
+    sums: dict[tuple[str, int, int, int], Moments] = {}
 
     def see(product: Product) -> None:
-        if product.key not in keys or not product.count:
+        if not product.count:
             return
-        inputs = product.inputs(_chosen(product, generator))
-        square = inputs.transpose(1, 2) @ inputs
-        square *= product.count / inputs.shape[1]
-        place = (product.key, product.start, product.stop)
+        inputs = product.inputs(_chosen(product, generators[product.key]))
+        weight = product.count / inputs.shape[1]
+        place = (product.key, product.start, product.stop, product.groups)
         if place in sums:
-            sums[place].square.add_(square)
-            square = sums[place].square
-        count = product.count + (sums[place].count if place in sums else 0)
-        sums[place] = Moments(product.start, product.stop, square, count)
+            before = sums[place]
+            before.square.baddbmm_(inputs.transpose(1, 2), inputs, alpha=weight)
+            sums[place] = Moments(product.start, product.stop, before.square, before.count + product.count)
+        else:
+            square = (inputs.transpose(1, 2) @ inputs).mul_(weight)
+            sums[place] = Moments(product.start, product.stop, square, product.count)
 
-    otherwise = watch(model, batches, see)
+    otherwise = watch(model, batches, keys, see)
     found: dict[str, list[Moments]] = {}
-    for (key, _, _), each in sums.items():
-        if bool(torch.isfinite(each.square.div_(each.count)).all()):
+    for (key, *_), each in sums.items():
+        if all(map(math.isfinite, map(float, each.square.div_(each.count).aminmax()))):
             found.setdefault(key, []).append(each)
         else:
             otherwise[key] = TOO_LARGE
-    return {key: each for key, each in found.items() if otherwise.get(key) != TOO_LARGE}, otherwise
+    missing = {key: otherwise.get(key, UNSEEN) for key in keys if key not in found or otherwise.get(key) == TOO_LARGE}
+    return {key: by_rows(each) for key, each in found.items() if key not in missing}, missing
+
+
+def by_rows(found: Sequence[Moments]) -> list[Moments]:
+    """The same, so that each row of the matrix is in one: where several products read it (attention that looks at itself and at
+    others with the same weights), their mean over all inputs. Groups that overlap otherwise than as one count as alike.
+    """
+    ordered = sorted(found, key=lambda each: each.start)
+    if all(before.stop <= after.start for before, after in pairwise(ordered)):
+        return ordered
+    made = []
+    for start, stop in pairwise(sorted({edge for each in found for edge in (each.start, each.stop)})):
+        here = [each for each in found if each.start <= start and stop <= each.stop]
+        total = sum(each.count for each in here)
+        square = torch.zeros_like(found[0].square[:1])
+        for each in here:
+            square += each.square.mean(0, keepdim=True) * (each.count / total)
+        made += [Moments(start, stop, square, total)] if here else []
+    return made
 
 
 def _chosen(product: Product, generator: torch.Generator) -> Tensor:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from enxuto.layers.coded import weight_names
 from enxuto.surgery import to_float
 from enxuto.task import Batch, evaluating, finite_answers
 
@@ -40,17 +40,36 @@ class Product:
     inputs: Callable[[Tensor], Tensor]
 
 
-def watch(model: nn.Module, batches: Iterable[Batch], see: Callable[[Product], None]) -> dict[str, str]:
-    """Shows `see` every product of every batch, and says how weights are read otherwise, if they are.
+@dataclass(frozen=True, eq=False)
+class _Owner:
+    """A weight that is watched, in the copy that runs."""
+
+    key: str
+    weight: Tensor
+    transposed: bool
+
+    @property
+    def width(self) -> int:
+        """How many inputs a row of its matrix meets, as far as products of matrices go."""
+        return math.prod(self.weight.shape[1:])
+
+    def holds(self, value: Tensor) -> bool:
+        """True for a part of this weight, which need not have its storage for itself."""
+        return 0 <= value.storage_offset() - self.weight.storage_offset() < self.weight.numel()
+
+
+def watch(model: nn.Module, batches: Iterable[Batch], keys: Sequence[str], see: Callable[[Product], None]) -> dict[str, str]:
+    """Shows `see` every product of every batch with one of these weights, and says how they are read otherwise, if they are.
 
     Raises: TaskError when the model fails on a batch or gives values that are not finite.
     """
     plain = to_float(model)
-    owners = {
-        module._parameters[name].untyped_storage().data_ptr(): (f"{path}.{name}" if path else name, module._parameters[name])
-        for path, module in reversed(list(plain.named_modules()))
-        for name in weight_names(module)
-    }
+    owners: dict[int, list[_Owner]] = {}
+    for key in keys:
+        path, _, name = key.rpartition(".")
+        module = plain.get_submodule(path)
+        owner = _Owner(key, module._parameters[name], isinstance(module, _ConvTransposeNd))  # type: ignore[arg-type]
+        owners.setdefault(owner.weight.untyped_storage().data_ptr(), []).append(owner)
     mode = _Products(owners, see)
     with evaluating(plain), _steps_seen(plain), mode:
         for _ in finite_answers(plain, batches):
@@ -77,7 +96,7 @@ def _steps_seen(model: nn.Module) -> Iterator[None]:
 class _Products(TorchDispatchMode):
     """Sees each operator that takes a weight."""
 
-    def __init__(self, owners: Mapping[int, tuple[str, Tensor]], see: Callable[[Product], None]) -> None:
+    def __init__(self, owners: Mapping[int, Sequence[_Owner]], see: Callable[[Product], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.owners, self.see = owners, see
         self.otherwise: dict[str, str] = {}
@@ -85,53 +104,57 @@ class _Products(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        named = dict(kwargs or {})
         if not func.is_view and func is not aten.detach.default:
             for place, value in enumerate(args):
-                owner = self.owners.get(value.untyped_storage().data_ptr()) if isinstance(value, Tensor) else None
-                if owner is not None and value.ndim > 1:
-                    self._note(func, args, place, *owner)
-        return func(*args, **named)
+                if isinstance(value, Tensor) and value.layout == torch.strided and value.ndim > 1:
+                    for owner in self.owners.get(value.untyped_storage().data_ptr(), ()):
+                        if owner.holds(value):
+                            self._note(func, args, place, owner)
+        return func(*args, **(kwargs or {}))
 
-    def _note(self, func: Any, args: tuple[Any, ...], place: int, key: str, weight: Tensor) -> None:
+    def _note(self, func: Any, args: tuple[Any, ...], place: int, owner: _Owner) -> None:
         reader = READERS.get(func)
-        product = reader(key, weight, args, place) if reader is not None else None
+        product = reader(owner, args, place) if reader is not None else None
         if product is not None:
             self.see(product)
         elif func in LOOKUPS:
-            self.otherwise.setdefault(key, "its rows are looked up, and multiply nothing")
+            self.otherwise.setdefault(owner.key, "its rows are looked up, and multiply nothing")
         else:
-            self.otherwise[key] = f"{func} reads it, which multiplies nothing with its rows"
+            self.otherwise[owner.key] = f"{func} reads it, which multiplies nothing with its rows"
 
 
-def _matrix_product(key: str, weight: Tensor, args: tuple[Any, ...], place: int) -> Product | None:
+def _matrix_product(owner: _Owner, args: tuple[Any, ...], place: int) -> Product | None:
     """Rows of W, turned, as the second factor (a layer's x @ W.T), or as they are as the first."""
     last = place == len(args) - 1
     rows = args[place].t() if last else args[place]
     inputs = args[-2] if last else args[-1].t() if args[-1].ndim == 2 else args[-1][None]
-    width = weight[0].numel()
-    if place < len(args) - 2 or rows.shape[1:] != (width,) or rows.stride() != (width, 1) or rows.storage_offset() % width:
+    step = owner.weight.stride(0)
+    if place < len(args) - 2 or owner.transposed or rows.shape[1:] != (owner.width,) or not step:
         return None
-    start = rows.storage_offset() // width
-    return Product(key, start, start + len(rows), 1, width, len(inputs), lambda chosen: inputs[chosen].float()[None])
+    if rows.stride() != owner.weight.flatten(1).stride():
+        return None
+    start, beside = divmod(rows.storage_offset() - owner.weight.storage_offset(), step)
+    if beside or start + len(rows) > len(owner.weight):
+        return None
+    return Product(owner.key, start, start + len(rows), 1, owner.width, len(inputs), lambda few: inputs[few].float()[None])
 
 
-def _bilinear_product(key: str, weight: Tensor, args: tuple[Any, ...], place: int) -> Product | None:
+def _bilinear_product(owner: _Owner, args: tuple[Any, ...], place: int) -> Product | None:
     """y = x1 W x2 for each output: one row of W meets all products of an entry of x1 with one of x2."""
-    if place != 1 or args[1].shape != weight.shape:
+    if place != 1 or args[1].shape != owner.weight.shape:
         return None
     first, second = args[0], args[2]
 
     def inputs(chosen: Tensor) -> Tensor:
         return (first[chosen][:, :, None] * second[chosen][:, None, :]).flatten(1).float()[None]
 
-    return Product(key, 0, len(weight), 1, weight[0].numel(), len(first), inputs)
+    return Product(owner.key, 0, len(owner.weight), 1, owner.width, len(first), inputs)
 
 
-def _convolution(key: str, weight: Tensor, args: tuple[Any, ...], place: int) -> Product | None:
+def _convolution(owner: _Owner, args: tuple[Any, ...], place: int) -> Product | None:
     """Each output channel meets a patch of its group's channels; a transposed one those of an input with gaps."""
     given, kernel, _, stride, padding, dilation, transposed, more, groups = args
-    if place != 1 or kernel.shape != weight.shape:
+    if place != 1 or kernel.shape != owner.weight.shape or transposed != owner.transposed:
         return None
     sizes = kernel.shape[2:]
     if transposed:
@@ -164,7 +187,7 @@ def _convolution(key: str, weight: Tensor, args: tuple[Any, ...], place: int) ->
 
     rows = kernel.shape[1] * groups if transposed else kernel.shape[0]
     width = kernel.numel() // rows
-    return Product(key, 0, rows, groups, width, len(given) * math.prod(places), inputs)
+    return Product(owner.key, 0, rows, groups, width, len(given) * math.prod(places), inputs)
 
 
 def _with_gaps(given: Tensor, stride: Sequence[int]) -> Tensor:
@@ -177,7 +200,7 @@ def _with_gaps(given: Tensor, stride: Sequence[int]) -> Tensor:
     return wide
 
 
-READERS: dict[Any, Callable[[str, Tensor, tuple[Any, ...], int], Product | None]] = {
+READERS: dict[Any, Callable[[_Owner, tuple[Any, ...], int], Product | None]] = {
     aten.mm.default: _matrix_product,
     aten.addmm.default: _matrix_product,
     aten.mv.default: _matrix_product,

@@ -19,77 +19,78 @@ from torch import Tensor
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: GPTQ's
 BLOCK = 64  # columns whose errors reach each other one by one; those of blocks before come by one product
-ROWS = 512  # rounded at once: rows do not know each other
+ROWS = 128  # rounded at once: rows do not know each other
 
 Floats = NDArray[np.float32]
 
 
-def round_with_feedback(
+def round_with_feedback_(
     matrix: Tensor, square: Tensor, scale: Tensor, largest: int, entries: Tensor | None = None, *, zero: bool = True
-) -> Tensor:
-    """The matrix on its grid: whole multiples of `scale`, up to `largest` of them; plus or minus `scale` where `largest` is 0;
-    or ascending entries. With `zero`, zeros stay zero.
+) -> None:
+    """Puts the matrix on its grid, in place: whole multiples of `scale`, up to `largest` of them; plus or minus `scale` where
+    `largest` is 0; or ascending entries. With `zero`, zeros stay zero. `square` is used up.
 
-    Shapes: matrix [out, in], square [in, in], scale [out, in] (an expanded one will do), entries [any] -> float32 [out, in].
+    Shapes: matrix float32 [out, in], square [in, in], scale [out, in] (an expanded one will do), entries [any].
     """
-    order, upper = _answers(square)
-    factor: Floats = upper.cpu().numpy()
+    order, factor = _answers(square)
     table: Floats = np.zeros(0, np.float32) if entries is None else entries.float().cpu().numpy()
-    made = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)
     for start in range(0, len(matrix), ROWS):
         few = slice(start, start + ROWS)
-        values: Floats = matrix[few].detach()[:, order].float().cpu().numpy()
-        _round_rows_(values, scale[few][:, order].float().cpu().numpy(), factor, largest, table, zero)
-        made[few, order] = torch.from_numpy(values).to(matrix.device)
-    return made
+        values: Floats = matrix[few, order].cpu().numpy()
+        scales: Floats = scale[few][:, order].float().cpu().numpy()
+        if zero:
+            scales[values == 0] = 0
+        _round_rows_(values, scales, factor, largest, table)
+        matrix[few, order] = torch.from_numpy(values).to(matrix.device)
 
 
-def _answers(square: Tensor) -> tuple[Tensor, Tensor]:
+def _answers(square: Tensor) -> tuple[Tensor, Floats]:
     """The order in which columns are rounded, the largest input first, and the upper R of H in this order.
 
     Inputs that are zero throughout, or fewer samples than inputs, leave H without full rank: what damping adds makes up for it,
     ten times as much as often as it takes.
     Shapes: square [in, in] -> int64 [in], float32 [in, in].
     """
-    order = square.diagonal().argsort(descending=True, stable=True)
+    diagonal = square.diagonal()
+    order = diagonal.argsort(descending=True, stable=True)
     turned = order.flip(0)
-    added = DAMPING * (float(square.diagonal().mean()) or 1.0)
+    added = DAMPING * (float(diagonal.mean()) or 1.0)
+    square.copy_(square[turned[:, None], turned])
+    diagonal.add_(added)
     while True:
-        matrix = square[turned][:, turned].float()
-        matrix.diagonal().add_(added)
-        lower, failed = torch.linalg.cholesky_ex(matrix)
+        lower, failed = torch.linalg.cholesky_ex(square)
         if not int(failed):
-            return order, lower.flip(0, 1)
+            return order, lower.float().cpu().numpy()[::-1, ::-1]
+        diagonal.add_(9 * added)
         added *= 10
 
 
-def _round_rows_(values: Floats, scales: Floats, factor: Floats, largest: int, table: Floats, zero: bool) -> None:
+def _round_rows_(values: Floats, scales: Floats, factor: Floats, largest: int, table: Floats) -> None:
+    """Where the scale is 0 the value stays."""
     errors = np.zeros_like(values)
     for start in range(0, values.shape[1], BLOCK):
         part = slice(start, start + BLOCK)
         own = factor.diagonal()[part]
         asked = errors[:, :start] @ factor[:start, part] / own
-        _kernel()(values[:, part], asked, errors[:, part], factor[part, part] / own, scales[:, part], largest, table, zero)
+        ratio = np.ascontiguousarray(factor[part, part] / own)  # whole arrays of one layout: numba compiles one loop
+        _kernel()(values, asked, errors, ratio, scales, start, largest, table)
 
 
 @functools.cache
 def _kernel() -> Callable[..., None]:
-    from numba import njit
+    from enxuto.functional.hot import hot
 
-    try:
-        return njit(cache=True, nogil=True)(_round_block)
-    except RuntimeError:  # numba finds no folder it may write to: compile anew in each process
-        return njit(nogil=True)(_round_block)
+    made: Callable[..., None] = hot(_round_block)
+    return made
 
 
-def _round_block(values, asked, errors, ratio, scales, largest, entries, zero):  # type: ignore[no-untyped-def]
-    rows, width = values.shape
-    for row in range(rows):
-        for column in range(width):
-            target = values[row, column] + asked[row, column]
-            for before in range(column):
-                target += errors[row, before] * ratio[before, column]
-            if values[row, column] == 0 and zero:
+def _round_block(values, asked, errors, ratio, scales, start, largest, entries):  # type: ignore[no-untyped-def]
+    for row in range(len(values)):
+        for column in range(start, start + len(ratio)):
+            target = values[row, column] + asked[row, column - start]
+            for before in range(start, column):
+                target += errors[row, before] * ratio[before - start, column - start]
+            if scales[row, column] == 0:
                 rounded = values[row, column]
             elif entries.size:
                 low, high = 0, entries.size - 1

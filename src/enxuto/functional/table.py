@@ -138,13 +138,11 @@ def _refine(ordered: Values, centres: Floats, *, fixed_zero: bool) -> Floats:
 
 @functools.cache
 def _solver() -> Callable[[Floats, Floats, int], NDArray[np.int64]]:
-    """The dynamic programme, compiled at its first call, and kept for the next process where a disk can be written."""
-    from numba import njit
+    """The dynamic programme, compiled at its first call."""
+    from enxuto.functional.hot import hot
 
-    try:
-        return njit(cache=True)(_solve)
-    except RuntimeError:  # numba finds no folder it may write to: compile anew in each process
-        return njit(_solve)
+    made: Callable[[Floats, Floats, int], NDArray[np.int64]] = hot(_solve)
+    return made
 
 
 def _solve(points, counts, clusters):  # type: ignore[no-untyped-def]

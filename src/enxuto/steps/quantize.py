@@ -17,7 +17,7 @@ from enxuto.functional.affine import activation_grid
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded, plain_class, weight_names
 from enxuto.layers.grids import Affine, Grid, Per
-from enxuto.rounding import Rounding, SecondOrder, check_rounding
+from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns, matches
 from enxuto.surgery import borrowed, left_in_float, weights
 from enxuto.task import Change, Record, Task
@@ -74,15 +74,15 @@ class Quantize:
         given, model = model, borrowed(model)
         ranges = self._ranges(model, task)
         chosen = weights(model, self.layers)
-        by_data = SecondOrder(given, task.calibration, chosen, task.seed) if self.rounding == "gptq" else None
-        changes, kept = code_weights_(model, chosen, self.grid(), together=self._together, rounded=by_data)
+        rounded = rounded_by(self.rounding, given, task, chosen)
+        changes, kept = code_weights_(model, chosen, self.grid(), together=self._together, rounded=rounded)
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
         changes += _grid_inputs(model, ranges)
         check_changed(self, changes, kept, "use fewer bits, or activations=8 for the inputs")
         skipped = (
             *kept,
-            *(by_data.left() if by_data else ()),
+            *rounded.left(),
             *left_in_float(model, self.layers),
             *(self._inputs_left(model, ranges) if self.activations else ()),
         )

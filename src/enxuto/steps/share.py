@@ -10,7 +10,7 @@ from torch import nn
 from enxuto.copies import separate_
 from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
 from enxuto.layers.grids import Affine, Grid, Table
-from enxuto.rounding import Rounding, SecondOrder, check_rounding
+from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns
 from enxuto.surgery import borrowed, left_in_float, weights
 from enxuto.task import Record, Task
@@ -49,12 +49,12 @@ class Share:
         start = time.monotonic()
         given, model = model, borrowed(model)
         chosen = weights(model, self.layers)
-        by_data = SecondOrder(given, task.calibration, chosen, task.seed) if self.rounding == "gptq" else None
-        changes, kept = code_weights_(model, chosen, self.grid(), rounded=by_data)
+        rounded = rounded_by(self.rounding, given, task, chosen)
+        changes, kept = code_weights_(model, chosen, self.grid(), rounded=rounded)
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
         check_changed(self, changes, kept, "use fewer bits")
-        skipped = (*kept, *(by_data.left() if by_data else ()), *left_in_float(model, self.layers))
+        skipped = (*kept, *rounded.left(), *left_in_float(model, self.layers))
         return separate_(model, given), Record(
             str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start
         )
