@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict, UserDict, namedtuple
 
 import pytest
@@ -13,7 +14,7 @@ import enxuto as ex
 from enxuto.batches import arguments, batch_size, leaves, mapped, parts, resized, rows, samples
 from enxuto.errors import ShapeError, TaskError
 from enxuto.groups.trace import small_batch
-from enxuto.macs import total_macs
+from enxuto.macs import count_macs, total_macs
 
 Pair = namedtuple("Pair", "left right")
 COLUMN = torch.arange(12.0).view(6, 2)
@@ -101,6 +102,41 @@ def test_multiply_accumulates_are_those_of_one_sample_of_a_nested_batch():
     smaller, record = ex.PruneChannels(macs=0.5)(task.model, task)
     assert record.figures["macs_before"] == 224
     assert record.figures["macs_after"] == total_macs(smaller, batch) <= 112
+
+
+@dataclasses.dataclass
+class Given:
+    """What a collate function of a user's gives."""
+
+    x: Tensor
+    note: str = ""
+
+
+class Unpacking(nn.Module):
+    """Attention and a recurrent layer behind whatever its one argument wraps the tensor in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.rnn = nn.Linear(5, 3), nn.GRU(3, 4, batch_first=True)
+        self.attention, self.conv = nn.MultiheadAttention(4, 2, batch_first=True), nn.Conv1d(4, 2, 3)
+
+    def forward(self, given: object) -> Tensor:
+        x = next(leaves(given))
+        x = self.rnn(self.fc(x))[0]
+        return self.conv(self.attention(x, x, x)[0].transpose(1, 2))
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda x: (Given(x),), lambda x: [Given(x, "note")], lambda x: ({"x": x},), lambda x: ({"deep": [(x, None)]},),
+    lambda x: {"given": Given(x)}, lambda x: {"given": {"deep": Given(x)}}, lambda x: (Pair(Given(x), 3),),
+])  # fmt: skip
+def test_multiply_accumulates_do_not_depend_on_what_a_batch_is_wrapped_in(wrap):
+    model, x = Unpacking().eval(), torch.randn(6, 7, 5)
+    expected = {"fc": 7 * 15, "rnn": 7 * 3 * 4 * (3 + 4), "attention": 7 * 4 * 16 + 2 * 7 * 7 * 4, "conv": 5 * 2 * 4 * 3}
+    assert count_macs(model, x) == count_macs(model, x[:1]) == expected
+    assert count_macs(model, wrap(x)) == expected
+    assert batch_size(wrap(x)) == 6
+    assert [batch_size(part) for part in parts(wrap(x), 2)] == [3, 3]
 
 
 def test_a_file_of_a_fixed_batch_takes_more_and_fewer_nested_samples(tmp_path):
