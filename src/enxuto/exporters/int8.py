@@ -24,6 +24,7 @@ from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shap
 from torch import Tensor
 
 from enxuto.errors import Error, ExportError
+from enxuto.exporters.integers import Placed, placed
 from enxuto.exporters.ranges import float_nodes, ranges
 from enxuto.files import whole_file
 from enxuto.task import Batch
@@ -88,7 +89,8 @@ def quantize_onnx(
     try:
         with _quiet():
             spans, masked = ranges(proto, batches, QUANTIZED)
-            made = _quantized(proto, spans, float_nodes(proto.graph, masked), overrides, weight_bits)
+            where = placed(proto.graph, QUANTIZED, float_nodes(proto.graph, masked))
+            made = _quantized(proto, spans, where, overrides, weight_bits)
     except Error:
         raise
     except Exception as error:  # the runtime's quantizer raises whatever comes to it
@@ -102,7 +104,7 @@ def quantize_onnx(
 
 
 def _quantized(
-    proto: onnx.ModelProto, spans: TensorsData, excluded: list[str], overrides: dict[str, list[dict[str, Any]]], weight_bits: int
+    proto: onnx.ModelProto, spans: TensorsData, where: Placed, overrides: dict[str, list[dict[str, Any]]], weight_bits: int
 ) -> onnx.ModelProto:
     quantizer = _Quantizer(
         save_and_reload_model_with_shape_infer(proto),
@@ -112,21 +114,28 @@ def _quantized(
         activation_qType=QuantType.QUInt8,
         tensors_range=spans,
         nodes_to_quantize=[],
-        nodes_to_exclude=excluded,
+        nodes_to_exclude=list(where.float_nodes),
         op_types_to_quantize=list(QUANTIZED),
         extra_options={"TensorQuantOverrides": overrides},
     )
+    quantizer.float_tensors = where.float_tensors
     made: onnx.ModelProto = quantizer.quantize_model()
     return made
 
 
 class _Quantizer(QDQQuantizer):  # type: ignore[misc]
-    """ONNX Runtime's quantizer with room left in 32 bits for a bias and the products that are added to it.
+    """ONNX Runtime's quantizer with outputs that stay float, and room in 32 bits for a bias and the products added to it.
 
     A bias has the scale of the input times that of the weights, so tiny weights beside a normal bias (weight decay makes
     them) overflow it. Their scale is raised, given or not: they lose what the bias hides anyway. The runtime's own remedy
     fills all 32 bits, and the sum overflows.
     """
+
+    float_tensors: frozenset[str] = frozenset()
+
+    def quantize_activation_tensor(self, tensor_name: str) -> None:
+        if tensor_name not in self.float_tensors:
+            super().quantize_activation_tensor(tensor_name)
 
     def _adjust_weight_scale_for_int32_bias(
         self,
