@@ -6,15 +6,18 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
-from enxuto.errors import ExportError
+import enxuto as ex
+from enxuto.errors import ExportError, RangeError
 from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.operators import integer_operators
-from enxuto.exporters import OnnxFile, export, input_grids, weight_scales
+from enxuto.exporters import OnnxFile, export, input_grids
+from enxuto.exporters.weights import weight_scales
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import code_
 from enxuto.layers.grids import Affine, Table
+from toys import Block, Mlp, inputs, seeded
 
 
 def coded() -> nn.Module:
@@ -60,3 +63,40 @@ def test_int8_export_keeps_codes_scales_and_input_grids(tmp_path):
 def test_a_precision_nobody_knows_or_no_batch_is_refused(bad, tmp_path):
     with pytest.raises(ExportError, match=r"x\.onnx"):
         export(coded(), tmp_path / "x.onnx", **bad)
+
+
+def error(model: nn.Module, path, x: Tensor) -> float:
+    expected = model(x).detach()
+    return float((OnnxModel(path)(x) - expected).square().sum() / expected.square().sum())
+
+
+@pytest.mark.parametrize("step", [None, ex.Quantize(8), ex.Share(8)], ids=str)
+def test_weights_without_a_grid_of_seven_bits_are_rounded_by_the_batches(step, tmp_path):
+    torch.manual_seed(0)
+    mixed = torch.randn(12, 12) / 3
+    x = (torch.randn(256, 4) @ torch.randn(4, 12)).relu() @ mixed  # inputs that hang together
+    model = seeded(Mlp)
+    if step is not None:
+        model, _ = step(model, ex.Task(model, calibration=[x]))
+    errors = {}
+    for rounding in ("nearest", "gptq"):
+        made = export(model, tmp_path / "m.onnx", calibration=[x], precision="int8", rounding=rounding)
+        errors[rounding] = error(model, made.path, x)
+        assert integer_operators(made.path).integer == {"QGemm": 3}
+        assert any("use all 8 bits" in note for note in made.notes) == isinstance(step, ex.Quantize)
+    assert errors["gptq"] < 0.8 * errors["nearest"]
+
+
+def test_projections_of_attention_keep_the_grid_they_were_rounded_on(tmp_path):
+    model, x = seeded(Block), inputs(Block)
+    small, _ = ex.Quantize(7)(model, ex.Task(model, calibration=[x]))
+    made = export(small, tmp_path / "m.onnx", calibration=[x], precision="int8")
+    assert made.notes == ()
+    stored = [numpy_helper.to_array(item) for item in onnx.load(made.path).graph.initializer]
+    codes = small.attention.coded["in_proj_weight"].signed().T.numpy()
+    assert any(item.shape == codes.shape and (item == codes).all() for item in stored)
+
+
+def test_a_rounding_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(RangeError, match="rounding='up'"):
+        export(coded(), tmp_path / "x.onnx", calibration=[torch.ones(1, 3, 8, 8)], precision="int8", rounding="up")

@@ -14,8 +14,9 @@ from enxuto.errors import ExportError
 from enxuto.files import whole_file
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
+    from enxuto.rounding import Rounding
     from enxuto.task import Batch
 
 Precision = Literal["fp32", "int8"]
@@ -42,20 +43,26 @@ def export(
     calibration: Iterable[Batch],
     precision: Precision = "fp32",
     dynamic_batch: bool = True,
+    rounding: Rounding = "gptq",
 ) -> OnnxFile:
     """Writes a network, coded or plain, as one .onnx file.
 
-    fp32: coded weights are decoded. int8: weights keep the grids they have (8 bits or fewer, one scale per tensor or
-    channel), layers whose inputs were calibrated keep those grids, everything else is calibrated on the batches.
+    fp32: coded weights are decoded. int8: weights keep the grids they have (7 bits or fewer, one scale per tensor or
+    channel), others get 7 bits per channel and codes that change their products with the batches least, or with
+    rounding="nearest" the nearest; layers whose inputs were calibrated keep those grids, everything else is calibrated.
     Every file is compared with the model on all batches. One whose outputs are off by more than a tenth of their size, or of what
     they differ between samples, gets a note, which for int8 names the layer; one that is off by half the size is refused.
-    Raises: ExportError when the model cannot be exported or precision is unknown; OutputError when the file cannot be
-    written. Nothing is written then.
+    Raises: ExportError when the model cannot be exported or precision is unknown; RangeError when rounding is; OutputError
+    when the file cannot be written. Nothing is written then.
     """
     from enxuto.exporters.compared import distance, worst_layer
     from enxuto.exporters.int8 import quantize_onnx
     from enxuto.exporters.onnx import to_onnx
+    from enxuto.exporters.weights import on_grids
+    from enxuto.rounding import check_rounding
     from enxuto.surgery import to_float
+
+    check_rounding(rounding)
 
     if precision not in ("fp32", "int8"):
         raise ExportError(f"precision={precision!r} is not known for '{Path(path).name}'; use 'fp32' or 'int8'.")
@@ -65,13 +72,13 @@ def export(
     batches = list(calibration)
     if not batches:
         raise ExportError(f"'{Path(path).name}' needs sample inputs and calibration holds no batch; give at least one.")
-    plain = to_float(model)
+    plain, scales, notes = (to_float(model), {}, []) if precision == "fp32" else on_grids(model, batches, rounding)
     with whole_file(path) as made, _called(made, path), tempfile.TemporaryDirectory() as folder:
         exact = made if precision == "fp32" else Path(folder) / "float.onnx"
         written = to_onnx(plain, batches[0], exact, others=batches[1:], dynamic_batch=dynamic_batch)
-        notes = [*written.notes]
+        notes += written.notes
         if precision == "int8":
-            scales, grids = weight_scales(model), input_grids(model)
+            grids = input_grids(model)
             parameters = dict(plain.named_parameters(remove_duplicate=False))
             notes += quantize_onnx(exact, made, batches, weight_scales=scales, input_grids=grids, parameters=parameters).notes
         far = distance(model, made, batches)
@@ -92,18 +99,6 @@ def _called(made: Path, path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except ExportError as error:
         raise ExportError(str(error).replace(made.name, Path(path).name)) from error
-
-
-def weight_scales(model: nn.Module) -> dict[str, Tensor]:
-    """Scales [1] or [out] of the coded weights that int8 can hold exactly, by parameter name."""
-    from enxuto.layers.coded import coded_tensors
-    from enxuto.layers.grids import AffineTensor
-
-    return {
-        name: tensor.scale
-        for name, tensor in coded_tensors(model).items()
-        if isinstance(tensor, AffineTensor) and tensor.grid.per in ("tensor", "channel") and len(tensor.shape) > 1
-    }
 
 
 def input_grids(model: nn.Module) -> Mapping[str, tuple[float, int]]:

@@ -203,15 +203,15 @@ def _follow(
     transposes the weight of a Linear that runs as MatMul.
     """
     constants = {item.name: item for item in proto.graph.initializer}
-    paths = {_path(node): node for node in proto.graph.node if node.op_type in (*WEIGHTED, *LEFT_IN_FLOAT)}
+    readers = _readers(proto.graph)
     found: dict[str, Grid] = {}
     notes: list[str] = []
     rounded: list[str] = []
     for name, given in weight_scales.items():
-        node = paths.get(name.removesuffix(".weight") if name != "weight" else "")
+        node = readers.get(name.rpartition(".")[0])
         if node is not None and node.op_type in LEFT_IN_FLOAT:
             continue
-        if node is None or node.input[1] not in constants:
+        if node is None:
             notes.append(f"the scales of '{name}' are not in the int8 file: no operator of the graph uses that weight alone")
             continue
         weight, axis = numpy_helper.to_array(constants[node.input[1]]), _axis(node)
@@ -233,6 +233,18 @@ def _follow(
         some = ", ".join(f"'{name}'" for name in rounded[:3]) + (", ..." if len(rounded) > 3 else "")
         notes.append(f"{len(rounded)} weights use all 8 bits and were rounded to 7, which no processor overflows on: {some}")
     return found, notes
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """The node that reads the weight of each layer, by its path; none where several do, as with separate projections."""
+    floats = {item.name for item in graph.initializer if item.data_type == onnx.TensorProto.FLOAT}
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        if (node.op_type in WEIGHTED and node.input[1] in floats) or (
+            node.op_type in LEFT_IN_FLOAT and floats.intersection(node.input)
+        ):
+            found.setdefault(_path(node), []).append(node)
+    return {path: nodes[0] for path, nodes in found.items() if len(nodes) == 1 or nodes[0].op_type in LEFT_IN_FLOAT}
 
 
 def _sizes(channels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

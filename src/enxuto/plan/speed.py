@@ -53,7 +53,7 @@ def _share(task: Task, steps: tuple[PruneChannels, ...], folder: Path) -> float:
     except ExportError as error:
         raise TargetError(f"a latency is asked for, but the network cannot be exported to be timed: {error}") from error
     try:
-        export(model, files["int8"], calibration=task.calibration, precision="int8")
+        export(model, files["int8"], calibration=task.calibration, precision="int8", rounding="nearest")
     except ExportError as error:  # off by half, or with layers that the runtime does not take: then float is what ships
         logger.info("int8 is left out of the clock: %s", error)
         del files["int8"]

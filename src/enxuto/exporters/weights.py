@@ -1,0 +1,58 @@
+"""The matrices of a network on the grids of an int8 file, rounded by what the calibration batches say of their products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from enxuto.encode import code_weights_
+from enxuto.errors import TaskError
+from enxuto.layers.coded import coded_tensors, weight_names
+from enxuto.layers.grids import Affine, AffineTensor
+from enxuto.rounding import Rounding, rounded_by
+from enxuto.surgery import borrowed, to_float, weights
+from enxuto.task import Batch, Task
+
+BITS = 7  # two products of 8 by 8 bits overflow the 16 that processors without an int8 dot product add them in
+MULTIPLIED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+
+
+def weight_scales(model: nn.Module, bits: int = 8) -> dict[str, Tensor]:
+    """Scales [1] or [out] of the coded weights of at most `bits` that int8 can hold exactly, by parameter name."""
+    return {
+        name: tensor.scale
+        for name, tensor in coded_tensors(model).items()
+        if isinstance(tensor, AffineTensor)
+        and tensor.grid.per in ("tensor", "channel")
+        and len(tensor.shape) > 1
+        and tensor.grid.bits <= bits
+    }
+
+
+def on_grids(model: nn.Module, batches: Sequence[Batch], rounding: Rounding) -> tuple[nn.Module, dict[str, Tensor], list[str]]:
+    """A plain copy whose matrices lie on grids that int8 holds everywhere, their scales by parameter name, and what to know.
+
+    A weight keeps a grid of 7 bits or fewer, per channel or tensor; any other gets 7 bits per channel.
+    """
+    kept, plain = weight_scales(model, BITS), to_float(model)
+    if not any(weight_names(module) for module in plain.modules()):
+        return plain, kept, []
+    made = borrowed(plain)
+    chosen = [each for each in weights(made) if isinstance(each.module, MULTIPLIED) and each.key not in kept]
+    notes = _shortened(model, kept)
+    try:
+        rounded = rounded_by(rounding, plain, Task(plain, calibration=batches), chosen)
+        code_weights_(made, chosen, Affine(BITS), rounded=rounded)
+    except TaskError as error:  # outputs that are not finite, say: a file may have them
+        made = borrowed(plain)
+        notes.append(f"weights are rounded to nearest, not by the calibration batches: {error}")
+    return to_float(made), kept | weight_scales(made, BITS), notes
+
+
+def _shortened(model: nn.Module, kept: dict[str, Tensor]) -> list[str]:
+    names = [name for name in weight_scales(model) if name not in kept]
+    if not names:
+        return []
+    some = ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"{len(names)} weights use all 8 bits and were rounded to 7, which no processor overflows on: {some}"]
