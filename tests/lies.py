@@ -24,7 +24,7 @@ from enxuto.errors import ArtifactError
 from enxuto.layers.coded import weight_names
 from enxuto.layers.grids import Affine, CodedTensor, Table
 from enxuto.layers.kinds import SIZES, describe
-from enxuto.layers.lowrank import LowRankConv, LowRankLinear
+from enxuto.layers.lowrank import LowRankConv, LowRankLinear, TuckerConv
 from enxuto.layers.rules import FORBIDDEN
 from enxuto.surgery import Weight
 
@@ -59,6 +59,7 @@ LAYERS: dict[str, tuple[nn.Module, torch.Tensor]] = {
     "GRU": (nn.GRU(8, 4), rows),
     "LowRankLinear": (LowRankLinear(8, 6, 2), one),
     "LowRankConv": (LowRankConv(8, 4, (3, 3), 2, (1, 1), (1, 1), (1, 1)), image),
+    "TuckerConv": (TuckerConv(8, 4, (3, 3), 3, 2, (1, 1), (1, 1), (1, 1)), image),
     "MultiheadAttention": (nn.MultiheadAttention(8, 2, batch_first=True), rows),
     "Bilinear": (nn.Bilinear(8, 8, 3), one),
     "GRUCell": (nn.GRUCell(8, 4), one),

@@ -38,6 +38,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("calibrate",),
     ("evidence",),
     ("rounding",),
+    ("ranks",),
+    ("thin",),
     ("encode",),
     ("train",),
     ("lessons",),

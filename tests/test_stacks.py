@@ -43,7 +43,7 @@ REFUSED: dict[tuple[type[nn.Module], str, str], str] = {
 SKIPPED: dict[tuple[type[nn.Module], str, str], tuple[int, str]] = {
     **{(net, "Fold", name): (0, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name != "Fold"},
     **{(net, name, "Fold"): (1, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name != "Fold"},
-    **{(net, "Factorize", "Factorize"): (1, "one half of a factorized layer") for net in NETS},
+    **{(net, "Factorize", "Factorize"): (1, "one part of a factorized layer") for net in NETS},
     (ResidualCnn, "Fold", "Fold"): (1, NO_NORM),
     (ResidualCnn, "Share", "Fold"): (1, "fold first, then share"),
     **{(net, "Share", "Share"): (1, "shared values") for net in NETS},

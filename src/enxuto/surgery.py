@@ -16,7 +16,7 @@ from enxuto.errors import ArtifactError
 from enxuto.layers.coded import Coded, code_, decode_, weight_names
 from enxuto.layers.computed import MASKED, computed, has_computed, without_computed_
 from enxuto.layers.grids import CodedTensor
-from enxuto.layers.lowrank import LowRankConv, LowRankLinear
+from enxuto.layers.lowrank import THIN
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.select import Patterns, matches, select
 from enxuto.task import Change
@@ -58,7 +58,7 @@ def _save_pretrained(self: Any, *arguments: Any, **named: Any) -> Any:
 
     Raises: ArtifactError for a network with coded or thin layers, which from_pretrained could not read back.
     """
-    other = [path for path, module in self.named_modules() if isinstance(module, (Coded, LowRankLinear, LowRankConv))]
+    other = [path for path, module in self.named_modules() if isinstance(module, (Coded, *THIN))]
     if other:
         raise ArtifactError(
             f"save_pretrained keeps plain layers, and '{other[0]}' is {type(self.get_submodule(other[0])).__name__}: from_"

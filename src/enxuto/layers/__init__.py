@@ -3,7 +3,7 @@
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded, code_, decode_, weight_names
 from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Grid, Table, TableTensor
-from enxuto.layers.lowrank import LowRankConv, LowRankLinear
+from enxuto.layers.lowrank import LowRankConv, LowRankLinear, TuckerConv
 from enxuto.layers.rehearsal import Rehearsal
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Rehearsal",
     "Table",
     "TableTensor",
+    "TuckerConv",
     "code_",
     "decode_",
     "weight_names",

@@ -12,7 +12,7 @@ from torch import nn
 
 from enxuto.errors import ArtifactError, LayerError
 from enxuto.layers.coded import coded_names, plain_class
-from enxuto.layers.lowrank import LowRankConv, LowRankLinear
+from enxuto.layers.lowrank import THIN, LowRankConv, LowRankLinear, TuckerConv
 from enxuto.layers.rules import FORBIDDEN, checked
 
 KINDS: dict[str, type[nn.Module]] = {
@@ -40,13 +40,12 @@ KINDS: dict[str, type[nn.Module]] = {
         nn.RNN,
         nn.LSTM,
         nn.GRU,
-        LowRankLinear,
-        LowRankConv,
+        *THIN,
     )
 }
 
 # Kinds of which the numbers tell the shapes of all tensors, beside those that a file may build; the low-rank ones hold none.
-_JUDGED = {kind for kind in KINDS.values() if kind not in (nn.Identity, LowRankLinear, LowRankConv)} | {
+_JUDGED = {kind for kind in KINDS.values() if kind not in (nn.Identity, *THIN)} | {
     nn.Bilinear,
     nn.MultiheadAttention,
     nn.RNNCell,
@@ -77,10 +76,12 @@ def describe(module: nn.Module) -> dict[str, Any]:
         down, up = module.down, module.up
         given = {"in_features": down.in_features, "out_features": up.out_features, "rank": down.out_features}
         return given | ({} if up.bias is not None else {"bias": False})
-    if isinstance(module, LowRankConv):
-        conv = {k: v for k, v in describe(module.down).items() if k not in ("out_channels", "bias")}
-        conv |= {"stride": module.down.stride, "padding": module.down.padding, "dilation": module.down.dilation}
-        given = conv | {"out_channels": module.up.out_channels, "rank": module.down.out_channels}
+    if isinstance(module, (LowRankConv, TuckerConv)):
+        conv = {k: v for k, v in describe(module.wide).items() if k not in ("out_channels", "bias")}
+        conv |= {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+        given = conv | {"out_channels": module.out_channels, "rank": module.up.in_channels}
+        if isinstance(module, TuckerConv):
+            given |= {"in_channels": module.in_channels, "in_rank": module.core.in_channels}
         return given | ({} if module.up.bias is not None else {"bias": False})
     return {name: "inf" if value == math.inf else value for name, value in _arguments(module, kind).items()}
 

@@ -1,4 +1,4 @@
-"""Factorize: a layer becomes two thin ones where that is smaller."""
+"""Factorize: a layer becomes thin ones in a row where that is smaller."""
 
 from __future__ import annotations
 
@@ -7,149 +7,226 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from enxuto.checks import named, whole, within
 from enxuto.copies import separate_
-from enxuto.errors import NothingChangedError, RangeError, TaskError
-from enxuto.functional.likeness import distance
-from enxuto.functional.lowrank import rank_for_energy
-from enxuto.layers.coded import decode_, plain_class, sources, weight_names
-from enxuto.layers.grids import Affine, CodedTensor
-from enxuto.layers.lowrank import LowRankConv, LowRankLinear
-from enxuto.reads import read_elsewhere
-from enxuto.select import Patterns, select
-from enxuto.surgery import Weight, borrowed, reasons, replace_, twins
-from enxuto.task import Batch, Change, Record, Task, float_outputs
+from enxuto.errors import NothingChangedError, RangeError
+from enxuto.evidence.outputs import Answers
+from enxuto.functional.allocate import cheapest_steps
+from enxuto.layers.coded import weight_names
+from enxuto.ranks import Form, Least, Offer, Ranks, Shape, SquaresOf, check_ranks, offers, shapes
+from enxuto.select import Patterns
+from enxuto.surgery import Weight, borrowed, reasons
+from enxuto.task import Change, Record, Task
+from enxuto.thin import thin_, thinnable, thinned
 
-FAR = 0.1  # of the outputs: what a network rarely survives without training
+STAY = (
+    0.05  # of what outputs spread over the samples: what a network may lose unasked, 0.1 to 0.4 points of those in bench/ranks.py
+)
+FAR = 0.1  # a network whose outputs moved farther may have lost any number of points
+NEAR = 0.8  # of STAY: near enough to end the trials
+TRIALS = 6  # of how thin a network may get
+REMEDY = "raise rank, energy, size or macs, or train after it"
 _log = logging.getLogger(__name__)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
 class Factorize:
-    """Linear and convolution layers as two thin ones, by truncated SVD; coded layers give coded thin layers.
+    """Linear and convolution layers as thin ones in a row; coded layers give coded thin layers.
 
-    `rank` is the number of channels between the two; without it, each layer gets the least rank that holds the fraction
-    `energy` of its squared singular values. Layers that would grow are left alone and named. Outputs that moved by more than a
-    tenth are warned of: such a network wants training.
-    Raises: RangeError for a rank below 1 or an energy outside (0, 1].
-    Source: Denton et al. 2014, "Exploiting linear structure within convolutional networks"; Eckart, Young 1936.
+    How thin: `rank` channels between; or the least that keeps the fraction `energy` of each layer; or the fraction `size` of the
+    weights of the selected layers, or `macs` of their multiply-accumulates, shared out so that least is lost. Without any of
+    these, as thin as leaves the outputs on the calibration batches within a twentieth of what they spread. What was asked for may
+    move them further; beyond a tenth the record and the log warn: such a network wants training.
+    `least` says which error is least: that of the layers' "outputs" on the calibration batches, or that of their "weights".
+    `form` is "svd" (two layers), for convolutions also "tucker" (1x1, k x k, 1x1), or "auto": what loses less at as many
+    weights; with `rank`, "svd". Layers that would grow, in weights or multiply-accumulates, are left alone and named.
+    Raises: RangeError for more than one of these goals, or one out of range.
+    Source: Denton et al. 2014, "Exploiting linear structure within convolutional networks"; Zhang et al. 2015, "Accelerating very
+    deep convolutional networks for classification and detection"; Kim et al. 2016, "Compression of deep convolutional neural
+    networks for fast and low power mobile applications".
     """
 
     rank: int | None = None
-    energy: float = 0.9
+    energy: float | None = None
     layers: Patterns = "*"
+    size: float | None = None
+    macs: float | None = None
+    form: Form = "auto"
+    least: Least = "outputs"
 
     def __post_init__(self) -> None:
         if self.rank is not None and not whole(self.rank, 1):
             raise RangeError(f"{named('rank', self.rank)} is not a whole number of at least 1; use for example 16.")
-        if not within(self.energy, "(0, 1]"):
-            raise RangeError(f"{named('energy', self.energy)} is the fraction kept and must be in (0, 1]; use for example 0.9.")
+        for name, what in (("energy", "kept"), ("size", "of the weights left"), ("macs", "of the multiply-accumulates left")):
+            value = getattr(self, name)
+            if value is not None and not within(value, "(0, 1]"):
+                raise RangeError(f"{named(name, value)} is the fraction {what} and must be in (0, 1]; use for example 0.9.")
+        if len(self.goals) > 1:
+            raise RangeError(f"{' and '.join(self.goals)} each say how thin layers get; give one of them.")
+        check_ranks(self.form, self.least)
+
+    @property
+    def goals(self) -> list[str]:
+        """What was asked for, as it was written; empty where outputs are to stay."""
+        goals = ("rank", "energy", "size", "macs")
+        return [f"{name}={getattr(self, name)}" for name in goals if getattr(self, name) is not None]
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
-        """The copy with thin layers. Raises: NothingChangedError when every layer would grow."""
+        """The copy with thin layers.
+
+        Raises: NothingChangedError when every layer would grow, or none can be thinner and outputs stay where they are;
+        RangeError when `size` or `macs` is less than the least that there is.
+        """
         start = time.monotonic()
-        expected = float_outputs(model, task.sample)
-        given, model = model, borrowed(model)
-        reads = read_elsewhere(model, task.sample)
-        thin: dict[str, tuple[nn.Module, nn.Module]] = {}
-        changes, skipped = [], []
-        for path, layer in select(model, self.layers, lambda m: isinstance(m, (nn.Linear, *CONVOLUTIONS))):
-            if "weight" not in weight_names(layer):
-                skipped.append(Change(path, "left alone", "its weight is computed from other parameters"))
-                continue
-            matrix = Weight(path, "weight", layer).read().flatten(1)
-            rank = self.rank or rank_for_energy(matrix, self.energy)
-            reason = _refusal(model, path, layer, matrix, rank) or reads.get(path, "")
-            if reason:
-                skipped.append(Change(path, "left alone", reason))
-                continue
-            thin[path] = layer, _thin(borrowed(layer), rank, path)
-            what = f"rank {rank} of {min(matrix.shape)}: {matrix.numel():,} weights became {rank * sum(matrix.shape):,}"
-            changes.append(Change(path, what, f"keeps {1 - _lost(matrix, rank):.1%} of the squared singular values"))
-        refused = _replaced_(model, thin, task.sample)
-        changes = [change for change in changes if change.path not in refused]
-        skipped += [Change(path, "left alone", reason) for path, reason in refused.items()]
-        if not changes:
-            raise NothingChangedError(f"{self} would change nothing: {reasons(skipped)}; use a lower rank or energy.")
-        moved = zip(float_outputs(model, task.sample), expected, strict=True)
-        figures = {"output_error": max((distance(*pair) for pair in moved), default=0.0)}
-        if figures["output_error"] > FAR:
-            _log.warning(
-                "%s moves the outputs by %.0f %%; raise energy or rank, or train after it.", self, 100 * figures["output_error"]
+        answers = Answers(model, task.calibration)
+        work = _Work(self, model, task)
+        made = work.made(work.asked()) if self.goals else work.within(answers)
+        if not made.changes:
+            raise NothingChangedError(f"{self} would change nothing: {reasons(made.skipped)}; use a lower rank, energy or size.")
+        moved = answers.moved(made.model)
+        if moved > FAR:
+            _log.warning("Factorize(%s) moves the outputs by %.0f %% of their spread; %s.", self.goals[0], 100 * moved, REMEDY)
+            made.skipped.append(Change("", "outputs moved far", f"by {moved:.0%} of their spread over the samples; {REMEDY}"))
+        figures = {"output_error": moved, "weights_left": made.weights}
+        record = Record(str(self), tuple(made.changes), tuple(made.skipped), figures, time.monotonic() - start)
+        return separate_(made.model, model), record
+
+
+@dataclass(eq=False)
+class _Made:
+    """A model with thin layers, what was done to it, and the fraction of the selected weights that is left."""
+
+    model: nn.Module
+    changes: list[Change]
+    skipped: list[Change]
+    weights: float
+
+
+class _Work:
+    """One call of the step: the layers that it may change, and what each of their ranks costs and loses."""
+
+    def __init__(self, step: Factorize, model: nn.Module, task: Task) -> None:
+        self.step, self.model, self.task = step, model, task
+        plain = borrowed(model)
+        layers, self.left = thinnable(plain, step.layers, task.sample)
+        others = {change.path: plain.get_submodule(change.path) for change in self.left}
+        others = {path: layer for path, layer in others.items() if "weight" in weight_names(layer)}
+        self.weights = {path: Weight(path, "weight", layer) for path, layer in layers.items()}
+        self.shapes = shapes(plain, layers | others, task.sample)
+        self.fixed = sum(self._cost(path, ()) for path in others)
+
+    def _cost(self, path: str, ranks: Ranks) -> int:
+        """What a layer counts: in multiply-accumulates where these are the goal, else in weights."""
+        shape = self.shapes[path]
+        return shape.weights(ranks) if self.step.macs is None else shape.macs(ranks)
+
+    def asked(self) -> dict[str, Ranks]:
+        """The ranks that the step's goal gives to each layer."""
+        if self.step.rank is not None:
+            return {path: self._of_rank(path, self.step.rank) for path in self.weights}
+        found = self._offers()
+        if self.step.energy is None:
+            return self._shared_out(found, self.step.size or self.step.macs or 1.0)
+        lost = 1 - self.step.energy + 1e-12
+        kept = {path: [offer for offer in each if offer.lost <= lost] for path, each in found.items()}
+        return {path: min((self._cost(path, o.ranks), o.ranks) for o in each)[1] for path, each in kept.items()}
+
+    def _of_rank(self, path: str, rank: int) -> Ranks:
+        shape = self.shapes[path]
+        three = self.step.form == "tucker" and shape.kernel > 1
+        return (min(rank, shape.inputs), min(rank, shape.out)) if three else (rank,)
+
+    def _offers(self) -> dict[str, list[Offer]]:
+        """For each layer the ranks with which it grows in nothing, as it is first."""
+        square = SquaresOf(self.model, self.task, [*self.weights.values()], self.step.least)
+        found = {}
+        for path, weight in self.weights.items():
+            shape = self.shapes[path]
+            every = offers(weight.read(), shape, self.step.form, square(weight))
+            found[path] = [offer for offer in every if not shape.grows(offer.ranks)]
+        return found
+
+    def _steps(self, found: Mapping[str, list[Offer]]) -> list[tuple[list[int], float, float]]:
+        return [*cheapest_steps([[(self._cost(path, o.ranks), o.lost) for o in each] for path, each in found.items()])]
+
+    def _shared_out(self, found: Mapping[str, list[Offer]], left: float) -> dict[str, Ranks]:
+        steps = self._steps(found)
+        whole = self.fixed + sum(self._cost(path, ()) for path in found)
+        at = next((at for at, (_, cost, _) in enumerate(steps) if self.fixed + cost <= left * whole), None)
+        if at is None:
+            least = (self.fixed + steps[-1][1]) / whole
+            raise RangeError(
+                f"{self.step.goals[0]} is less than there is: at the lowest ranks {least:.3f} of the selected layers is left; "
+                "use at least that, or layers= without those that stay whole."
             )
-        return separate_(model, given), Record(str(self), tuple(changes), tuple(skipped), figures, time.monotonic() - start)
+        return _taken(found, steps[at][0])
+
+    def within(self, answers: Answers) -> _Made:
+        """The thinnest of some trials that moves outputs by at most STAY; how far one moves them says what to try next."""
+        found = self._offers()
+        steps = self._steps(found)
+        best, low, high, limit = self.made({}), -1, len(steps), STAY**2
+        for _ in range(TRIALS):
+            at = sum(lost <= limit for _, _, lost in steps) - 1
+            at = at if low < at < high else (low + high) // 2
+            if not low < at < high:
+                break
+            made = self.made(_taken(found, steps[at][0]))
+            moved = answers.moved(made.model)
+            best, low, high = (made, at, high) if moved <= STAY else (best, low, at)
+            if NEAR * STAY <= moved <= STAY:
+                break
+            limit = steps[at][2] * (NEAR * STAY / max(moved, 1e-6)) ** 2
+        return best
+
+    def made(self, ranks: Mapping[str, Ranks]) -> _Made:
+        """The model with these ranks where a layer gets smaller by them."""
+        shrinking = {path: few for path, few in ranks.items() if few and not self.shapes[path].grows(few)}
+        model = borrowed(self.model)
+        square = SquaresOf(self.model, self.task, [self.weights[path] for path in shrinking], self.step.least)
+        thin = {
+            path: thinned(path, model.get_submodule(path), few, square(self.weights[path])) for path, few in shrinking.items()
+        }
+        refused = thin_(model, {path: each.module for path, each in thin.items()}, self.task.sample)
+        changes = [self._change(path, shrinking[path], each.kept) for path, each in thin.items() if path not in refused]
+        whole = {path: refused.get(path) or self._why_whole(path, ranks.get(path, ())) for path in self.weights}
+        skipped = [
+            *self.left,
+            *(Change(path, "left alone", whole[path]) for path in whole if path not in {c.path for c in changes}),
+        ]
+        skipped += [Change(key.removesuffix(".weight"), "by its weight alone", why) for key, why in square.missing.items()]
+        left = sum(self.shapes[path].weights(shrinking.get(path, ()) if path not in refused else ()) for path in self.shapes)
+        return _Made(model, changes, skipped, left / sum(shape.weights(()) for shape in self.shapes.values()))
+
+    def _change(self, path: str, ranks: Ranks, kept: float) -> Change:
+        shape = self.shapes[path]
+        what = f"{_named(shape, ranks)}: {shape.weights(()):,} weights became {shape.weights(ranks):,}"
+        of = "its outputs" if self.step.least == "outputs" else "its singular values"
+        return Change(path, what, f"keeps {kept:.1%} of the squares of {of}")
+
+    def _why_whole(self, path: str, ranks: Ranks) -> str:
+        shape, step = self.shapes[path], self.step
+        if ranks and shape.weights(ranks) >= shape.weights(()):
+            return f"{_named(shape, ranks)} would take {shape.weights(ranks):,} weights in place of {shape.weights(()):,}"
+        if ranks:
+            return f"{_named(shape, ranks)} would take more multiply-accumulates"
+        if step.energy is not None:
+            return f"no rank with which it is smaller keeps {step.energy:.1%}"
+        return (
+            f"thinner, the outputs would move by more than {STAY:.0%} of their spread"
+            if not step.goals
+            else "others lose less for as much"
+        )
 
 
-def _replaced_(model: nn.Module, thin: Mapping[str, tuple[nn.Module, nn.Module]], sample: Batch) -> dict[str, str]:
-    """Puts the thin layers in, and takes those out again with which the model does not run; gives the reasons for these."""
-    for path, (_, made) in thin.items():
-        replace_(model, path, made)
-    if not _failure(model, sample):
-        return {}
-    refused = {}
-    for path, (layer, _) in thin.items():
-        replace_(model, path, layer)
-    for path, (layer, made) in thin.items():
-        replace_(model, path, made)
-        reason = _failure(model, sample)
-        if reason:
-            replace_(model, path, layer)
-            refused[path] = f"the model reads what a thin layer has not ({reason})"
-    return refused
+def _named(shape: Shape, ranks: Ranks) -> str:
+    """Ranks in words, each beside the most that it could be."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]} of {min(shape.out, shape.inputs * shape.kernel)}"
+    return f"ranks {ranks[0]} of {shape.inputs} and {ranks[1]} of {shape.out}"
 
 
-def _failure(model: nn.Module, sample: Batch) -> str:
-    try:
-        float_outputs(model, sample)
-    except TaskError as error:
-        return f"{type(error.__cause__).__name__}: {error.__cause__}"
-    return ""
-
-
-def _refusal(model: nn.Module, path: str, layer: nn.Module, matrix: Tensor, rank: int) -> str:
-    if plain_class(type(layer)) not in (nn.Linear, *CONVOLUTIONS):
-        return f"{type(layer).__name__} is a layer with a forward of its own"
-    if getattr(layer, "groups", 1) != 1:
-        return "a grouped convolution is no single matrix"
-    if rank * sum(matrix.shape) >= matrix.numel():
-        return f"rank {rank} would take {rank * sum(matrix.shape):,} weights in place of {matrix.numel():,}"
-    if not path:
-        return "it is the whole model; wrap it, as in nn.Sequential(layer)"
-    tied = [twin.path for twin in twins(model, Weight(path, "weight", layer)) if twin.module is not layer]
-    if tied:
-        return f"its weight is also that of '{tied[0]}', which keeps it"
-    owner = path.rpartition(".")[0]
-    if isinstance(model.get_submodule(owner), (LowRankLinear, LowRankConv)):
-        return "it is one half of a factorized layer"
-    if isinstance(model.get_submodule(owner), (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
-        return "the layer around it reads its weight directly"
-    return ""
-
-
-def _thin(layer: nn.Module, rank: int, path: str) -> nn.Module:
-    grids = {name: tensor.grid for name, tensor in sources(layer).items() if isinstance(tensor, CodedTensor)}
-    input_grid = layer._modules.get("input_grid")
-    decode_(layer)
-    thin: LowRankLinear | LowRankConv
-    thin = LowRankLinear.of(layer, rank) if isinstance(layer, nn.Linear) else LowRankConv.of(layer, rank)  # type: ignore[arg-type]
-    if "weight" in grids:
-        for name in ("down", "up"):
-            weight = Weight(f"{path}.{name}", "weight", thin.get_submodule(name))
-            grid = grids["weight"]
-            grid = grid.suited(weight.read()) if isinstance(grid, Affine) else grid  # its groups may not divide the thin layer
-            weight.code_(grid.encode(weight.read(), weight.path))
-        if input_grid is not None:
-            thin.down.input_grid = input_grid
-    if "bias" in grids:
-        bias = Weight(f"{path}.up", "bias", thin.up)
-        bias.code_(grids["bias"].encode(bias.read(), bias.path))
-    return thin
-
-
-def _lost(matrix: Tensor, rank: int) -> float:
-    squares = torch.linalg.svdvals(matrix.double()).square()
-    return float(squares[rank:].sum() / squares.sum()) if float(squares.sum()) else 0.0
+def _taken(found: Mapping[str, list[Offer]], places: list[int]) -> dict[str, Ranks]:
+    return {path: each[place].ranks for (path, each), place in zip(found.items(), places, strict=True)}

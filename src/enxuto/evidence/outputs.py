@@ -1,0 +1,55 @@
+"""How far a network's outputs are from those of the one it was made from, on the calibration batches; no labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from enxuto.functional.likeness import Spread, same_entries
+from enxuto.outputs import output_tensors
+from enxuto.task import Batch, attempt, evaluating
+
+
+class Answers:
+    """What a model answers to the calibration batches. Raises: TaskError when it fails on one."""
+
+    def __init__(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        self.batches = batches
+        self.given = _answers(model, batches)
+        self.spreads = {name: Spread.of(tensors) for name, tensors in self.given.items() if not _is_whole(tensors)}
+
+    def moved(self, model: nn.Module) -> float:
+        """How far the outputs of another model are from these: the root of the mean squared difference over how far they spread
+        over the samples, of the output that moved farthest. 0 is nowhere, 1 as far as the mean of all answers would be; of whole
+        numbers the share that changed. Infinite where shapes differ.
+        """
+        found = _answers(model, self.batches)
+        return max((self._moved(name, found.get(name, [])) for name in self.given), default=0.0)
+
+    def _moved(self, name: str, found: list[Tensor]) -> float:
+        given = self.given[name]
+        if [tensor.shape for tensor in given] != [tensor.shape for tensor in found]:
+            return math.inf
+        total = 0.0
+        for before, after in zip(given, found, strict=True):
+            if name in self.spreads:
+                total += float(self.spreads[name].errors(before.double(), after.double()).nan_to_num(nan=math.inf).sum())
+            else:
+                total += float(before.numel() - same_entries(before, after, 1) * before.numel())
+        mean = total / max(1, sum(map(Tensor.numel, given)))
+        return math.sqrt(mean) if name in self.spreads else mean
+
+
+def _answers(model: nn.Module, batches: Iterable[Batch]) -> dict[str, list[Tensor]]:
+    found: dict[str, list[Tensor]] = {}
+    with evaluating(model):
+        for number, batch in enumerate(batches, 1):
+            for name, tensor in output_tensors(attempt(model, batch, f"calibration batch {number}")).items():
+                found.setdefault(name, []).append(tensor)
+    return found
+
+
+def _is_whole(tensors: list[Tensor]) -> bool:
+    return not (tensors[0].is_floating_point() or tensors[0].is_complex())

@@ -1,0 +1,123 @@
+"""Which layers can become thin ones in a row, and what has these in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from enxuto.errors import TaskError
+from enxuto.functional.lowrank import squares
+from enxuto.layers.coded import decode_, plain_class, sources, weight_names
+from enxuto.layers.grids import Affine, CodedTensor
+from enxuto.layers.lowrank import THIN, LowRankConv, LowRankLinear, TuckerConv
+from enxuto.ranks import Ranks
+from enxuto.reads import read_elsewhere
+from enxuto.select import Patterns, select
+from enxuto.surgery import Weight, borrowed, replace_, twins
+from enxuto.task import Batch, Change, float_outputs
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def thinnable(model: nn.Module, layers: Patterns, sample: Batch) -> tuple[dict[str, nn.Module], list[Change]]:
+    """The selected layers of the model that can become thin ones, by path, and the others with the reason.
+
+    Raises: LayerError when no layer is selected.
+    """
+    reads = read_elsewhere(model, sample)
+    found, left = {}, []
+    for path, layer in select(model, layers, lambda module: isinstance(module, (nn.Linear, *CONVOLUTIONS))):
+        reason = _refusal(model, path, layer) or reads.get(path, "")
+        if reason:
+            left.append(Change(path, "left alone", reason))
+        else:
+            found[path] = layer
+    return found, left
+
+
+def _refusal(model: nn.Module, path: str, layer: nn.Module) -> str:
+    owner = model.get_submodule(path.rpartition(".")[0])
+    if "weight" not in weight_names(layer):
+        return "its weight is computed from other parameters"
+    if plain_class(type(layer)) not in (nn.Linear, *CONVOLUTIONS):
+        return f"{type(layer).__name__} is a layer with a forward of its own"
+    if getattr(layer, "groups", 1) != 1:
+        return "a grouped convolution is no single matrix"
+    if not path:
+        return "it is the whole model; wrap it, as in nn.Sequential(layer)"
+    tied = [twin.path for twin in twins(model, Weight(path, "weight", layer)) if twin.module is not layer]
+    if tied:
+        return f"its weight is also that of '{tied[0]}', which keeps it"
+    if isinstance(owner, THIN):
+        return "it is one part of a factorized layer"
+    if isinstance(owner, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+        return "the layer around it reads its weight directly"
+    return ""
+
+
+@dataclass(frozen=True, eq=False)
+class Thinned:
+    """The thin layers made of one, and which fraction of the summed squares of its outputs they keep, before they are coded."""
+
+    module: nn.Module
+    kept: float
+
+
+def thinned(path: str, layer: nn.Module, ranks: Ranks, square: Tensor | None) -> Thinned:
+    """The layer with these ranks; coded as the layer was. It is left as it is."""
+    grids = {name: tensor.grid for name, tensor in sources(layer).items() if isinstance(tensor, CodedTensor)}
+    input_grid = layer._modules.get("input_grid")
+    layer = borrowed(layer)
+    decode_(layer)
+    thin = _made(layer, ranks, square)
+    matrix = Weight(path, "weight", layer).read().flatten(1)
+    whole = squares(matrix, square)
+    kept = 1 - squares(matrix - thin.weight.detach().flatten(1), square) / whole if whole else 1.0
+    for name, part in thin.named_children() if "weight" in grids else ():
+        weight = Weight(f"{path}.{name}", "weight", part)
+        grid = grids["weight"]
+        grid = grid.suited(weight.read()) if isinstance(grid, Affine) else grid  # its groups may not divide the thin layer
+        weight.code_(grid.encode(weight.read(), weight.path))
+    if "weight" in grids and input_grid is not None:
+        thin.down.input_grid = input_grid
+    if "bias" in grids:
+        bias = Weight(f"{path}.up", "bias", thin.up)
+        bias.code_(grids["bias"].encode(bias.read(), bias.path))
+    return Thinned(thin, kept)
+
+
+def _made(layer: nn.Module, ranks: Ranks, square: Tensor | None) -> LowRankLinear | LowRankConv | TuckerConv:
+    if isinstance(layer, nn.Linear):
+        return LowRankLinear.of(layer, ranks[0], square)
+    if len(ranks) == 1:
+        return LowRankConv.of(layer, ranks[0], square)  # type: ignore[arg-type]
+    return TuckerConv.of(layer, (ranks[0], ranks[1]), square)  # type: ignore[arg-type]
+
+
+def thin_(model: nn.Module, thin: Mapping[str, nn.Module], sample: Batch) -> dict[str, str]:
+    """Puts the thin layers in, and takes those out again with which the model does not run; gives the reasons for these."""
+    layers = {path: model.get_submodule(path) for path in thin}
+    for path, made in thin.items():
+        replace_(model, path, made)
+    if not _failure(model, sample):
+        return {}
+    refused = {}
+    for path, layer in layers.items():
+        replace_(model, path, layer)
+    for path, made in thin.items():
+        replace_(model, path, made)
+        reason = _failure(model, sample)
+        if reason:
+            replace_(model, path, layers[path])
+            refused[path] = f"the model reads what a thin layer has not ({reason})"
+    return refused
+
+
+def _failure(model: nn.Module, sample: Batch) -> str:
+    try:
+        float_outputs(model, sample)
+    except TaskError as error:
+        return f"{type(error.__cause__).__name__}: {error.__cause__}"
+    return ""
