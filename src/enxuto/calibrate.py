@@ -42,7 +42,6 @@ def value_range(values: Tensor) -> tuple[float, float]:
     return (float(values.min()), float(values.max())) if values.numel() else (0.0, 0.0)
 
 
-@torch.no_grad()
 def input_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tuple[float, float]]:
     """The least and the largest value that each leaf layer's first input took, by path; layers that did not run are absent.
 
@@ -50,15 +49,29 @@ def input_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tuple[
     """
     ranges: dict[str, tuple[float, float]] = {}
 
+    def see(path: str, given: Tensor) -> None:
+        low, high = value_range(given)
+        before = ranges.get(path, (float("inf"), float("-inf")))
+        ranges[path] = (min(before[0], low), max(before[1], high))
+
+    watch_inputs(model, batches, see)
+    return ranges
+
+
+@torch.no_grad()
+def watch_inputs(model: nn.Module, batches: Iterable[Batch], see: Callable[[str, Tensor], None]) -> None:
+    """Shows `see` the first input of each leaf layer at each call, with the layer's path, where it holds floats.
+
+    Raises: TaskError when the model fails on a batch or gives values that are not finite.
+    """
+
     def watch(path: str) -> Callable[..., None]:
-        def see(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        def seen(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             given = next(iter((*args, *kwargs.values())), None)
             if isinstance(given, Tensor) and given.is_floating_point() and given.numel():
-                low, high = value_range(given)
-                before = ranges.get(path, (float("inf"), float("-inf")))
-                ranges[path] = (min(before[0], low), max(before[1], high))
+                see(path, given)
 
-        return see
+        return seen
 
     leaves = [(path, module) for path, module in model.named_modules() if _is_layer(module)]
     hooks = [module.register_forward_pre_hook(watch(path), with_kwargs=True) for path, module in leaves]
@@ -69,7 +82,6 @@ def input_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, tuple[
     finally:
         for hook in hooks:
             hook.remove()
-    return ranges
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -18,12 +18,13 @@ X = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
 
 
 def uneven(factor: float) -> nn.Module:
-    """A channel that the next layer does not read takes most of the range of the grid they share."""
+    """Two channels of which the next layer reads the difference take most of the range of the grid they share."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)).eval()
     with torch.no_grad():
         model[0].weight[0] *= factor
-        model[1].weight[:, 0] = 0
+        model[0].weight[1] += model[0].weight[0]
+        model[1].weight[:, 0] = -model[1].weight[:, 1]
     return model
 
 

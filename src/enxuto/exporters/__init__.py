@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +58,7 @@ def export(
     from enxuto.exporters.compared import distance, worst_layer
     from enxuto.exporters.int8 import quantize_onnx
     from enxuto.exporters.onnx import to_onnx
-    from enxuto.exporters.weights import on_grids
+    from enxuto.exporters.weights import clipped_inputs, on_grids
     from enxuto.rounding import check_rounding
     from enxuto.surgery import to_float
 
@@ -78,7 +78,7 @@ def export(
         written = to_onnx(plain, batches[0], exact, others=batches[1:], dynamic_batch=dynamic_batch)
         notes += written.notes
         if precision == "int8":
-            grids = input_grids(model)
+            grids = clipped_inputs(plain, batches) | input_grids(model)
             parameters = dict(plain.named_parameters(remove_duplicate=False))
             notes += quantize_onnx(exact, made, batches, weight_scales=scales, input_grids=grids, parameters=parameters).notes
         far = distance(model, made, batches)
@@ -101,7 +101,7 @@ def _called(made: Path, path: str | os.PathLike[str]) -> Iterator[None]:
         raise ExportError(str(error).replace(made.name, Path(path).name)) from error
 
 
-def input_grids(model: nn.Module) -> Mapping[str, tuple[float, int]]:
+def input_grids(model: nn.Module) -> dict[str, tuple[float, int]]:
     """Scale and zero point (0...255) of the calibrated layer inputs, by layer path."""
     from enxuto.layers.activations import ActivationGrid
 

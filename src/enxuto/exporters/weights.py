@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from enxuto.calibrate import input_ranges
 from enxuto.encode import code_weights_
 from enxuto.errors import TaskError
+from enxuto.evidence.histograms import fitted_ranges
+from enxuto.functional.affine import activation_grid
 from enxuto.layers.coded import coded_tensors, weight_names
 from enxuto.layers.grids import Affine, AffineTensor
 from enxuto.rounding import Rounding, rounded_by
@@ -16,6 +19,8 @@ from enxuto.task import Batch, Task
 
 BITS = 7  # two products of 8 by 8 bits overflow the 16 that processors without an int8 dot product add them in
 MULTIPLIED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+
+CLIPPED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose inputs torch shows
 
 
 def weight_scales(model: nn.Module, bits: int = 8) -> dict[str, Tensor]:
@@ -48,6 +53,16 @@ def on_grids(model: nn.Module, batches: Sequence[Batch], rounding: Rounding) -> 
         made = borrowed(plain)
         notes.append(f"weights are rounded to nearest, not by the calibration batches: {error}")
     return to_float(made), kept | weight_scales(made, BITS), notes
+
+
+def clipped_inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, tuple[float, int]]:
+    """Grids (scale, zero point) of the inputs, by path, of layers that lose least where a part of what was seen is cut."""
+    paths = {path for path, module in model.named_modules() if isinstance(module, CLIPPED)}
+    try:
+        fitted, whole = fitted_ranges(model, batches, "best", paths), input_ranges(model, batches)
+    except TaskError:  # outputs that are not finite: the whole range is safe
+        return {}
+    return {path: activation_grid(*span) for path, span in fitted.items() if span != whole[path]}
 
 
 def _shortened(model: nn.Module, kept: dict[str, Tensor]) -> list[str]:
