@@ -1,7 +1,9 @@
+import onnx
 import pytest
 import torch
 from torch import nn
 
+import enxuto as ex
 from enxuto import zoo
 from enxuto.errors import NothingChangedError, RangeError, ShapeError
 from enxuto.layers import ActivationGrid, AffineTensor, TableTensor
@@ -144,6 +146,21 @@ def test_inputs_that_no_grid_rounds_are_named():
     assert "do not reach it" in left["spare"]
     _, record = Quantize(8)(task.model, task)
     assert not record.skipped
+
+
+def test_what_attention_multiplies_is_told_with_its_range_and_rounded_in_the_int8_file(tmp_path):
+    task, x = task_of(Block), inputs(Block)
+    small, record = Quantize(7, activations=8)(task.model, task)
+    why = {change.path: change.why for change in record.skipped}
+    y = task.model.norm1(task.model.embed(x)).detach()
+    assert f"in_proj_weight multiplies was seen from {float(y.min()):.3g} to {float(y.max()):.3g}" in why["attention"]
+    assert "weight multiplies was seen from" in why["attention.out_proj"]
+    ex.export(small, tmp_path / "m.onnx", calibration=[x], precision="int8")
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    read = {node.name: made[node.input[0]] for node in graph.node if node.op_type in ("Gemm", "MatMul")}
+    assert read["attention.out_proj/Gemm"] == "DequantizeLinear"
+    assert set(read.values()) == {"DequantizeLinear"}
 
 
 def test_biases_and_norms_are_coded_on_request():

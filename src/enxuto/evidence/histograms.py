@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from enxuto.calibrate import value_range, watch_inputs
 from enxuto.errors import RangeError
+from enxuto.evidence.products import Product, watch
 from enxuto.functional.affine import activation_grid
 from enxuto.functional.ranges import least_squares_range, percentile_range
 from enxuto.layers.activations import ActivationGrid
@@ -137,3 +138,19 @@ def _errors(model: nn.Module, batches: Iterable[Batch], spans: Mapping[str, Sequ
 
     watch_inputs(model, batches, compare)
     return errors
+
+
+def product_ranges(model: nn.Module, batches: Iterable[Batch], keys: Sequence[str]) -> dict[str, Span]:
+    """The least and the largest input that each of these weights multiplies, whoever reads it; by the key of the weight.
+
+    Raises: TaskError when the model fails on a batch or gives values that are not finite.
+    """
+    spans: dict[str, Span] = {}
+
+    def see(product: Product) -> None:
+        low, high = value_range(product.inputs(torch.arange(product.count)))
+        before = spans.get(product.key, (low, high))
+        spans[product.key] = (min(before[0], low), max(before[1], high))
+
+    watch(model, batches, keys, see)
+    return spans

@@ -12,7 +12,7 @@ from torch import nn
 from enxuto.copies import separate_
 from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
 from enxuto.errors import RangeError
-from enxuto.evidence.histograms import Ranges, check_ranges, fitted_ranges
+from enxuto.evidence.histograms import Ranges, check_ranges, fitted_ranges, product_ranges
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded, plain_class, weight_names
@@ -88,7 +88,7 @@ class Quantize:
             *kept,
             *rounded.left(),
             *left_in_float(model, self.layers),
-            *(self._inputs_left(model, ranges) if self.activations else ()),
+            *(self._inputs_left(model, task, ranges) if self.activations else ()),
         )
         return separate_(model, given), Record(
             str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start
@@ -106,8 +106,12 @@ class Quantize:
         }
         return fitted_ranges(model, task.calibration, self.ranges, chosen)
 
-    def _inputs_left(self, model: nn.Module, ranges: dict[str, tuple[float, float]]) -> Iterator[Change]:
-        """The layers with weights whose inputs no grid rounds."""
+    def _inputs_left(self, model: nn.Module, task: Task, ranges: dict[str, tuple[float, float]]) -> Iterator[Change]:
+        """The layers with weights whose inputs no grid rounds; those of attention, which no hook sees, with their ranges."""
+        hidden = [
+            each.key for each in weights(model, self.layers) if isinstance(_attention(model, each.path), nn.MultiheadAttention)
+        ]
+        seen = product_ranges(model, task.calibration, hidden) if hidden else {}
         for path, module in model.named_modules():
             whole = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or "input_grid" in module._modules
             if whole or not weight_names(module) or not matches(path, self.layers):
@@ -116,10 +120,14 @@ class Quantize:
                 why = f"only those of Linear and convolution layers are rounded, and this is {plain_class(type(module)).__name__}"
             elif path in ranges:
                 why = "its weight is not coded"
-            elif isinstance(model.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention):
-                why = "attention reads its weight directly, so nothing here sees what it multiplies"
+            elif isinstance(_attention(model, path), nn.MultiheadAttention):
+                why = "attention reads its weight directly, past the layer that would round them"
             else:
                 why = "the calibration batches do not reach it"
+            for name in weight_names(module):
+                if (key := f"{path}.{name}" if path else name) in seen:
+                    low, high = seen[key]
+                    why += f"; what {name} multiplies was seen from {low:.3g} to {high:.3g}, and int8 exports round it by that"
             yield Change(path, "input left in float", why)
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
@@ -127,6 +135,12 @@ class Quantize:
         rehearse_on_(model, self.layers, self.grid(), now=strength >= 1, together=self._together)
         if self.biases is not None:
             rehearse_biases_on_(model, self.layers, self.biases, now=strength >= 1)
+
+
+def _attention(model: nn.Module, path: str) -> nn.Module:
+    """The layer itself, or for the output projection of attention the attention it belongs to."""
+    layer, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
+    return parent if isinstance(parent, nn.MultiheadAttention) else layer
 
 
 def _grid_inputs(model: nn.Module, ranges: dict[str, tuple[float, float]]) -> list[Change]:
