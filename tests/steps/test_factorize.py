@@ -444,3 +444,28 @@ def test_the_same_seed_gives_the_same_layers():
     task, x = task_of(ResidualCnn), inputs(ResidualCnn)
     first, second = (Factorize(size=0.5)(task.model, task)[0] for _ in range(2))
     assert torch.equal(output(first, x), output(second, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("form", ["svd", "tucker"])
+def test_layers_of_other_dtypes_keep_theirs(dtype, form):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 3)).to(dtype).eval()
+    x = 30 * torch.randn(2, 8, 6, 6, dtype=dtype)
+    small, record = Factorize(rank=4, form=form)(model, Task(model, calibration=[x]))
+    assert output(small, x).dtype == dtype
+    assert torch.isfinite(output(small, x)).all()
+    assert all(0 < float(change.why.split()[1].rstrip("%")) < 100 for change in record.changes)
+
+
+def test_a_network_that_draws_random_numbers_is_held_against_the_same_ones():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = low_rank(nn.Linear(20, 16), 3)
+
+        def forward(self, x):
+            return self.fc(x) + torch.randn(len(x), 16)
+
+    model, x = Noisy().eval(), torch.randn(8, 20)
+    assert error_of(Factorize(), model, x) < 0.01

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from enxuto.functional.likeness import Spread, same_entries
 from enxuto.outputs import output_tensors
-from enxuto.task import Batch, attempt, evaluating
+from enxuto.task import Batch, attempt, evaluating, repeatable
 
 
 class Answers:
@@ -44,7 +44,7 @@ class Answers:
 
 def _answers(model: nn.Module, batches: Iterable[Batch]) -> dict[str, list[Tensor]]:
     found: dict[str, list[Tensor]] = {}
-    with evaluating(model):
+    with evaluating(model), repeatable(model):
         for number, batch in enumerate(batches, 1):
             for name, tensor in output_tensors(attempt(model, batch, f"calibration batch {number}")).items():
                 found.setdefault(name, []).append(tensor)

@@ -61,8 +61,9 @@ def rank_for_energy(matrix: Tensor, energy: float, square: Tensor | None = None)
 
 def squares(matrix: Tensor, square: Tensor | None = None) -> float:
     """The summed squares of the outputs, tr(W H Wᵀ). Shapes: matrix [out, in], square [in, in]."""
-    seen = matrix if square is None else matrix @ square.to(matrix)
-    return max(0.0, float((seen.double() * matrix).sum()))
+    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    seen = wide if square is None else wide @ square.to(wide)
+    return max(0.0, float((seen.double() * wide).sum()))
 
 
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,9 @@ class Factorize:
             raise NothingChangedError(f"{self} would change nothing: {reasons(made.skipped)}; use a lower rank, energy or size.")
         moved = answers.moved(made.model)
         if moved > FAR:
-            _log.warning("Factorize(%s) moves the outputs by %.0f %% of their spread; %s.", self.goals[0], 100 * moved, REMEDY)
+            _log.warning(
+                "Factorize(%s) moves the outputs by %.0f %% of their spread; %s.", ", ".join(self.goals), 100 * moved, REMEDY
+            )
             made.skipped.append(Change("", "outputs moved far", f"by {moved:.0%} of their spread over the samples; {REMEDY}"))
         figures = {"output_error": moved, "weights_left": made.weights}
         record = Record(str(self), tuple(made.changes), tuple(made.skipped), figures, time.monotonic() - start)
