@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import enxuto as ex
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.operators import integer_operators
@@ -188,14 +189,32 @@ class Text(nn.Module):
         return self.fc(self.rnn(self.embed(ids))[0][:, -1])
 
 
-def test_embeddings_and_recurrent_layers_stay_float_and_are_named(tmp_path):
+def test_recurrent_layers_stay_float_and_are_named(tmp_path):
     ids = torch.randint(0, 9, (4, 5))
     to_onnx(Text(), ids, tmp_path / "float.onnx")
     quantized = quantize_onnx(tmp_path / "float.onnx", tmp_path / "int8.onnx", [ids])
-    assert [note.split("'")[1] for note in quantized.notes] == ["embed", "rnn"]
+    assert [note.split("'")[1] for note in quantized.notes] == ["rnn"]
     found = integer_operators(tmp_path / "int8.onnx")
     assert found.integer == {"QGemm": 1}
-    assert found.floating == {"GRU": 1}
+    assert found.floating == {"GRU": 1, "Mul": 1}
+
+
+@pytest.mark.parametrize("step", [None, ex.Quantize(8), ex.Quantize(6, per="tensor")], ids=str)
+def test_embeddings_are_looked_up_in_eight_bits_on_the_grid_they_have(step, tmp_path):
+    torch.manual_seed(0)
+    model, ids = nn.Sequential(nn.Embedding(500, 32), nn.Linear(32, 4)).eval(), torch.randint(0, 500, (4, 5))
+    small = model if step is None else step(model, ex.Task(model, calibration=[ids]))[0]
+    made = export(small, tmp_path / "int8.onnx", calibration=[ids], precision="int8")
+    assert not [note for note in made.notes if "float" in note]
+    assert made.path.stat().st_size < 500 * (32 + 4) + 4000
+    stored = {item.name: numpy_helper.to_array(item) for item in onnx.load(made.path).graph.initializer}
+    found = stored["0.weight_codes"] * stored["0.weight_scales"]
+    torch.testing.assert_close(torch.from_numpy(found), small[0].weight.detach(), rtol=0, atol=0.02 if step is None else 1e-6)
+    assert relative(OnnxModel(made.path)(ids), small(ids)) < 0.02
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).detach().norm() / expected.detach().norm())
 
 
 def test_no_calibration_batch_is_an_export_error_and_writes_nothing(residual, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch import Tensor
 from enxuto.errors import Error, ExportError
 from enxuto.exporters.integers import Placed, placed
 from enxuto.exporters.ranges import float_nodes, ranges
+from enxuto.exporters.tables import tables_in_integers_
 from enxuto.files import whole_file
 from enxuto.task import Batch
 
@@ -83,7 +84,6 @@ def quantize_onnx(
     overrides: dict[str, list[dict[str, Any]]] = _at_inputs(proto, input_grids or {})
     for name, (scale, axis) in grids.items():
         overrides[name] = [_override(value, 0, QuantType.QInt8) | {"axis": axis} for value in scale]
-    notes += _left_in_float(proto)
     properties = {item.key: item.value for item in proto.metadata_props}
     helper.set_model_props(proto, properties | {"onnx.quant.pre_process": "onnxruntime.quant"})  # else it asks for more
     try:
@@ -91,6 +91,7 @@ def quantize_onnx(
             spans, masked = ranges(proto, batches, QUANTIZED)
             where = placed(proto.graph, QUANTIZED, float_nodes(proto.graph, masked))
             made = _quantized(proto, spans, where, overrides, weight_bits)
+            tables = tables_in_integers_(made, weight_scales or {})
     except Error:
         raise
     except Exception as error:  # the runtime's quantizer raises whatever comes to it
@@ -98,6 +99,7 @@ def quantize_onnx(
             f"ONNX Runtime's quantizer does not take '{Path(float_path).name}' ({type(error).__name__}: {error}); "
             "ship the float32 file."
         ) from error
+    notes += _left_in_float(proto, tables)
     with whole_file(path) as temporary:
         onnx.save_model(made, temporary)
     return Quantized(kept=tuple(sorted(grids)), notes=tuple(notes))
@@ -176,13 +178,13 @@ def _at_inputs(proto: onnx.ModelProto, grids: Mapping[str, tuple[float, int]]) -
     return overrides
 
 
-def _left_in_float(proto: onnx.ModelProto) -> list[str]:
-    """A note for each layer with float weights that has no integer kernel; one for a layer of several nodes."""
+def _left_in_float(proto: onnx.ModelProto, tables: Collection[str]) -> list[str]:
+    """A note for each layer with float weights that has no integer kernel and is no table; one for a layer of several nodes."""
     weights = {item.name for item in proto.graph.initializer if item.data_type == onnx.TensorProto.FLOAT}
     notes = [
         f"'{_path(node)}' stays float: {node.op_type} has no static int8 kernel in ONNX Runtime"
         for node in proto.graph.node
-        if node.op_type in LEFT_IN_FLOAT and weights.intersection(node.input)
+        if node.op_type in LEFT_IN_FLOAT and weights.intersection(node.input) and node.name not in tables
     ]
     return list(dict.fromkeys(notes))
 

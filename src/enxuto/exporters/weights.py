@@ -40,7 +40,9 @@ def on_grids(model: nn.Module, batches: Sequence[Batch], rounding: Rounding) -> 
 
     A weight keeps a grid of 7 bits or fewer, per channel or tensor; any other gets 7 bits per channel.
     """
-    kept, plain = weight_scales(model, BITS), to_float(model)
+    plain = to_float(model)
+    tables = {f"{path}.weight" for path, module in plain.named_modules() if isinstance(module, nn.Embedding)}
+    kept = {name: scale for name, scale in weight_scales(model).items() if name in tables} | weight_scales(model, BITS)
     if not any(weight_names(module) for module in plain.modules()):
         return plain, kept, []
     made = borrowed(plain)
