@@ -21,9 +21,7 @@ from enxuto.surgery import Weight, borrowed, reasons
 from enxuto.task import Change, Record, Task
 from enxuto.thin import thin_, thinnable, thinned
 
-STAY = (
-    0.05  # of what outputs spread over the samples: what a network may lose unasked, 0.1 to 0.4 points of those in bench/ranks.py
-)
+STAY = 0.05  # of what outputs spread over the samples: what a network may lose unasked, at most 0.28 points in bench/ranks.py
 FAR = 0.1  # a network whose outputs moved farther may have lost any number of points
 NEAR = 0.8  # of STAY: near enough to end the trials
 TRIALS = 6  # of how thin a network may get
