@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 import enxuto as ex
 from enxuto.batches import arguments, batch_size, leaves, mapped, parts, resized, rows, samples
 from enxuto.errors import ShapeError, TaskError
-from enxuto.groups.trace import small_batch
+from enxuto.evidence.samples import small_batch
 from enxuto.macs import count_macs, total_macs
 
 Pair = namedtuple("Pair", "left right")

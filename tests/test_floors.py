@@ -34,9 +34,11 @@ FLOORS: list[tuple[str, ...]] = [
     ("reads",),
     ("cut",),
     ("macs",),
-    ("groups",),
     ("calibrate",),
     ("evidence",),
+    ("groups",),
+    ("scoring",),
+    ("refitting",),
     ("rounding",),
     ("ranks",),
     ("thin",),
@@ -83,7 +85,7 @@ CATCH_ALL = {
     "enxuto.memory.prediction.predict": "a model that cannot be followed without values is run with them, whatever the reason",
     "enxuto.memory.trials.measured_pace": "a precision that does not run here, whatever the reason, is no choice",
     "enxuto.lessons._only_differences_count": "a loss may refuse in any way what no network gave; such values are no scores",
-    "enxuto.groups.trace.small_batch": "a model that does not take fewer samples gets the whole batch",
+    "enxuto.evidence.samples.small_batch": "a model that does not take fewer samples gets the whole batch",
     "enxuto.memory.footprint._foreseen": "why the memory of a network cannot be foreseen is what the report says",
 }
 

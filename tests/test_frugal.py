@@ -62,7 +62,8 @@ STEPS = [ex.Fold(), ex.Prune(0.8), ex.Share(bits=4), ex.Share(bits=8), ex.Quanti
          ex.Quantize(bits=4, per="group"), ex.Quantize(bits=8, per="network", fit="absmax"), ex.Quantize(bits=8, activations=8),
          ex.PruneChannels(sparsity=0.25, scores="magnitude"), ex.PruneChannels(sparsity=0.25), ex.PruneChannels(macs=0.5),
          ex.Factorize(rank=4, layers="5"), ex.Factorize(size=0.5, layers="5"), ex.Quantize(bits=4, rounding="gptq"),
-         ex.Share(bits=3, rounding="gptq"), ex.Recover(epochs=1)]
+         ex.Share(bits=3, rounding="gptq"), ex.Prune(scores="wanda", scope="row"), ex.Prune(scores="taylor", scope="layer"),
+         ex.Prune(scores="wanda", layers="5", refit=True), ex.Recover(epochs=1)]
 torch.set_num_threads(1)
 every(16, 2, sys.argv[1])  # what is imported and compiled once
 print(json.dumps(every(2048, 16, sys.argv[1])))

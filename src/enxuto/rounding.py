@@ -70,9 +70,7 @@ class SecondOrder:
         made = matrix_of(weight.module, weight.read()).to(torch.float32, copy=True)
         scale = matrix_of(weight.module, grid.scale)
         for each in found:
-            size = (each.stop - each.start) // len(each.square)
-            for part, square in enumerate(each.square):
-                few = slice(each.start + part * size, each.start + (part + 1) * size)
+            for few, square in each.parts():
                 round_with_feedback_(made[few], square, scale[few], grid.largest, grid.entries, zero=grid.zero)
         rounded = coded.recode(weight_of(weight.module, made, coded.shape))
         rounded.dtype = coded.dtype

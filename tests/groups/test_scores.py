@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import batch_size
+from enxuto.evidence import samples
+from enxuto.evidence.gradients import PASSES
 from enxuto.groups import find_groups, scores
 
 
@@ -23,21 +25,21 @@ class OneNumber(nn.Module):
 def test_scores_of_single_samples_are_their_squared_changes(monkeypatch):
     torch.manual_seed(0)
     model, batch = OneNumber().eval(), torch.randn(12, 1, 16, 16)
-    monkeypatch.setattr(scores, "LEAST_BYTES", 1)  # the weights are fewer bytes than what autograd keeps of one image
+    monkeypatch.setattr(samples, "LEAST_BYTES", 1)  # the weights are fewer bytes than what autograd keeps of one image
     groups = find_groups(model, batch).groups
     with torch.no_grad():
         changes = model.conv(batch).relu().mean((2, 3)).double() * model.fc.weight[0].double()
     found = scores.taylor(model, groups, [batch], seed=0)
-    np.testing.assert_allclose(found[0], scores.PASSES * changes.square().sum(0).numpy(), rtol=1e-4)
+    np.testing.assert_allclose(found[0], PASSES * changes.square().sum(0).numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("images", [1, 3, 7, 40])
 def test_parts_are_all_samples_in_order_and_hold_no_more_than_allowed(images, monkeypatch):
     model, batch = OneNumber().eval(), torch.randn(40, 1, 16, 16)
-    one = scores._held_bytes(model, batch[:1])
-    assert scores._held_bytes(model, batch) == pytest.approx(40 * one, rel=0.1)
-    monkeypatch.setattr(scores, "LEAST_BYTES", images * one)
-    parts = list(scores._pieces(model, [batch, batch]))
+    one = samples._held_bytes(model, batch[:1])
+    assert samples._held_bytes(model, batch) == pytest.approx(40 * one, rel=0.1)
+    monkeypatch.setattr(samples, "LEAST_BYTES", images * one)
+    parts = list(samples.in_parts(model, [batch, batch]))
     assert torch.equal(torch.cat(parts), torch.cat([batch, batch]))
     assert max(map(batch_size, parts)) <= images
 
@@ -47,6 +49,6 @@ def test_a_network_for_one_number_of_samples_gets_whole_batches(monkeypatch):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images.view(12, 1, 16, 16))
 
-    monkeypatch.setattr(scores, "LEAST_BYTES", 1)
+    monkeypatch.setattr(samples, "LEAST_BYTES", 1)
     batch = torch.randn(12, 1, 16, 16)
-    assert [part is batch for part in scores._pieces(Fixed().eval(), [batch])] == [True]
+    assert [part is batch for part in samples.in_parts(Fixed().eval(), [batch])] == [True]

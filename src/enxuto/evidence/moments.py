@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from binascii import crc32
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,13 +25,20 @@ LEAST_ROWS = 256  # of the inputs of a product, however few multiply-accumulates
 class Moments:
     """The mean of x xᵀ over the inputs x that rows start...stop of a weight's matrix meet, in equal parts with their own inputs.
 
-    Shapes: square float32 [groups, in, in]; count is how many inputs there were.
+    Shapes: square float32 [groups, in, in], or [groups, in] where its diagonal is all that was asked for; count is how many
+    inputs there were.
     """
 
     start: int
     stop: int
     square: Tensor
     count: int
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """The rows of each part, and what their inputs are."""
+        size = (self.stop - self.start) // len(self.square)
+        for part, square in enumerate(self.square):
+            yield slice(self.start + part * size, self.start + (part + 1) * size), square
 
 
 class MomentsOf:
@@ -68,9 +75,9 @@ class MomentsOf:
 
 
 def moments(
-    model: nn.Module, batches: Iterable[Batch], keys: Sequence[str], seed: int = 0
+    model: nn.Module, batches: Iterable[Batch], keys: Sequence[str], seed: int = 0, *, diagonal: bool = False
 ) -> tuple[dict[str, list[Moments]], dict[str, str]]:
-    """The moments of the named weights, in one pass; and of those without any, why.
+    """The moments of the named weights, or only their diagonals, in one pass; and of those without any, why.
 
     Of a product as many inputs are looked at, drawn evenly, as cost no more than the product itself, and at least LEAST_ROWS;
     which, depends on the weight and not on those beside it.
@@ -85,13 +92,9 @@ def moments(
         inputs = product.inputs(_chosen(product, generators[product.key]))
         weight = product.count / inputs.shape[1]
         place = (product.key, product.start, product.stop, product.groups)
-        if place in sums:
-            before = sums[place]
-            before.square.baddbmm_(inputs.transpose(1, 2), inputs, alpha=weight)
-            sums[place] = Moments(product.start, product.stop, before.square, before.count + product.count)
-        else:
-            square = (inputs.transpose(1, 2) @ inputs).mul_(weight)
-            sums[place] = Moments(product.start, product.stop, square, product.count)
+        before = sums.get(place)
+        square = _summed(inputs, weight, None if before is None else before.square, diagonal)
+        sums[place] = Moments(product.start, product.stop, square, product.count + (0 if before is None else before.count))
 
     otherwise = watch(model, batches, keys, see)
     found: dict[str, list[Moments]] = {}
@@ -120,6 +123,16 @@ def by_rows(found: Sequence[Moments]) -> list[Moments]:
             square += each.square.mean(0, keepdim=True) * (each.count / total)
         made += [Moments(start, stop, square, total)] if here else []
     return made
+
+
+def _summed(inputs: Tensor, weight: float, total: Tensor | None, diagonal: bool) -> Tensor:
+    """The sum of x xᵀ, times this weight, on top of the total. Shapes: inputs [groups, rows, in] -> as of `Moments.square`."""
+    if diagonal:
+        square = torch.linalg.vecdot(inputs, inputs, dim=1).mul_(weight)
+        return square if total is None else total.add_(square)
+    if total is None:
+        return (inputs.transpose(1, 2) @ inputs).mul_(weight)
+    return total.baddbmm_(inputs.transpose(1, 2), inputs, alpha=weight)
 
 
 def _chosen(product: Product, generator: torch.Generator) -> Tensor:

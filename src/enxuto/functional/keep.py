@@ -75,14 +75,42 @@ def _coarse(scores: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> 16) + 2**15
 
 
-def keep_pattern(scores: Tensor, pattern: str) -> Tensor:
-    """True for the n largest of every m scores in a row, for pattern "n:m" (for example "2:4").
+def keep_rows(scores: Tensor, sparsity: float) -> Tensor:
+    """The same in each row by itself. Shapes: scores [out, in] -> bool [out, in]."""
+    check_sparsity(sparsity)
+    left = round(sparsity * scores.shape[1])
+    keep = torch.ones_like(scores, dtype=torch.bool)
+    rows = max(1, PIECE // max(1, scores.shape[1]))
+    for few, of in zip(scores.split(rows), keep.split(rows), strict=True):
+        of.scatter_(1, few.argsort(dim=1, stable=True)[:, :left], False)
+    return keep
+
+
+def pooled(scores: Tensor, block: tuple[int, int] | None) -> Tensor:
+    """The sum of the scores of each block; the scores themselves without one.
+
+    Shapes: scores [out, in] -> [out / block[0], in / block[1]].
+    """
+    if block is None:
+        return scores
+    high, wide = block
+    return scores.reshape(len(scores) // high, high, -1, wide).sum((1, 3))
+
+
+def spread(keep: Tensor, block: tuple[int, int] | None) -> Tensor:
+    """What stays of a matrix whose blocks stay or go. Shapes: the other way than `pooled`."""
+    return keep if block is None else keep.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+
+
+def keep_pattern(scores: Tensor, pattern: str, strength: float = 1.0) -> Tensor:
+    """True for the n largest of every m scores in a row, for pattern "n:m" (for example "2:4"); below full strength for more.
 
     Shapes: scores [out, ...], whose rows must be a multiple of m long -> bool, same shape.
     Raises: RangeError if the pattern is not "n:m" with 0 < n < m; ShapeError if m does not divide the rows.
     Source: Mishra et al. 2021, "Accelerating sparse deep neural networks".
     """
     stay, size = parse_pattern(pattern)
+    stay += round((1 - strength) * (size - stay))
     rows = scores.reshape(scores.shape[0], -1)
     if rows.shape[1] % size:
         raise ShapeError(f"pattern={pattern!r} needs rows of a multiple of {size}; these have {rows.shape[1]} weights.")
@@ -102,6 +130,13 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     if not match or not 0 < int(match[1]) < int(match[2]):
         raise RangeError(f"pattern={pattern!r} is not understood; write '2:4' to keep 2 of every 4 weights.")
     return int(match[1]), int(match[2])
+
+
+def check_block(block: object) -> None:
+    """Raises RangeError unless a block is two whole numbers of at least 1: rows and columns."""
+    sizes = block if isinstance(block, (tuple, list)) else ()
+    if len(sizes) != 2 or not all(type(size) is int and size >= 1 for size in sizes):
+        raise RangeError(f"block={block!r} is not understood; write (8, 1) for eight rows of one column.")
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -19,6 +19,26 @@ def magnitude(weight: Tensor) -> Tensor:
     return weight.detach().abs()
 
 
+def wanda(weight: Tensor, inputs: Tensor) -> Tensor:
+    """The absolute value of each weight times the root mean square of the input that it meets.
+
+    Shapes: weight and inputs, the mean squares, [any] -> as the weight.
+    Source: Sun et al. 2023, "A simple and effective pruning approach for large language models", eq. 1.
+    """
+    return weight.detach().abs() * inputs.clamp_min(0).sqrt()
+
+
+def taylor(weight: Tensor, gradients: Tensor) -> Tensor:
+    """The squared change of what was derived when a weight becomes zero, to first order: its square times that of its gradient.
+
+    Shapes: weight and gradients, the mean squares, [any] -> as the weight.
+    Source: Molchanov et al. 2019, "Importance estimation for neural network pruning", eq. 8; LeCun et al. 1990, "Optimal brain
+    damage", with the diagonal of the Fisher information as the curvature. Deviation: the square root of the score, in the
+    order of which nothing changes and which 32 bits hold.
+    """
+    return weight.detach().abs() * gradients.sqrt()
+
+
 def lamp(weight: Tensor) -> Tensor:
     """The squared weight over the sum of all squares that are at least as large, within the layer.
 

@@ -17,16 +17,14 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram, _trace
 from torch.export.graph_signature import InputKind
 
-from enxuto.batches import arguments, batch_size, rows, unclassed
+from enxuto.batches import arguments, unclassed
 from enxuto.copies import copied
 from enxuto.groups.call import Call, fixed, substituted
 from enxuto.groups.layers import LAYERS
 from enxuto.groups.ledger import Ledger, Value, Weight
 from enxuto.groups.shapes import rule_for
 from enxuto.outputs import returned_as
-from enxuto.task import Batch, call, evaluating, slow_attention
-
-TRACED_SAMPLES = 2  # one would let a forced squeeze() swallow the batch dimension
+from enxuto.task import Batch, slow_attention
 
 
 class Untraceable(Exception):
@@ -95,19 +93,6 @@ def silent() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def small_batch(model: nn.Module, batch: Batch) -> Batch:
-    """The first samples of a batch, or all of it where the model does not take fewer."""
-    if batch_size(batch) <= TRACED_SAMPLES:
-        return batch
-    few: Batch = rows(batch, 0, TRACED_SAMPLES)
-    try:
-        with evaluating(model):
-            call(model, few)
-    except Exception:  # whatever a stranger's forward raises, the whole batch is known to work
-        return batch
-    return few
 
 
 def _tensor_names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from enxuto.batches import leaves, mapped
 from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, TaskError
+from enxuto.evidence.samples import small_batch
 from enxuto.functional.likeness import distance, largest
-from enxuto.groups.trace import small_batch
 from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
 from enxuto.layers.grids import AffineTensor
 from enxuto.select import Patterns, matches

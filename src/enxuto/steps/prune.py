@@ -3,49 +3,75 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, RangeError, ShapeError
-from enxuto.functional.keep import check_sparsity, keep_largest, keep_largest_of, keep_pattern, parse_pattern
-from enxuto.functional.scores import lamp, magnitude
+from enxuto.functional.keep import (
+    check_block,
+    check_sparsity,
+    keep_largest,
+    keep_largest_of,
+    keep_pattern,
+    keep_rows,
+    parse_pattern,
+    pooled,
+    spread,
+)
+from enxuto.layers.matrices import matrix_of, weight_of
+from enxuto.refitting import Refitted
+from enxuto.scoring import SCORES, Scored, in_training
 from enxuto.select import Patterns
 from enxuto.surgery import Weight, borrowed, leaves_, left_in_float, weights
 from enxuto.task import Change, Record, Task
 
-SCORES = {"magnitude": magnitude, "lamp": lamp}
+SCOPES = ("global", "layer", "row")
 
 
 @dataclass(frozen=True)
 class Prune:
     """Zeros in place of the weights with the lowest scores; the zeros *are* the pattern, no mask remains.
 
-    `sparsity` is the fraction of zeros over all selected weights together (scope="global") or in each (scope="layer"),
-    exact to one weight. `pattern` ("2:4") keeps n of every m weights in a row instead, in the layers whose rows m divides; the
-    record names the others. Weights that are zero already count.
-    Raises: RangeError for a sparsity outside [0, 1), an unknown score or scope.
-    Source: Han et al. 2015; LAMP scores from Lee et al. 2021.
+    `sparsity` is the fraction of zeros over all selected weights together (scope="global"), in each (scope="layer") or in each
+    of its rows, the weights of one output (scope="row"), exact to one weight. `pattern` ("2:4") keeps n of every m weights in a
+    row instead, `block` ((8, 1): eight rows, one column) lets such blocks stay or go as a whole; layers that they do not divide
+    are left, and named. Weights that are zero already count.
+    `scores` are of the values ("magnitude", "lamp") or also of what the calibration batches say: "wanda" times the inputs that
+    a weight meets, "taylor" times how far the outputs move with it; best within layers or rows. A weight that the batches say
+    nothing of goes by magnitude, by itself. `refit=True` also sets what stays to those values that change the products with
+    the calibration batches' inputs least. While training, scores that need data are magnitude, and training itself refits.
+    Raises: RangeError for a sparsity outside [0, 1), an unknown score or scope, a pattern and a block together.
+    Source: Han et al. 2015; LAMP scores from Lee et al. 2021; "wanda" from Sun et al. 2023; "taylor" from Molchanov et al. 2019;
+    for `refit` Frantar, Alistarh 2023, "SparseGPT: massive language models can be accurately pruned in one-shot".
     """
 
     sparsity: float = 0.5
     layers: Patterns = "*"
-    scores: Literal["magnitude", "lamp"] = "lamp"
-    scope: Literal["global", "layer"] = "global"
+    scores: Literal["magnitude", "lamp", "wanda", "taylor"] = "lamp"
+    scope: Literal["global", "layer", "row"] = "global"
     pattern: str | None = None
+    block: tuple[int, int] | None = None
+    refit: bool = False
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
         if self.scores not in tuple(SCORES):
             raise RangeError(f"scores={self.scores!r} is not known; use one of {', '.join(map(repr, SCORES))}.")
-        if self.scope not in ("global", "layer"):
-            raise RangeError(f"scope={self.scope!r} is not known; use 'global' or 'layer'.")
+        if self.scope not in SCOPES:
+            raise RangeError(f"scope={self.scope!r} is not known; use one of {', '.join(map(repr, SCOPES))}.")
         if self.pattern is not None:
             parse_pattern(self.pattern)
+        if self.block is not None:
+            check_block(self.block)
+            object.__setattr__(self, "block", tuple(self.block))
+        if self.pattern is not None and self.block is not None:
+            raise RangeError(
+                f"pattern={self.pattern!r} and block={self.block} are two patterns for one weight; give one of them."
+            )
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The pruned copy.
@@ -55,11 +81,18 @@ class Prune:
         start = time.monotonic()
         given, model = model, borrowed(model)
         chosen, left = self._chosen(model)
+        scored = Scored(self.scores, given, task, chosen)
+        refitted = Refitted(given, task, model, chosen) if self.refit else None
+
+        def units(weight: Weight) -> Tensor:
+            return self._units(weight, weight.read(), scored)
+
         changes, changed = [], False
-        for weight, keep in zip(chosen, self.keep([weight.read() for weight in chosen], self.sparsity), strict=True):
+        for weight, keep in zip(chosen, self._kept(chosen, units, self.sparsity, scored.missing), strict=True):
             values = weight.read()
             changed |= bool(((values != 0) & ~keep).any())
-            weight.write_(torch.where(keep, values, 0.0))  # a product would leave zeros of either sign, one bit each
+            made = values.where(keep, 0.0) if refitted is None else refitted(weight, keep, self._again(weight, keep, scored))
+            weight.write_(made)  # a product would leave zeros of either sign, one bit each
             changes.append(
                 Change(weight.key, f"{1 - int(keep.count_nonzero()) / max(1, keep.numel()):.1%} zeros", self._why(values, keep))
             )
@@ -71,53 +104,83 @@ class Prune:
         total = sum(weight.read().numel() for weight in chosen)
         zeros = total - sum(int(weight.read().count_nonzero()) for weight in chosen)
         figures = {"sparsity": zeros / total, "weights": float(total)}
-        skipped = (*left, *left_in_float(model, self.layers))
+        skipped = (
+            *left,
+            *scored.left(),
+            *(refitted.left() if refitted is not None else ()),
+            *left_in_float(model, self.layers),
+        )
         return separate_(model, given), Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
         """Zeros the lowest scores of the float leaves, up to this strength; what is out still learns and may come back."""
-        leaves = leaves_(model, self._chosen(model)[0])
-        values = [leaf.leaf.detach() for leaf in leaves]
+        chosen = self._chosen(model)[0]
+        leaves = {weight.key: leaf for weight, leaf in zip(chosen, leaves_(model, chosen), strict=True)}
         if self.pattern is not None and strength < 1:
             return
-        for leaf, keep in zip(leaves, self.keep(values, self.sparsity * strength), strict=True):
+        score = in_training(self.scores)
+
+        def units(weight: Weight) -> Tensor:
+            return self._units(weight, leaves[weight.key].leaf.detach(), lambda _, values: score(values))
+
+        for leaf, keep in zip(leaves.values(), self._kept(chosen, units, self.sparsity * strength), strict=True):
             leaf.keep, leaf.grow = keep, True
 
     def _chosen(self, model: nn.Module) -> tuple[list[Weight], list[Change]]:
-        """The weights that are pruned, and those whose rows do not take the pattern.
+        """The weights that are pruned, and those whose rows do not take the pattern, or whose sizes the block.
 
         Raises: ShapeError when none does.
         """
         chosen = weights(model, self.layers)
-        if self.pattern is None:
-            return chosen, []
-        size = parse_pattern(self.pattern)[1]
-        lengths = {weight.key: weight.read()[0].numel() for weight in chosen}
+        high, wide = self.block or (1, 1 if self.pattern is None else parse_pattern(self.pattern)[1])
+        sizes = {weight.key: matrix_of(weight.module, weight.read()).shape for weight in chosen}
+        fits = {key: not (rows % high or width % wide) for key, (rows, width) in sizes.items()}
+        asked = f"pattern={self.pattern!r}" if self.block is None else f"block={self.block}"
+        takes = f"{asked} takes matrices of a multiple of {high} by {wide}"
         left = [
-            Change(
-                key, "left alone", f"pattern={self.pattern!r} takes rows of a multiple of {size}; its rows have {length} weights"
-            )
-            for key, length in lengths.items()
-            if length % size
+            Change(key, "left alone", f"{takes}, and this has {rows} by {width} weights")
+            for key, (rows, width) in sizes.items()
+            if not fits[key]
         ]
         if len(left) == len(chosen):
-            named = ", ".join(f"'{key}' ({length})" for key, length in list(lengths.items())[:8])
-            raise ShapeError(
-                f"pattern={self.pattern!r} needs rows of a multiple of {size} weights, and {named} are none; use sparsity=0.5."
-            )
-        return [weight for weight in chosen if lengths[weight.key] % size == 0], left
+            named = ", ".join(f"'{key}' ({rows} by {width})" for key, (rows, width) in list(sizes.items())[:8])
+            raise ShapeError(f"{takes} weights, and {named} are none; use sparsity=0.5.")
+        return [weight for weight in chosen if fits[weight.key]], left
 
-    def keep(self, values: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-        """Which weights stay, one bool tensor for each."""
-        scored = [SCORES[self.scores](value) for value in values]
+    def _kept(
+        self, chosen: Sequence[Weight], units: Callable[[Weight], Tensor], sparsity: float, alone: Collection[str] = ()
+    ) -> Iterator[Tensor]:
+        """What of each weight stays, by the scores of its units; those that are alone are compared with themselves only."""
+        together = [weight for weight in chosen if weight.key not in alone]
+        if self.scope != "global" or self.pattern is not None:
+            together = []
+        found = iter(keep_largest_of([units(weight) for weight in together], sparsity))
+        for weight in chosen:
+            yield self._whole(weight, next(found) if weight in together else self._own(units(weight), sparsity))
+
+    def _own(self, units: Tensor, sparsity: float, strength: float = 1.0) -> Tensor:
+        """What of one weight stays."""
         if self.pattern is not None:
-            return [keep_pattern(scores, self.pattern) for scores in scored]
-        if self.scope == "layer":
-            return [keep_largest(scores, sparsity) for scores in scored]
-        # zeros go first whatever their score, so that a step never revives or double counts them
-        for value, scores in zip(values, scored, strict=True):
-            scores.masked_fill_(value == 0, -1.0)
-        return keep_largest_of(scored, sparsity)
+            return keep_pattern(units, self.pattern, strength)
+        return (keep_rows if self.scope == "row" else keep_largest)(units, sparsity * strength)
+
+    def _units(self, weight: Weight, values: Tensor, scored: Callable[[Weight, Tensor], Tensor]) -> Tensor:
+        """A score for each weight or block. What is zero already goes first, so that a step never revives or double counts it.
+
+        Shapes: as the weight's matrix, or its blocks.
+        """
+        scores = pooled(matrix_of(weight.module, scored(weight, values)), self.block)
+        return scores.masked_fill_(pooled(matrix_of(weight.module, values.abs()), self.block) == 0, -1.0)
+
+    def _whole(self, weight: Weight, keep: Tensor) -> Tensor:
+        """The other way: which weights stay. Shapes: as the weight."""
+        return weight_of(weight.module, spread(keep, self.block), weight.read().shape)
+
+    def _again(self, weight: Weight, keep: Tensor, scored: Scored) -> Callable[[Tensor, float], Tensor]:
+        """Chooses as many once more, when values have changed; at less than full strength fewer go."""
+        gone = 1 - int(keep.count_nonzero()) / max(1, keep.numel())
+        sparsity = self.sparsity if self.scope == "row" else gone
+        return lambda values, strength: self._whole(weight, self._own(self._units(weight, values, scored), sparsity, strength))
 
     def _why(self, values: Tensor, keep: Tensor) -> str:
         if self.pattern is not None:

@@ -1,0 +1,60 @@
+"""Fewer samples of a batch than it has: two, to follow a network by, or as many as autograd may hold at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from enxuto.batches import batch_size, leaves, parts, rows
+from enxuto.sizes import tensor_bytes
+from enxuto.task import Batch, attempt, call, evaluating, slow_attention
+
+TRACED_SAMPLES = 2  # one would let a forced squeeze() swallow the batch dimension
+LEAST_BYTES = 1 << 25  # that what is kept of a forward pass may take, however small the network is
+
+
+def small_batch(model: nn.Module, batch: Batch) -> Batch:
+    """The first samples of a batch, or all of it where the model does not take fewer."""
+    if batch_size(batch) <= TRACED_SAMPLES:
+        return batch
+    few: Batch = rows(batch, 0, TRACED_SAMPLES)
+    try:
+        with evaluating(model):
+            call(model, few)
+    except Exception:  # whatever a stranger's forward raises, the whole batch is known to work
+        return batch
+    return few
+
+
+def in_parts(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches in parts, of as many samples as autograd holds within the bytes of the weights; whole where the model takes
+    no other number."""
+    allowed = max(LEAST_BYTES, sum(tensor_bytes(parameter) for parameter in model.parameters()))
+    each = 0.0
+    for batch in batches:
+        few = small_batch(model, batch)
+        if few is not batch:
+            each = each or _held_bytes(model, few) / batch_size(few)
+            yield from parts(batch, math.ceil(batch_size(batch) * each / allowed) or 1)
+        else:
+            yield batch
+
+
+def _held_bytes(model: nn.Module, batch: Batch) -> int:
+    """What autograd keeps of a forward pass, beyond the parameters and the batch."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *leaves(batch)]}
+    held: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), slow_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = [each for each in leaves(attempt(model, batch, "a calibration batch")) if each.requires_grad]
+    del outputs  # until here nothing was given back
+    return sum(held.values())

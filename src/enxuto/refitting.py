@@ -1,0 +1,60 @@
+"""What stays of a weight answers for what goes: chosen in rounds, each followed by a refit to the inputs that it meets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from enxuto.evidence.moments import MomentsOf
+from enxuto.functional.refit import refit
+from enxuto.layers.grids import CodedTensor
+from enxuto.layers.matrices import matrix_of, weight_of
+from enxuto.surgery import Weight, twins
+from enxuto.task import Change, Task
+
+ROUNDS = (0.488, 0.784, 0.936, 0.992, 1.0)  # how much of what goes has gone: the cubic of Zhu, Gupta 2017, at fifths
+STEPS, LAST_STEPS = 10, 50  # of a refit: within the rounds, and at the end
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+class Refitted:
+    """Prunes weights of a copy so that their products with the inputs that they meet in the model change least."""
+
+    def __init__(self, model: nn.Module, task: Task, copy: nn.Module, weights: Sequence[Weight]) -> None:
+        self.why = {weight.key: why for weight in weights if (why := _why_not(copy, weight))}
+        able = [weight for weight in weights if weight.key not in self.why]
+        self.moments = MomentsOf(model, task.calibration, able, seed=task.seed)
+
+    def __call__(self, weight: Weight, keep: Tensor, choose: Callable[[Tensor, float], Tensor]) -> Tensor:
+        """The pruned values: what `choose` keeps at full strength, after rounds at less; `keep` of the values as they are
+        where no product is known. Shapes: as the weight."""
+        values = weight.read()
+        found = [] if weight.key in self.why else self.moments(weight.key)
+        if not found:
+            return values.where(keep, 0.0)
+        matrix = matrix_of(weight.module, values).float()
+        made = matrix.clone()
+        for strength in ROUNDS:
+            keep = choose(weight_of(weight.module, made, values.shape), strength)
+            stays = matrix_of(weight.module, keep) & (made != 0)
+            made = made.where(stays, 0.0)
+            for each in found:
+                rows, shape = slice(each.start, each.stop), (len(each.square), -1, matrix.shape[1])
+                steps = STEPS if strength < 1 else LAST_STEPS
+                parts = [tensor[rows].view(shape) for tensor in (matrix, made, stays)]
+                made[rows] = refit(parts[0], parts[1], parts[2], each.square, steps).view_as(made[rows])
+        return weight_of(weight.module, made, values.shape).to(values.dtype)
+
+    def left(self) -> list[Change]:
+        """The weights that keep their values after all, and why."""
+        missing = {**self.why, **self.moments.missing}
+        return [Change(key, "what stays is not refit", why) for key, why in missing.items()]
+
+
+def _why_not(model: nn.Module, weight: Weight) -> str:
+    if isinstance(weight.tensor, CodedTensor):
+        return "its values lie on a grid"
+    if any(isinstance(twin.module, EMBEDDINGS) for twin in twins(model, weight)):
+        return "its rows are looked up, and nothing in them answers for what goes"
+    return ""
