@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.artifact.save import load, save
-from enxuto.errors import RangeError
+from enxuto.errors import RangeError, RecipeError
 from enxuto.layers.coded import coded_tensors
 from enxuto.recipe import run
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.task import Step, Task
+from enxuto.train import prepare
 from toys import Block, Mlp, ResidualCnn, Tied, output, photograph, seeded, unchanged
 
 
@@ -116,7 +117,7 @@ def test_what_no_product_reads_is_rounded_to_nearest_and_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.table(x))
 
-    given = Task(Lookup().eval(), calibration=[torch.arange(8).view(2, 4)])
+    given = Task(Lookup().eval(), calibration=[torch.arange(8).repeat(64).view(128, 4)])
     model, record = Quantize(4, rounding="gptq")(given.model, given)
     nearest, _ = Quantize(4)(given.model, given)
     assert [(change.path, change.what) for change in record.skipped] == [
@@ -165,3 +166,78 @@ def test_a_layer_tied_to_another_is_rounded_by_its_own_name() -> None:
     given = Task(seeded(Tied), calibration=[torch.arange(64).view(4, 16)])
     _, record = Quantize(4, layers="head", rounding="gptq")(given.model, given)
     assert "rounded to nearest" not in [change.what for change in record.skipped]
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_step_gives_each_weight_the_bits_that_its_influence_asks_for(kind: type[nn.Module]) -> None:
+    """Coarser steps need fewer codes and move outputs more; neighbours that answer errors let steps be larger."""
+    given = task(kind)
+    found = {}
+    for step in (1e-3, 1e-2):
+        for rounding in ("nearest", "gptq"):
+            model, _ = Quantize(tolerance=step, rounding=rounding)(given.model, given)
+            codes = [tensor for name, tensor in coded_tensors(model).items() if "weight" in name]
+            assert {tensor.grid.per for tensor in codes} == {"tensor"}
+            found[step, rounding] = sum(int(tensor.integers().unique().numel()) for tensor in codes)
+            assert lost(kind, Quantize(tolerance=step, rounding=rounding), given) < lost(kind, Quantize(1), given)
+    assert found[1e-2, "gptq"] < found[1e-3, "gptq"]
+    assert found[1e-2, "gptq"] <= found[1e-2, "nearest"]
+
+
+def test_a_step_moves_outputs_by_what_it_says() -> None:
+    """Of nearest values errors are independent: the outputs' error is that of all weights, a twelfth of a square each."""
+    given = task(Mlp)
+    model, _ = Quantize(tolerance=1e-3)(given.model, given)
+    x = data(Mlp, 3)
+    before = output(given.model, x)
+    moved = float((output(model, x) - before).square().sum(1).mean() / before.var(0).sum())
+    count = sum(tensor().numel() for name, tensor in coded_tensors(model).items())
+    assert 0.3 < moved / (count * 1e-6 / 12) < 3
+
+
+def test_a_step_is_the_same_whatever_the_scale_of_outputs_and_weights() -> None:
+    given, large = task(Mlp), task(Mlp)
+    with torch.no_grad():
+        large.model.fc3.weight.mul_(1e5)
+        large.model.fc3.bias.mul_(1e5)
+    one, other = (coded_tensors(Quantize(tolerance=3e-3, rounding="gptq")(each.model, each)[0]) for each in (given, large))
+    for name in one:
+        assert (one[name].integers() - other[name].integers()).abs().max() <= 1, "rounding of 32 bits may turn a value"
+
+
+def test_what_the_outputs_do_not_depend_on_keeps_eight_bits_and_is_named() -> None:
+    class Idle(Mlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle, self.dead = nn.Linear(3, 3), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0 * self.dead(x).sum()
+
+    given = Task(seeded(Idle), calibration=[data(Mlp, 1)])
+    model, record = Quantize(tolerance=1e-2, rounding="gptq")(given.model, given)
+    assert {change.path for change in record.skipped if change.what == "one scale, 8 bits"} == {"idle.weight", "dead.weight"}
+    assert coded_tensors(model)["idle.weight"].grid.bits == 8
+
+
+def test_an_embedding_gets_its_step_too() -> None:
+    given = Task(seeded(Tied), calibration=[torch.arange(64).view(4, 16)])
+    model, _ = Quantize(tolerance=1e-2, rounding="gptq")(given.model, given)
+    assert coded_tensors(model)["embed.weight"].grid.bits < 8
+
+
+@pytest.mark.parametrize("more", [{"bits": 4}, {"per": "group"}, {"fit": "absmax"}])
+def test_a_step_beside_bits_is_refused(more: dict[str, object]) -> None:
+    with pytest.raises(RangeError, match=r"tolerance=0\.01 says how fine .* leave these out, or tolerance"):
+        Quantize(tolerance=0.01, **more)
+
+
+@pytest.mark.parametrize("step", [0, 1, -1e-3, float("nan"), "0.1", True])
+def test_a_step_that_is_no_fraction_is_refused(step: object) -> None:
+    with pytest.raises(RangeError, match="is a fraction of the outputs' spread"):
+        Quantize(tolerance=step)  # type: ignore[arg-type]
+
+
+def test_a_step_is_no_grid_to_train_on() -> None:
+    with pytest.raises(RecipeError, match="while training use bits=4, or Quantize first"):
+        prepare(task(Mlp), [Quantize(tolerance=0.01)])

@@ -67,8 +67,12 @@ class Peer:
 
     def round(self) -> dict[str, Any]:
         """CPU seconds of one more round."""
+        return self.ask({})
+
+    def ask(self, setting: dict[str, object]) -> dict[str, Any]:
+        """What it says of a setting."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write(json.dumps(setting) + "\n")
         self._process.stdin.flush()
         return self._answer()
 

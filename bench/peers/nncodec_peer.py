@@ -4,6 +4,7 @@
 line on the standard input asks for one more timed round, answered by one JSON line of CPU seconds, so that whoever runs
 this can take turns with other coders. `python nncodec_peer.py floats IN.npz OUT.npz QP...` quantizes by itself, at each
 quantization parameter with and without dependent quantization, and leaves what came back in OUT.npz.
+`python nncodec_peer.py settings IN.npz OUT.npz` does so at each setting that a line of JSON asks for, one after the other.
 
 Integers go in as int32 arrays, which nncodec codes as they are (payload type NNR_PT_INT: DeepCABAC, no quantization). With
 dependent quantization its coder takes only what its own quantizer gave: other integers do not come back. Scan orders by
@@ -136,6 +137,25 @@ def floats(path, out, parameters):
     answer(rows=rows)
 
 
+def settings(path, out):
+    """The network at each setting that a line of the standard input names, as JSON; `out` holds what came back."""
+    with np.load(path) as file:
+        named = {str(i): (key, np.ascontiguousarray(file[key], dtype=np.float32)) for i, key in enumerate(file.files)}
+    answer(ready=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        with contextlib.redirect_stdout(io.StringIO()):
+            bitstream = nnc.compress(
+                {short: value for short, (_, value) in named.items()},
+                bitstream_path=None,
+                row_skipping=True,
+                return_bitstream=True,
+                **asked,
+            )
+        np.savez(out, **{named[short][0]: value for short, value in nnc.decompress(bitstream).items()})
+        answer(bytes=len(bitstream))
+
+
 def answer(**fields):
     """One line of JSON."""
     print(json.dumps(fields), flush=True)
@@ -144,5 +164,7 @@ def answer(**fields):
 if __name__ == "__main__":
     if sys.argv[1] == "integers":
         integers(sys.argv[2])
+    elif sys.argv[1] == "settings":
+        settings(sys.argv[2], sys.argv[3])
     else:
         floats(sys.argv[2], sys.argv[3], [int(word) for word in sys.argv[4:]])

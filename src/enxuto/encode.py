@@ -70,7 +70,7 @@ def _values(weight: Weight) -> int:
 def _words(asked: Grid, tensor: CodedTensor) -> str:
     """How a weight was coded, and where its grid is another than was asked for, why."""
     words = f"{tensor.grid.bits} bits, {tensor.symbols} values"
-    if isinstance(asked, Affine) and isinstance(tensor.grid, Affine) and tensor.grid != asked:
+    if isinstance(asked, Affine) and asked.per == "group" and isinstance(tensor.grid, Affine) and tensor.grid != asked:
         inputs = math.prod(tensor.shape[1:])
         instead = f"in groups of {tensor.grid.group}" if tensor.grid.per == "group" else "per channel"
         words += f", {instead}: {asked.group} does not divide {inputs} inputs"

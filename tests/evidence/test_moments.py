@@ -108,3 +108,13 @@ def test_inputs_too_large_to_be_squared_are_named() -> None:
     of = MomentsOf(model, [torch.full((2, 4), 1e25)], weights(model))
     assert not of("0.weight")
     assert of.missing == {"0.weight": "the squares of its inputs are too large for 32 bits"}
+
+
+def test_doubt_is_what_other_samples_would_not_show() -> None:
+    generator = torch.Generator().manual_seed(0)
+    apart, together = torch.randn(512, 40, generator=generator), torch.randn(512, 1, generator=generator).expand(512, 40)
+    model = nn.Sequential(nn.Linear(40, 4))
+    doubts = [moments(model, list(given.split(64)), ["0.weight"])[0]["0.weight"][0].doubt for given in (apart, together)]
+    assert doubts[0] > 0.7
+    assert doubts[1] < 0.1
+    assert moments(model, [apart[:1]], ["0.weight"])[0]["0.weight"][0].doubt == 1, "one sample shows nothing"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from enxuto.functional.feedback import DAMPING, round_with_feedback_
+from enxuto.functional.feedback import DAMPING, Feedback
 
 law = settings(deadline=None, max_examples=30, derandomize=True)
 
@@ -22,7 +22,7 @@ def problem(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def round_with_feedback(matrix: Tensor, square: Tensor, *grid: object, **more: object) -> Tensor:
     made = matrix.clone()
-    round_with_feedback_(made, square.clone(), *grid, **more)
+    Feedback.of(square.clone()).round_(made, *grid, **more)
     return made
 
 

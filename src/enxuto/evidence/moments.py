@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from binascii import crc32
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -18,6 +18,7 @@ from enxuto.task import Batch
 
 UNSEEN = "no product with it is seen on the calibration batches"
 TOO_LARGE = "the squares of its inputs are too large for 32 bits"
+CHUNKS = 8  # of the inputs of a product, which are in the order of the samples: how far they differ is what chance does
 LEAST_ROWS = 256  # of the inputs of a product, however few multiply-accumulates it has
 
 
@@ -26,13 +27,14 @@ class Moments:
     """The mean of x xᵀ over the inputs x that rows start...stop of a weight's matrix meet, in equal parts with their own inputs.
 
     Shapes: square float32 [groups, in, in], or [groups, in] where its diagonal is all that was asked for; count is how many
-    inputs there were.
+    inputs there were; doubt, 0 ... 1, is the part of what lies off the diagonal, squared, that other samples would not show.
     """
 
     start: int
     stop: int
     square: Tensor
     count: int
+    doubt: float = 0.0
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
         """The rows of each part, and what their inputs are."""
@@ -85,6 +87,7 @@ def moments(
     """
     generators = {key: torch.Generator().manual_seed(seed + crc32(key.encode())) for key in keys}
     sums: dict[tuple[str, int, int, int], Moments] = {}
+    apart: dict[tuple[str, int, int, int], list[float]] = {}
 
     def see(product: Product) -> None:
         if not product.count:
@@ -94,13 +97,16 @@ def moments(
         place = (product.key, product.start, product.stop, product.groups)
         before = sums.get(place)
         square = _summed(inputs, weight, None if before is None else before.square, diagonal)
+        if not diagonal:
+            apart.setdefault(place, []).extend(weight**2 * norm for norm in _norms(inputs))
         sums[place] = Moments(product.start, product.stop, square, product.count + (0 if before is None else before.count))
 
     otherwise = watch(model, batches, keys, see)
     found: dict[str, list[Moments]] = {}
-    for (key, *_), each in sums.items():
+    for place, each in sums.items():
+        key = place[0]
         if all(map(math.isfinite, map(float, each.square.div_(each.count).aminmax()))):
-            found.setdefault(key, []).append(each)
+            found.setdefault(key, []).append(each if diagonal else replace(each, doubt=_doubt(each, apart[place])))
         else:
             otherwise[key] = TOO_LARGE
     missing = {key: otherwise.get(key, UNSEEN) for key in keys if key not in found or otherwise.get(key) == TOO_LARGE}
@@ -121,7 +127,8 @@ def by_rows(found: Sequence[Moments]) -> list[Moments]:
         square = torch.zeros_like(found[0].square[:1])
         for each in here:
             square += each.square.mean(0, keepdim=True) * (each.count / total)
-        made += [Moments(start, stop, square, total)] if here else []
+        doubt = sum(each.doubt * each.count for each in here) / max(1, total)
+        made += [Moments(start, stop, square, total, doubt)] if here else []
     return made
 
 
@@ -133,6 +140,33 @@ def _summed(inputs: Tensor, weight: float, total: Tensor | None, diagonal: bool)
     if total is None:
         return (inputs.transpose(1, 2) @ inputs).mul_(weight)
     return total.baddbmm_(inputs.transpose(1, 2), inputs, alpha=weight)
+
+
+def _norms(inputs: Tensor) -> list[float]:
+    """The square of what lies off the diagonal of the sum of x xᵀ, for each of some chunks. Shapes: inputs [groups, rows, in]."""
+    found = []
+    for few in inputs.chunk(CHUNKS, dim=1):
+        size = float(few.abs().max()) or 1.0
+        scaled = few / size
+        turned = scaled.transpose(1, 2)
+        gram = scaled @ turned if scaled.shape[1] < scaled.shape[2] else turned @ scaled
+        own = scaled.square().sum(1).double().square().sum()
+        found.append(float(gram.square_().sum(dtype=torch.float64) - own) * size**4)
+    return found
+
+
+def _doubt(each: Moments, norms: Sequence[float]) -> float:
+    """How much of the square of what lies off the diagonal is the variance of its mean over the chunks.
+
+    Source: Ledoit, Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", lemma 3.4; towards the
+    diagonal as Schäfer, Strimmer 2005, "A shrinkage approach to large-scale covariance matrix estimation".
+    """
+    diagonal = each.square.diagonal(dim1=1, dim2=2)
+    seen = float(torch.linalg.vector_norm(each.square)) ** 2 - float(diagonal.double().square().sum())
+    if not (seen > 0 and math.isfinite(seen)) or len(norms) < 2:
+        return 1.0 if len(norms) < 2 else 0.0
+    chance = (sum(norms) / each.count**2 - seen / len(norms)) * len(norms) / (len(norms) - 1)
+    return min(1.0, max(0.0, chance / seen))
 
 
 def _chosen(product: Product, generator: torch.Generator) -> Tensor:

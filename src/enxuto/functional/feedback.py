@@ -10,7 +10,9 @@ Chee et al. 2023, "QuIP: 2-bit quantization of large language models with guaran
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,45 +26,65 @@ ROWS = 128  # rounded at once: rows do not know each other
 Floats = NDArray[np.float32]
 
 
-def round_with_feedback_(
-    matrix: Tensor, square: Tensor, scale: Tensor, largest: int, entries: Tensor | None = None, *, zero: bool = True
-) -> None:
-    """Puts the matrix on its grid, in place: whole multiples of `scale`, up to `largest` of them; plus or minus `scale` where
-    `largest` is 0; or ascending entries. With `zero`, zeros stay zero. `square` is used up.
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """What errors ask of the columns still to come: the order in which columns are rounded, and the upper R of H in it.
 
-    Shapes: matrix float32 [out, in], square [in, in], scale [out, in] (an expanded one will do), entries [any].
+    Shapes: order int64 [in], upper [in, in].
     """
-    order, factor = _answers(square)
-    table: Floats = np.zeros(0, np.float32) if entries is None else entries.float().cpu().numpy()
-    for start in range(0, len(matrix), ROWS):
-        few = slice(start, start + ROWS)
-        values: Floats = matrix[few, order].cpu().numpy()
-        scales: Floats = scale[few][:, order].float().cpu().numpy()
-        if zero:
-            scales[values == 0] = 0
-        _round_rows_(values, scales, factor, largest, table)
-        matrix[few, order] = torch.from_numpy(values).to(matrix.device)
 
+    order: Tensor
+    upper: Floats
+    mean: float  # of the diagonal of H, of which R is one of mean 1
 
-def _answers(square: Tensor) -> tuple[Tensor, Floats]:
-    """The order in which columns are rounded, the largest input first, and the upper R of H in this order.
+    @staticmethod
+    def of(square: Tensor, doubt: float = 0.0) -> Feedback:
+        """Of the mean H of x xᵀ, which is used up. The column of the largest input comes first.
 
-    Inputs that are zero throughout, or fewer samples than inputs, leave H without full rank: what damping adds makes up for it,
-    ten times as much as often as it takes.
-    Shapes: square [in, in] -> int64 [in], float32 [in, in].
-    """
-    diagonal = square.diagonal()
-    order = diagonal.argsort(descending=True, stable=True)
-    turned = order.flip(0)
-    added = DAMPING * (float(diagonal.mean()) or 1.0)
-    square.copy_(square[turned[:, None], turned])
-    diagonal.add_(added)
-    while True:
-        lower, failed = torch.linalg.cholesky_ex(square)
-        if not int(failed):
-            return order, lower.float().cpu().numpy()[::-1, ::-1]
-        diagonal.add_(9 * added)
-        added *= 10
+        What lies off the diagonal is made smaller by the part of it that is in doubt, 0 ... 1: a few samples seem to hang
+        together by chance. Inputs that are zero throughout leave H without full rank: what damping adds makes up for it, ten
+        times as much as often as it takes.
+        Shapes: square float32 [in, in].
+        """
+        diagonal = square.diagonal()
+        mean = float(diagonal.mean())
+        square.div_(mean or 1.0)
+        order = diagonal.argsort(descending=True, stable=True)
+        turned = order.flip(0)
+        square.copy_(square[turned[:, None], turned])
+        own = diagonal.clone()
+        square.mul_(1 - doubt)
+        diagonal.copy_(own)
+        added = DAMPING
+        diagonal.add_(added)
+        while True:
+            lower, failed = torch.linalg.cholesky_ex(square)
+            if not int(failed):
+                return Feedback(order, lower.cpu().numpy()[::-1, ::-1], mean)
+            diagonal.add_(9 * added)
+            added *= 10
+
+    @property
+    def left(self) -> float:
+        """The logarithm of how much an error in a column still moves the products, squared, once the others answered it: the
+        mean over the columns; minus infinity where all inputs are zero."""
+        return 2 * float(np.log(self.upper.diagonal()).mean()) + math.log(self.mean) if self.mean else -math.inf
+
+    def round_(self, matrix: Tensor, scale: Tensor, largest: int, entries: Tensor | None = None, *, zero: bool = True) -> None:
+        """Puts the matrix on its grid, in place: whole multiples of `scale`, up to `largest` of them; plus or minus `scale`
+        where `largest` is 0; or ascending entries. With `zero`, zeros stay zero.
+
+        Shapes: matrix float32 [out, in], scale [out, in] (an expanded one will do), entries [any].
+        """
+        table: Floats = np.zeros(0, np.float32) if entries is None else entries.float().cpu().numpy()
+        for start in range(0, len(matrix), ROWS):
+            few = slice(start, start + ROWS)
+            values: Floats = matrix[few, self.order].cpu().numpy()
+            scales: Floats = scale[few][:, self.order].float().cpu().numpy()
+            if zero:
+                scales[values == 0] = 0
+            _round_rows_(values, scales, self.upper, largest, table)
+            matrix[few, self.order] = torch.from_numpy(values).to(matrix.device)
 
 
 def _round_rows_(values: Floats, scales: Floats, factor: Floats, largest: int, table: Floats) -> None:

@@ -9,9 +9,10 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from enxuto.checks import named, within
 from enxuto.copies import separate_
 from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
-from enxuto.errors import RangeError
+from enxuto.errors import RangeError, RecipeError
 from enxuto.evidence.histograms import Ranges, check_ranges, fitted_ranges, product_ranges
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.activations import ActivationGrid
@@ -38,7 +39,10 @@ class Quantize:
     codes those that change the layers' outputs on the calibration batches least; the grid stays. `ranges` of inputs:
     "minmax" is all that was seen, "percentile" 99.99 % of it, "mse" what costs inputs least squared error; "best" is all, unless
     another range at least halves the error of the layer's products.
-    Raises: RangeError for bits outside 1..8 or activations other than 8.
+    `tolerance` takes the place of bits: one scale a tensor, so that a step of any value in the network moves the outputs by this
+    fraction of their spread, about 0.0003 (0.001 is a small file, 0.0001 a careful one). Best with "gptq": neighbours answer
+    errors, so that steps are larger. Whole networks are smallest like this.
+    Raises: RangeError for bits outside 1..8, activations other than 8, or a tolerance beside bits, per or fit.
     Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference";
     for "gptq" Frantar et al. 2023, "GPTQ: accurate post-training quantization for generative pre-trained transformers".
     """
@@ -52,8 +56,10 @@ class Quantize:
     fit: Literal["mse", "absmax"] = "mse"
     rounding: Rounding = "nearest"
     ranges: Ranges = "best"
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_tolerance()
         if self.per not in (*get_args(Per), "network"):
             raise RangeError(f"per={self.per!r} is not known; use 'channel', 'group', 'tensor' or 'network'.")
         self.grid()
@@ -64,8 +70,23 @@ class Quantize:
         if self.activations not in (None, 8):
             raise RangeError(f"activations={self.activations} is not supported by any runtime here; use 8 or None.")
 
+    def _check_tolerance(self) -> None:
+        if self.tolerance is None:
+            return
+        if not within(self.tolerance, "(0, 1)"):
+            raise RangeError(
+                f"{named('tolerance', self.tolerance)} is a fraction of the outputs' spread in (0, 1); use for example 0.0003."
+            )
+        if (self.bits, self.per, self.fit) != (8, "channel", "mse"):
+            raise RangeError(
+                f"tolerance={self.tolerance} says how fine each weight's grid is, and so do bits={self.bits}, per={self.per!r} "
+                f"and fit={self.fit!r}; leave these out, or tolerance."
+            )
+
     def grid(self) -> Grid:
-        """The grid every selected weight gets."""
+        """The grid every selected weight gets; with `tolerance` it is that of weights of which the data say nothing."""
+        if self.tolerance is not None:
+            return Affine(8, "tensor", fit="absmax")
         return Affine(self.bits, "tensor" if self.per == "network" else self.per, self.group, self.fit)
 
     @property
@@ -78,7 +99,7 @@ class Quantize:
         given, model = model, borrowed(model)
         ranges = self._ranges(model, task)
         chosen = weights(model, self.layers)
-        rounded = rounded_by(self.rounding, given, task, chosen)
+        rounded = rounded_by(self.rounding, given, task, chosen, self.tolerance)
         changes, kept = code_weights_(model, chosen, self.grid(), together=self._together, rounded=rounded)
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
@@ -90,9 +111,8 @@ class Quantize:
             *left_in_float(model, self.layers),
             *(self._inputs_left(model, task, ranges) if self.activations else ()),
         )
-        return separate_(model, given), Record(
-            str(self), tuple(changes), skipped, {"bits": float(self.bits)}, time.monotonic() - start
-        )
+        figures = {"bits": float(self.bits)} if self.tolerance is None else {"tolerance": float(self.tolerance)}
+        return separate_(model, given), Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
 
     def calibrate_(self, model: nn.Module, task: Task) -> None:
         """Rounds the inputs of the layers from now on, if asked for, to the ranges that they have now."""
@@ -131,7 +151,14 @@ class Quantize:
             yield Change(path, "input left in float", why)
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
-        """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready."""
+        """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready.
+
+        Raises: RecipeError for `tolerance`, which is measured on a network as it is.
+        """
+        if self.tolerance is not None:
+            raise RecipeError(
+                f"tolerance={self.tolerance} is measured on a trained network; while training use bits=4, or Quantize first."
+            )
         rehearse_on_(model, self.layers, self.grid(), now=strength >= 1, together=self._together)
         if self.biases is not None:
             rehearse_biases_on_(model, self.layers, self.biases, now=strength >= 1)
