@@ -324,7 +324,7 @@ def test_a_recipe_whose_file_cannot_be_read_back_costs_that_recipe(
 def test_what_was_given_up_stands_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     calls = refusing(monkeypatch, "load", lambda: len(calls) == 2)
-    found = ex.compress(task(), target=ex.Target(size=1500, max_drop=0.2), time=900, out=tmp_path)
+    found = ex.compress(task(), target=ex.Target(size=1000, max_drop=0.2), time=900, out=tmp_path)
     assert found.met
     assert [trial.given_up for trial in found.history].index(True) == 1
     told = found.document()["history"][1]

@@ -26,6 +26,9 @@ CODINGS: tuple[tuple[Step, ...], ...] = (
     tuple(Quantize(bits=bits, biases=8) for bits in BITS),
 )
 """Ways to write weights down, each from gentle to harsh: shared values, one scale for the network, one for each channel."""
+TOLERANCES = (1e-5, 1e-2)
+"""From careful to ruinous: between them a file of any size is found by halving, with as many bits for each weight as it needs."""
+HALVINGS = 6
 TIGHT = 0.97  # of the bytes allowed: a file that uses so many is not made larger
 AIM = 0.985
 LEAST = 1e-4  # of the weights: the sparsities of steps have four digits
@@ -53,6 +56,7 @@ class Fitting:
 
     def recipes(self) -> Tries:
         """All of them, until the rounds bring nothing more, nothing is lost, or the time holds no further round."""
+        yield from self._tolerated()
         fitting = []
         for coding in CODINGS:
             place = yield from self._coarsest_needed(coding)
@@ -80,6 +84,16 @@ class Fitting:
             if self.best is None or trial.drop < self.best.drop:
                 self.best, self.recipe = trial, recipe
         return trial.file_bytes
+
+    def _tolerated(self) -> Tries:
+        """One knob for all weights, without training: its file uses the bytes that are allowed."""
+        low, high = TOLERANCES
+        for _ in range(HALVINGS):
+            middle = halfway(low, high)
+            size = yield from self._try((*self.base, *self.fold, tolerated(middle)))
+            if size is None or TIGHT * self.limit <= size <= self.limit:
+                return
+            low, high = (low, middle) if size <= self.limit else (middle, high)
 
     def _coarsest_needed(self, coding: Sequence[Step]) -> Generator[Recipe, Trial | None, int]:
         """Halving the choice: the place of the gentlest coding that fits without pruning; behind the last if none does."""
@@ -155,6 +169,20 @@ class Fitting:
         """A first density for shared values of 4 bits, from whatever file is known: bytes fall about as the weights left."""
         known = [size for recipe, size in self.sizes.items() if not any(isinstance(step, Prune) for step in recipe)]
         return max(SPARSEST, min(1.0, AIM * self.limit / min(known, default=self.limit))) * self.density
+
+
+def tolerated(tolerance: float) -> Step:
+    """The weights in as few bits as this tolerance of the outputs leaves them."""
+    return Quantize(tolerance=tolerance, rounding="gptq", biases=8)
+
+
+def halfway(low: float, high: float) -> float:
+    """Between two tolerances, as a person writes it.
+
+    >>> halfway(1e-5, 1e-2)
+    0.000316
+    """
+    return float(f"{math.sqrt(low * high):.3g}")
 
 
 def _moved(known: Sequence[tuple[float, float]], wanted: float) -> float:

@@ -23,7 +23,7 @@ from enxuto.evaluation.points import is_fraction, said
 from enxuto.evaluation.quality import paired_change, quality
 from enxuto.plan.chance import MARGIN, standard_error
 from enxuto.plan.choice import rank
-from enxuto.plan.fitting import CODINGS, Fitting, Tries
+from enxuto.plan.fitting import CODINGS, HALVINGS, TOLERANCES, Fitting, Tries, halfway, tolerated
 from enxuto.plan.history import End, History, Trial, in_words, search_key
 from enxuto.plan.levels import FINISH_RATE, LEVEL, SPARSEST, first_density, level, trained
 from enxuto.plan.pace import seconds_per_epoch, seconds_seen
@@ -264,6 +264,7 @@ class Search:
         if self.free:
             yield self.base + self._finish(8, 0)
             return
+        yield from self._tolerated()
         for coding in CODINGS[:2]:  # nothing trained: seconds, and something is in hand
             for step in coding:
                 yield (*self.base, *self.fold, step)
@@ -277,6 +278,14 @@ class Search:
         while 0 < epochs < EPOCHS[-1]:  # the goal was missed or more is to be had, and time is left: train longer
             epochs = min(LONGER * epochs, EPOCHS[-1])
             yield from self._ladder(epochs, max(EPOCHS[0], round(epochs / 2, 3)))
+
+    def _tolerated(self) -> Tries:
+        """The coarsest tolerance that loses little enough, by halving; nothing trained."""
+        low, high = TOLERANCES
+        for _ in range(HALVINGS):
+            middle = halfway(low, high)
+            yield (*self.base, *self.fold, tolerated(middle))
+            low, high = (middle, high) if self.last else (low, middle)
 
     def _ladder(self, epochs: float, tail: float) -> Tries:
         """Level by level fewer weights, each level trained from the one before, until the goal or too much is lost."""
