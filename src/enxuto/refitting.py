@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from enxuto.evidence.moments import MomentsOf
+from enxuto.evidence.crossed import CrossedOf
 from enxuto.functional.refit import refit
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.matrices import matrix_of, weight_of
@@ -19,12 +19,13 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 class Refitted:
-    """Prunes weights of a copy so that their products with the inputs that they meet in the model change least."""
+    """Prunes weights of a copy, one after the other, so that with the inputs that they meet there by now they give what they
+    gave in the model: what went wrong before a weight is made good by it too, as far as it can."""
 
     def __init__(self, model: nn.Module, task: Task, copy: nn.Module, weights: Sequence[Weight]) -> None:
         self.why = {weight.key: why for weight in weights if (why := _why_not(copy, weight))}
         able = [weight for weight in weights if weight.key not in self.why]
-        self.moments = MomentsOf(model, task.calibration, able, seed=task.seed)
+        self.moments = CrossedOf(model, copy, task.calibration, able, task.seed)
 
     def __call__(self, weight: Weight, keep: Tensor, choose: Callable[[Tensor, float], Tensor]) -> Tensor:
         """The pruned values: what `choose` keeps at full strength, after rounds at less; `keep` of the values as they are
@@ -39,11 +40,11 @@ class Refitted:
             keep = choose(weight_of(weight.module, made, values.shape), strength)
             stays = matrix_of(weight.module, keep) & (made != 0)
             made = made.where(stays, 0.0)
-            for each in found:
-                rows, shape = slice(each.start, each.stop), (len(each.square), -1, matrix.shape[1])
-                steps = STEPS if strength < 1 else LAST_STEPS
+            steps = STEPS if strength < 1 else LAST_STEPS
+            for own, across in found:
+                rows, shape = slice(own.start, own.stop), (len(own.square), -1, matrix.shape[1])
                 parts = [tensor[rows].view(shape) for tensor in (matrix, made, stays)]
-                made[rows] = refit(parts[0], parts[1], parts[2], each.square, steps).view_as(made[rows])
+                made[rows] = refit(parts[0], parts[1], parts[2], own.square, across.square, steps).view_as(made[rows])
         return weight_of(weight.module, made, values.shape).to(values.dtype)
 
     def left(self) -> list[Change]:

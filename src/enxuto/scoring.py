@@ -49,6 +49,10 @@ class Scored:
             return magnitude(values)
         return self.score.of(values, self.evidence[weight.key])
 
+    def forget(self, weight: Weight) -> None:
+        """Gives back the memory of what the batches said of a weight that will not be scored again."""
+        self.evidence.pop(weight.key, None)
+
     def left(self) -> list[Change]:
         """The weights that are scored by magnitude after all, and why."""
         return [Change(key, "scored by magnitude, compared within itself", why) for key, why in self.missing.items()]

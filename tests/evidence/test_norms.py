@@ -81,3 +81,4 @@ def test_what_the_batches_do_not_reach_is_said() -> None:
     assert (list(found), missing) == (["fc.weight"], {"idle.weight": UNSEEN})
     found, missing = squared_gradients(model, [torch.randn(3, 4)], weights(model))
     assert (list(found), missing) == (["fc.weight"], {"idle.weight": UNREACHED})
+    assert squared_gradients(model, [torch.randn(3, 4)], weights(model, "idle")) == ({}, {"idle.weight": UNREACHED})

@@ -19,13 +19,13 @@ def case(samples: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
 
 def refit(matrix: Tensor, start: Tensor, keep: Tensor, square: Tensor, steps: int) -> Tensor:
     """Of one group."""
-    return module.refit(matrix[None], start[None], keep[None], square[None], steps)[0]
+    return module.refit(matrix[None], start[None], keep[None], square[None], square[None], steps)[0]
 
 
 def test_groups_are_refit_each_by_its_own_inputs() -> None:
     cases = [case(samples) for samples in (30, 300, 3000)]
     matrices, keeps, squares = (torch.stack(each) for each in zip(*cases, strict=True))
-    together = module.refit(matrices, matrices, keeps, squares, 20)
+    together = module.refit(matrices, matrices, keeps, squares, squares, 20)
     for made, (matrix, keep, square) in zip(together, cases, strict=True):
         torch.testing.assert_close(made, refit(matrix, matrix, keep, square, 20), rtol=1e-4, atol=1e-4)
 

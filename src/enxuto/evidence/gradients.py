@@ -27,53 +27,53 @@ def squared_gradients(
     """The mean over the samples of the squared gradient by each value of these weights; and of weights without any, why.
 
     Of all outputs together, |∂f/∂w|², or of -log p(label) for labels drawn from the classes that the model gives (the diagonal
-    of its Fisher information). Takes the memory of the weights twice, and what `in_parts` says.
+    of its Fisher information). Takes the memory of the weights once, and what `in_parts` says.
     Shapes: float32, as the weight. Raises: TaskError when the model fails on a batch.
     """
-    plain = to_float(model).eval()
-    tensors = [plain.get_parameter(weight.key).requires_grad_() for weight in weights]
-    sums: list[Tensor | None] = [None] * len(tensors)
+    plain = to_float(model).eval().requires_grad_(False)
+    sums: dict[str, Tensor] = {}
+    for weight in weights:
+        tensor = plain.get_parameter(weight.key).requires_grad_()
+        tensor.register_post_accumulate_grad_hook(lambda tensor, key=weight.key: _add_(sums, key, tensor))
     count = 0
-    for samples, gradients in gradients_of(plain, batches, tensors, seed, of):
+    for samples, total in drawn(plain, batches, seed, of):
         count += samples
-        sums = [_added(total, gradient) for total, gradient in zip(sums, gradients, strict=True)]
-        del gradients  # as large as the weights, and the next come before these would go
-    found, missing = {}, {}
-    for weight, total in zip(weights, sums, strict=True):
-        if total is None:
-            missing[weight.key] = UNREACHED
-        elif not bool(total.div_(max(1, count)).isfinite().all()):
-            missing[weight.key] = TOO_LARGE
-        else:
-            found[weight.key] = total
-    return found, missing
+        total.backward()
+    missing = {weight.key: UNREACHED for weight in weights if weight.key not in sums}
+    for key, total in list(sums.items()):
+        if not bool(total.div_(max(1, count)).isfinite().all()):
+            missing[key] = TOO_LARGE
+            del sums[key]
+    return sums, missing
 
 
-def _added(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-    """The sum of squares with those of this gradient, which others may hold too."""
-    if gradient is None:
-        return total
-    wide = gradient.float()
-    return wide.square() if total is None else total.addcmul_(wide, wide)
+def _add_(sums: dict[str, Tensor], key: str, tensor: Tensor) -> None:
+    """Takes the gradient away from the tensor, so that those of all are never there at once."""
+    assert tensor.grad is not None
+    gradient, tensor.grad = tensor.grad.float(), None
+    if key in sums:
+        sums[key].addcmul_(gradient, gradient)
+    else:
+        sums[key] = gradient.square()
 
 
-def gradients_of(
-    model: nn.Module, batches: Iterable[Batch], tensors: Sequence[Tensor], seed: int, of: Of = "outputs"
-) -> Iterator[tuple[int, list[Tensor | None]]]:
-    """How many samples went through, and the gradients of their outputs with random signs, or of labels drawn for them.
+def drawn(model: nn.Module, batches: Iterable[Batch], seed: int, of: Of = "outputs") -> Iterator[tuple[int, Tensor]]:
+    """How many samples went through, and the sum of their outputs with random signs, or of -log p of labels drawn for them.
 
-    Squared, they have the expectation of the sum of the squares over all outputs and samples: signs are independent, and
-    the mean gradient of labels that the model itself drew is zero. None where the outputs do not depend on a tensor.
+    The squares of its gradients have the expectation of the sum of the squares over all outputs and samples: signs are
+    independent, and the mean gradient of labels that the model itself drew is zero.
     Source: Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix", for the signs.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = _signed if of == "outputs" else _labelled
+    made = _signed if of == "outputs" else _labelled
     for batch in in_parts(model, _cycle(batches, PASSES)):
         with torch.enable_grad(), slow_attention():
             outputs = [each for each in leaves(attempt(model, batch, "a calibration batch")) if _counts(each)]
-            total = torch.stack([drawn(each, generator) for each in outputs]).sum()
-            del outputs
-            yield batch_size(batch), list(torch.autograd.grad(total, tensors, allow_unused=True))
+            total = torch.stack([made(each, generator) for each in outputs]).sum() if outputs else None
+        del outputs
+        if total is not None:
+            yield batch_size(batch), total
+        del total  # and with it what autograd kept
 
 
 def _signed(outputs: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from binascii import crc32
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -62,16 +62,16 @@ class MomentsOf:
     def __call__(self, key: str) -> list[Moments]:
         """The moments of this weight; none where `missing` has the reason. Raises: TaskError when a batch does not run."""
         if key in self.waiting:
-            chosen: list[str] = []
+            few: list[str] = []
             left = self.limit
             for name in list(self.waiting)[list(self.waiting).index(key) :]:
                 left -= self.waiting[name]
-                if chosen and left < 0:
+                if few and left < 0:
                     break
-                chosen.append(name)
-            self.waiting = {name: size for name, size in self.waiting.items() if name not in chosen}
+                few.append(name)
+            self.waiting = {name: size for name, size in self.waiting.items() if name not in few}
             self.held.clear()
-            self.held, missing = moments(self.model, self.batches, chosen, self.seed)
+            self.held, missing = moments(self.model, self.batches, few, self.seed)
             self.missing |= missing
         return self.held.pop(key, [])
 
@@ -85,32 +85,51 @@ def moments(
     which, depends on the weight and not on those beside it.
     Raises: TaskError when the model fails on a batch or gives values that are not finite.
     """
-    generators = {key: torch.Generator().manual_seed(seed + crc32(key.encode())) for key in keys}
-    sums: dict[tuple[str, int, int, int], Moments] = {}
-    apart: dict[tuple[str, int, int, int], list[float]] = {}
+    generators = seeds(keys, seed)
+    sums = Sums(diagonal=diagonal, doubted=not diagonal)
 
     def see(product: Product) -> None:
-        if not product.count:
-            return
-        inputs = product.inputs(_chosen(product, generators[product.key]))
-        weight = product.count / inputs.shape[1]
-        place = (product.key, product.start, product.stop, product.groups)
-        before = sums.get(place)
-        square = _summed(inputs, weight, None if before is None else before.square, diagonal)
-        if not diagonal:
-            apart.setdefault(place, []).extend(weight**2 * norm for norm in _norms(inputs))
-        sums[place] = Moments(product.start, product.stop, square, product.count + (0 if before is None else before.count))
+        if product.count:
+            inputs = product.inputs(chosen(product, generators[product.key]))
+            sums.add(product, inputs, inputs)
 
-    otherwise = watch(model, batches, keys, see)
-    found: dict[str, list[Moments]] = {}
-    for place, each in sums.items():
-        key = place[0]
-        if all(map(math.isfinite, map(float, each.square.div_(each.count).aminmax()))):
-            found.setdefault(key, []).append(each if diagonal else replace(each, doubt=_doubt(each, apart[place])))
-        else:
-            otherwise[key] = TOO_LARGE
-    missing = {key: otherwise.get(key, UNSEEN) for key in keys if key not in found or otherwise.get(key) == TOO_LARGE}
-    return {key: by_rows(each) for key, each in found.items() if key not in missing}, missing
+    return sums.means(keys, watch(model, batches, keys, see))
+
+
+def seeds(keys: Sequence[str], seed: int) -> dict[str, torch.Generator]:
+    """A generator for each weight, which depends on its name and not on those beside it."""
+    return {key: torch.Generator().manual_seed(seed + crc32(key.encode())) for key in keys}
+
+
+class Sums:
+    """Sums of x yᵀ over what products meet, or of its diagonal alone; `doubted`, for x = y, how much of it is chance."""
+
+    def __init__(self, *, diagonal: bool = False, doubted: bool = False) -> None:
+        self.diagonal, self.doubted = diagonal, doubted
+        self.sums: dict[tuple[str, int, int, int], Moments] = {}
+        self.apart: dict[tuple[str, int, int, int], list[float]] = {}
+
+    def add(self, product: Product, inputs: Tensor, others: Tensor) -> None:
+        """Those of a product, of which some inputs stand for all. Shapes: inputs and others [groups, rows, in]."""
+        place = (product.key, product.start, product.stop, product.groups)
+        before = self.sums.get(place)
+        weight = product.count / inputs.shape[1]
+        square = _summed(inputs, others, weight, None if before is None else before.square, self.diagonal)
+        if self.doubted:
+            self.apart.setdefault(place, []).extend(weight**2 * norm for norm in _norms(inputs))
+        self.sums[place] = Moments(product.start, product.stop, square, product.count + (0 if before is None else before.count))
+
+    def means(self, keys: Sequence[str], otherwise: Mapping[str, str]) -> tuple[dict[str, list[Moments]], dict[str, str]]:
+        """The means for each weight, and of those without any, why; the sums are used up."""
+        found: dict[str, list[Moments]] = {}
+        missing = {}
+        for place, each in self.sums.items():
+            if not all(map(math.isfinite, map(float, each.square.div_(each.count).aminmax()))):
+                missing[place[0]] = TOO_LARGE
+            doubt = _doubt(each, self.apart[place]) if self.doubted else 0.0
+            found.setdefault(place[0], []).append(replace(each, doubt=doubt))
+        missing |= {key: otherwise.get(key, UNSEEN) for key in keys if key not in found}
+        return {key: by_rows(each) for key, each in found.items() if key not in missing}, missing
 
 
 def by_rows(found: Sequence[Moments]) -> list[Moments]:
@@ -132,14 +151,14 @@ def by_rows(found: Sequence[Moments]) -> list[Moments]:
     return made
 
 
-def _summed(inputs: Tensor, weight: float, total: Tensor | None, diagonal: bool) -> Tensor:
-    """The sum of x xᵀ, times this weight, on top of the total. Shapes: inputs [groups, rows, in] -> as of `Moments.square`."""
+def _summed(inputs: Tensor, others: Tensor, weight: float, total: Tensor | None, diagonal: bool) -> Tensor:
+    """The sum of x yᵀ, times this weight, on top of the total. Shapes: [groups, rows, in] twice -> as of `Moments.square`."""
     if diagonal:
-        square = torch.linalg.vecdot(inputs, inputs, dim=1).mul_(weight)
+        square = torch.linalg.vecdot(inputs, others, dim=1).mul_(weight)
         return square if total is None else total.add_(square)
     if total is None:
-        return (inputs.transpose(1, 2) @ inputs).mul_(weight)
-    return total.baddbmm_(inputs.transpose(1, 2), inputs, alpha=weight)
+        return (inputs.transpose(1, 2) @ others).mul_(weight)
+    return total.baddbmm_(inputs.transpose(1, 2), others, alpha=weight)
 
 
 def _norms(inputs: Tensor) -> list[float]:
@@ -169,7 +188,7 @@ def _doubt(each: Moments, norms: Sequence[float]) -> float:
     return min(1.0, max(0.0, chance / seen))
 
 
-def _chosen(product: Product, generator: torch.Generator) -> Tensor:
+def chosen(product: Product, generator: torch.Generator) -> Tensor:
     """The numbers of the inputs that are looked at."""
     rows = max(LEAST_ROWS, product.count * (product.stop - product.start) // product.groups // product.width)
     if rows >= product.count:

@@ -63,18 +63,30 @@ def watch(model: nn.Module, batches: Iterable[Batch], keys: Sequence[str], see: 
 
     Raises: TaskError when the model fails on a batch or gives values that are not finite.
     """
-    plain = to_float(model)
-    owners: dict[int, list[_Owner]] = {}
-    for key in keys:
-        path, _, name = key.rpartition(".")
-        module = plain.get_submodule(path)
-        owner = _Owner(key, module._parameters[name], isinstance(module, _ConvTransposeNd))  # type: ignore[arg-type]
-        owners.setdefault(owner.weight.untyped_storage().data_ptr(), []).append(owner)
-    mode = _Products(owners, see)
-    with evaluating(plain), _steps_seen(plain), mode:
-        for _ in finite_answers(plain, batches):
-            pass
-    return mode.otherwise
+    watched = Watch(model, keys, see)
+    watched(batches)
+    return watched.otherwise
+
+
+class Watch:
+    """A copy of a model as it is now, and who sees its products with these weights; `otherwise` says how else they are read."""
+
+    def __init__(self, model: nn.Module, keys: Sequence[str], see: Callable[[Product], None]) -> None:
+        self.plain = to_float(model)
+        owners: dict[int, list[_Owner]] = {}
+        for key in keys:
+            path, _, name = key.rpartition(".")
+            module = self.plain.get_submodule(path)
+            owner = _Owner(key, module._parameters[name], isinstance(module, _ConvTransposeNd))  # type: ignore[arg-type]
+            owners.setdefault(owner.weight.untyped_storage().data_ptr(), []).append(owner)
+        self._products = _Products(owners, see)
+        self.otherwise = self._products.otherwise
+
+    def __call__(self, batches: Iterable[Batch]) -> None:
+        """Runs the batches. Raises: TaskError when the model fails on one or gives values that are not finite."""
+        with evaluating(self.plain), _steps_seen(self.plain), self._products:
+            for _ in finite_answers(self.plain, batches):
+                pass
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def wanda(weight: Tensor, inputs: Tensor) -> Tensor:
     Shapes: weight and inputs, the mean squares, [any] -> as the weight.
     Source: Sun et al. 2023, "A simple and effective pruning approach for large language models", eq. 1.
     """
-    return weight.detach().abs() * inputs.clamp_min(0).sqrt()
+    return inputs.sqrt().mul_(weight.detach().abs())
 
 
 def taylor(weight: Tensor, gradients: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def taylor(weight: Tensor, gradients: Tensor) -> Tensor:
     damage", with the diagonal of the Fisher information as the curvature. Deviation: the square root of the score, in the
     order of which nothing changes and which 32 bits hold.
     """
-    return weight.detach().abs() * gradients.sqrt()
+    return gradients.sqrt().mul_(weight.detach().abs())
 
 
 def lamp(weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.cut import Group, Slice, tensor_at
-from enxuto.evidence.gradients import gradients_of
+from enxuto.evidence.gradients import drawn
 from enxuto.task import Batch
 
 FloatArray = npt.NDArray[np.float64]
@@ -46,8 +46,8 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
     reading = [(index, part) for index, group in enumerate(groups) for part in group.slices if part.reads]
     weights = {id(tensor_at(model, part)): tensor_at(model, part).requires_grad_() for _, part in reading}
     found = [np.zeros(group.size) for group in groups]
-    for _, made in gradients_of(model, batches, list(weights.values()), seed):
-        gradients = dict(zip(weights, made, strict=True))
+    for _, total in drawn(model, batches, seed):
+        gradients = dict(zip(weights, torch.autograd.grad(total, list(weights.values()), allow_unused=True), strict=True))
         change = [np.zeros(group.size) for group in groups]
         for index, part in reading:
             tensor = tensor_at(model, part)
@@ -56,7 +56,7 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
                 change[index] += _by_unit(part, groups[index].size, lambda w, g: (w * g).double(), tensor.detach(), gradient)
         for index, each in enumerate(change):
             found[index] += each**2
-        del gradients, made, gradient  # as large as the weights, and the next come before these would go
+        del gradients, gradient, total  # as large as the weights, and the next come before these would go
     return found
 
 

@@ -41,7 +41,7 @@ class Prune:
     row instead, `block` ((8, 1): eight rows, one column) lets such blocks stay or go as a whole; layers that they do not divide
     are left, and named. Weights that are zero already count.
     `scores` are of the values ("magnitude", "lamp") or also of what the calibration batches say: "wanda" times the inputs that
-    a weight meets, "taylor" times how far the outputs move with it; best within layers or rows. A weight that the batches say
+    a weight meets, "taylor" times how far the outputs move with it. A weight that the batches say
     nothing of goes by magnitude, by itself. `refit=True` also sets what stays to those values that change the products with
     the calibration batches' inputs least. While training, scores that need data are magnitude, and training itself refits.
     Raises: RangeError for a sparsity outside [0, 1), an unknown score or scope, a pattern and a block together.
@@ -85,14 +85,19 @@ class Prune:
         refitted = Refitted(given, task, model, chosen) if self.refit else None
 
         def units(weight: Weight) -> Tensor:
-            return self._units(weight, weight.read(), scored)
+            made = self._units(weight, weight.read(), scored)
+            if refitted is None:
+                scored.forget(weight)
+            return made
 
         changes, changed = [], False
         for weight, keep in zip(chosen, self._kept(chosen, units, self.sparsity, scored.missing), strict=True):
             values = weight.read()
             changed |= bool(((values != 0) & ~keep).any())
-            made = values.where(keep, 0.0) if refitted is None else refitted(weight, keep, self._again(weight, keep, scored))
-            weight.write_(made)  # a product would leave zeros of either sign, one bit each
+            again = self._again(weight, keep, scored)
+            # a product with `keep` would leave zeros of either sign, one bit each
+            weight.write_(values.where(keep, 0.0) if refitted is None else refitted(weight, keep, again))
+            scored.forget(weight)
             changes.append(
                 Change(weight.key, f"{1 - int(keep.count_nonzero()) / max(1, keep.numel()):.1%} zeros", self._why(values, keep))
             )
@@ -184,7 +189,7 @@ class Prune:
 
     def _why(self, values: Tensor, keep: Tensor) -> str:
         if self.pattern is not None:
-            return f"the largest of every {self.pattern} stay"
-        if not bool(keep.any()) or bool(keep.all()):
-            return f"by {self.scores} score, {self.scope}"
+            return f"the largest of every {self.pattern} stay ({self.scores} score)"
+        if self.refit or not bool(keep.any()) or bool(keep.all()):
+            return f"by {self.scores} score, {self.scope}" + (", in rounds with refits" if self.refit else "")
         return f"the smallest that stays is {float(values[keep].abs().min()):.2e} ({self.scores} score, {self.scope})"
