@@ -17,8 +17,8 @@ from torch import nn
 import common
 import enxuto as ex
 from enxuto import data
+from enxuto.evidence.pairs import NormPlace, agree_
 from enxuto.functional.likeness import Spread
-from enxuto.groups.norms import refresh_norms_
 from enxuto.surgery import duplicate
 from enxuto.task import evaluating, float_outputs
 from file_coders import NETWORKS, network
@@ -54,9 +54,10 @@ def main(names: list[str]) -> None:
                     row: dict[str, object] = {"network": name, "zeros": zeros, "scores": scores, "refit": refit}
                     row |= {"original": whole, "seconds": time.process_time() - started}
                     row |= {"drop": whole - _mean(judge(small)), "distance": moved(small)}
-                    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+                    norms = [path for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+                    if norms:
                         normed = duplicate(small)
-                        refresh_norms_(normed, model, [], task.calibration)
+                        agree_(normed, model, [NormPlace(path) for path in norms], task.calibration)
                         row |= {"drop normed": whole - _mean(judge(normed)), "distance normed": moved(normed)}
                     rows.append(row)
                     print(row, flush=True)

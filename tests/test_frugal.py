@@ -47,6 +47,9 @@ def every(width, rows, folder):
     found["Task"] = peak(lambda: ex.Task(model, calibration=[batch]))
     for step in STEPS:
         found[repr(step)] = peak(lambda: step(model, task))
+    pruned, _ = ex.Prune(0.7, scope="layer")(model, task)
+    found["Repair"] = peak(lambda: ex.Repair()(pruned, task))
+    del pruned
     found["a recipe"] = peak(lambda: run(task, STEPS[:3]))
     for bits in (4, 8):
         coded, _ = ex.Quantize(bits=bits)(model, task)
@@ -65,7 +68,7 @@ STEPS = [ex.Fold(), ex.Prune(0.8), ex.Share(bits=4), ex.Share(bits=8), ex.Quanti
          ex.Share(bits=3, rounding="gptq"), ex.Prune(scores="wanda", scope="row"), ex.Prune(scores="taylor", scope="layer"),
          ex.Prune(scores="wanda", layers="5", refit=True), ex.Recover(epochs=1)]
 torch.set_num_threads(1)
-every(16, 2, sys.argv[1])  # what is imported and compiled once
+every(16, 16, sys.argv[1])  # what is imported and compiled once
 print(json.dumps(every(2048, 16, sys.argv[1])))
 """
 

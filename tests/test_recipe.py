@@ -15,6 +15,7 @@ from enxuto.steps.fold import Fold
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
+from enxuto.steps.repair import Repair
 from enxuto.steps.share import Share
 from enxuto.steps.table import STEPS
 from enxuto.task import Record
@@ -28,6 +29,7 @@ RECIPE = (
     Factorize(rank=3),
     Quantize(bits=4, per="group", group=16, activations=8, biases=8),
     Share(bits=3),
+    Repair(gains=False),
     Recover(epochs=2.5, learning_rate=1e-4),
 )
 

@@ -30,21 +30,30 @@ STEPS_HERE: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "Factorize": ({"rank": 3}, {"rank": 1}),
     "Quantize": ({"bits": 4, "activations": 8, "biases": 8}, {}),
     "Share": ({"bits": 3}, {}),
+    "Repair": ({}, {}),
     "Recover": ({"epochs": 1}, {}),
 }
 
 # What is rightly refused, with the words of the refusal. Whatever is not here must work, and whatever is here must not.
 NO_NORM = "the model has no batch norm"
+AGREES = "where the original's are"
 REFUSED: dict[tuple[type[nn.Module], str, str], str] = {
-    **{(net, "Fold", "Fold"): NO_NORM for net in (Mlp, Block)},
+    **{(net, "Fold", name): NO_NORM for net in (Mlp, Block) for name in ("Fold", "Repair")},
+    **{(net, "Repair", "Repair"): AGREES for net in NETS},
+    **{(net, "Repair", "Fold"): AGREES for net in (Mlp, Block)},
 }
 
 # Steps that find nothing to do beside one that does: the place of the step in the pair, and the words of its record.
 SKIPPED: dict[tuple[type[nn.Module], str, str], tuple[int, str]] = {
-    **{(net, "Fold", name): (0, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name != "Fold"},
-    **{(net, name, "Fold"): (1, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name != "Fold"},
+    **{(net, "Fold", name): (0, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name not in ("Fold", "Repair")},
+    **{(net, name, "Fold"): (1, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name not in ("Fold", "Repair")},
     **{(net, "Factorize", "Factorize"): (1, "one part of a factorized layer") for net in NETS},
+    **{(net, "Repair", name): (0, AGREES) for net in NETS for name in STEPS_HERE if name not in ("Fold", "Repair")},
+    **{(net, "Recover", "Repair"): (1, AGREES) for net in (Mlp, Block)},
     (ResidualCnn, "Fold", "Fold"): (1, NO_NORM),
+    (ResidualCnn, "Fold", "Repair"): (1, AGREES),
+    (ResidualCnn, "Repair", "Fold"): (0, AGREES),
+    (Block, "Factorize", "Repair"): (1, "for the better"),  # four samples of a network that was never trained
     (ResidualCnn, "Share", "Fold"): (1, "fold first, then share"),
     **{(net, "Share", "Share"): (1, "shared values") for net in NETS},
 }

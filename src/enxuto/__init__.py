@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from enxuto.steps.prune import Prune
     from enxuto.steps.quantize import Quantize
     from enxuto.steps.recover import Recover
+    from enxuto.steps.repair import Repair
     from enxuto.steps.share import Share
     from enxuto.task import Change, Record, Target, Task
     from enxuto.train import Schedule, convert, prepare
@@ -39,6 +40,7 @@ _HOMES = {
     "Quantize": "steps.quantize",
     "Record": "task",
     "Recover": "steps.recover",
+    "Repair": "steps.repair",
     "Result": "result",
     "Schedule": "train",
     "Share": "steps.share",
@@ -67,6 +69,7 @@ __all__ = [
     "Quantize",
     "Record",
     "Recover",
+    "Repair",
     "Result",
     "Schedule",
     "Share",

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from enxuto.checks import named, whole, within
 from enxuto.copies import separate_
 from enxuto.cut import Group, cut_
 from enxuto.errors import NothingChangedError, RangeError, TargetError
+from enxuto.evidence.pairs import NormPlace, agree_
 from enxuto.groups import Groups, find_groups
 from enxuto.groups.budget import MacModel, Order, cheapest, order
-from enxuto.groups.norms import refresh_norms_
 from enxuto.groups.scores import FloatArray, magnitude, taylor
 from enxuto.macs import total_macs
 from enxuto.select import Patterns, matches, select
@@ -85,7 +88,7 @@ class PruneChannels:
         smaller = borrowed(model)
         cut_(smaller, cuts)
         if any(count > each.free for each, count in zip(orders, counts, strict=True)):
-            refresh_norms_(smaller, model, cuts, task.calibration)
+            agree_(smaller, model, _norms(smaller, cuts), task.calibration)
         changes = [
             _change(group, each, count, self.scores) for group, each, count in zip(groups, orders, counts, strict=True) if count
         ]
@@ -149,3 +152,15 @@ def _change(group: Group, units: Order, count: int, scores: str) -> Change:
         others = "the others have" if zero else "those that went have"
         why += f"{'; ' if why else ''}{others} the lowest {scores} scores"
     return Change(path, f"kept {group.size - count} of {group.size} channels: {', '.join(group.paths)}", why)
+
+
+def _norms(smaller: nn.Module, cuts: Sequence[tuple[Group, Collection[int]]]) -> list[NormPlace]:
+    """Every batch norm with running statistics, and which of its channels are left."""
+    keeps: dict[str, Tensor] = {}
+    for group, units in cuts:
+        for part in group.slices:
+            if part.name == "running_mean":
+                keep = keeps.setdefault(part.path, torch.ones(len(part.unit_of), dtype=torch.bool))
+                keep[torch.from_numpy(np.isin(part.unit_of, list(units)))] = False
+    norms = [path for path, m in smaller.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    return [NormPlace(path, keeps.get(path)) for path in norms]

@@ -10,6 +10,9 @@ from enxuto.steps.fold import Fold
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
+from enxuto.steps.repair import Repair
 from enxuto.steps.share import Share
 
-STEPS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Fold, Prune, PruneChannels, Factorize, Quantize, Share, Recover)}
+STEPS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Fold, Prune, PruneChannels, Factorize, Quantize, Share, Repair, Recover)
+}

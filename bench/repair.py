@@ -1,0 +1,78 @@
+"""Repair after steps that changed weights: points lost and distance with and without it, no labels, no training.
+
+Samples are the calibration batches without labels: 512, 32 and 3 of them (the steps before see all 512). Quality is that of the
+test split, at settings that nobody chose by it (of the validation split for the digits, which have no test apart); the distance
+is how far outputs moved on the 512 samples, of their variance. "gains=False" is bias correction as published, and batch norms.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+import common
+import enxuto as ex
+from enxuto.errors import NothingChangedError
+from file_coders import NETWORKS, network
+from rounding import _distance, _mean
+
+STEPS: Mapping[str, Sequence[object]] = {
+    "50 % zeros in each layer": [ex.Prune(0.5, scores="magnitude", scope="layer")],
+    "70 % zeros in each layer": [ex.Prune(0.7, scores="magnitude", scope="layer")],
+    "4 bits": [ex.Quantize(bits=4)],
+    "3 bits": [ex.Quantize(bits=3)],
+    "4 bits, gptq": [ex.Quantize(bits=4, rounding="gptq")],
+    "folded, 8 bits a tensor": [ex.Fold(), ex.Quantize(bits=8, per="tensor")],
+    "Factorize()": [ex.Factorize()],
+}
+REPAIRS: Mapping[str, tuple[ex.Repair, int]] = {
+    "repaired": (ex.Repair(), 512),
+    "gains=False": (ex.Repair(gains=False), 512),
+    "32 samples": (ex.Repair(), 32),
+    "3 samples": (ex.Repair(), 3),
+}
+
+
+def main(names: list[str]) -> None:
+    """Every network after every step."""
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    for name in names or list(NETWORKS):
+        model, task = network(name)
+        judge = task.test or task.evaluate
+        assert judge is not None
+        whole = _mean(judge(model))
+        for words, steps in STEPS.items():
+            try:
+                small, _ = ex.run(task, list(steps))
+            except NothingChangedError:  # no norm to fold
+                small, _ = ex.run(task, [step for step in steps if not isinstance(step, ex.Fold)])
+            row: dict[str, object] = {"network": name, "step": words, "original": whole}
+            row |= {"drop": whole - _mean(judge(small)), "distance": _distance(model, small, task)}
+            for kind, (step, count) in REPAIRS.items():
+                started = time.process_time()
+                made = _repaired(small, step, task, count)
+                row[f"seconds {kind}"] = time.process_time() - started
+                row[f"drop {kind}"] = whole - _mean(judge(made))
+                row[f"distance {kind}"] = _distance(model, made, task)
+            rows.append(row)
+            print(row, flush=True)
+    common.tell("repair", "statistics that agree again give back most of what was lost, without labels or training", rows)
+
+
+def _repaired(small: nn.Module, step: ex.Repair, task: ex.Task, count: int) -> nn.Module:
+    """The network as `count` samples repair it; as it was where they show nothing."""
+    few = torch.cat([batch for batch in task.calibration if isinstance(batch, torch.Tensor)])[:count]
+    try:
+        return step(small, replace(task, calibration=few.split(64)))[0]
+    except NothingChangedError:
+        return small
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

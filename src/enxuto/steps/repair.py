@@ -1,0 +1,142 @@
+"""Repair: the layers of a changed network give again what those of the original give, on average and in spread."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from enxuto.copies import separate_
+from enxuto.errors import NothingChangedError, RangeError
+from enxuto.evidence.outputs import Answers
+from enxuto.evidence.pairs import NormPlace, OutputPlace, Place, agree_
+from enxuto.evidence.places import LEFT, holder, norm_places, output_places
+from enxuto.layers.grids import AffineTensor, CodedTensor
+from enxuto.layers.matrices import matrix_of, weight_of
+from enxuto.select import Patterns, matches, select
+from enxuto.surgery import Weight, borrowed, reasons
+from enxuto.task import Change, Record, Task
+
+HELD = 2.0  # how much worse than on a fitted grid a bias may lie on the grid that it has
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Batch norms and biases moved so that mean and spread of each layer agree again with the original's, on the same samples.
+
+    Needs neither labels nor training; put it after the steps that changed weights, and before training if there is any.
+    `norms` moves the running statistics of batch norms, `biases` the biases of layers, and `gains` scales the rows of a weight
+    beside its bias where mean and spread both moved (plain weights, and codes with a scale for each channel or group). What
+    chance may have moved stays: three samples change next to nothing, some hundred do all. The original is that of the task.
+    Outputs that would be farther from the original's are given up.
+    Raises: RangeError when neither norms nor biases are to move.
+    Source: Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.2; Jordan et
+    al. 2023, "REPAIR: renormalizing permuted activations for interpolation repair", for the spread.
+    Deviation: every batch is corrected as it flows, so that layers are compared on repaired inputs in a single pass.
+    """
+
+    norms: bool = True
+    biases: bool = True
+    gains: bool = True
+    layers: Patterns = "*"
+
+    def __post_init__(self) -> None:
+        if not (self.norms or self.biases):
+            raise RangeError("norms=False and biases=False leave nothing to repair; let one of them be True.")
+
+    def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
+        """The repaired copy.
+
+        Raises: NothingChangedError when nothing moved by more than chance explains, or outputs would be farther away;
+        TaskError when the network fails on a batch.
+        """
+        start = time.monotonic()
+        given, model = model, borrowed(model)
+        select(model, self.layers, lambda module: True)
+        places, left = self._places(model, task)
+        batches = list(task.calibration)  # a loader may shuffle, and all that is compared is compared on the same
+        agree_(model, task.model, places, batches)
+        left += [Change(place.path, LEFT, place.fault) for place in places if place.fault]
+        changes = [_settled_(model, place) for place in places if place.changed]
+        if not changes:
+            why = f"{len(places)} norms and biases are where the original's are, as far as the samples show"
+            why += f" ({reasons(left)})" if left else ""
+            raise NothingChangedError(f"{self} would change nothing: {why}; leave the step out, or give more samples.")
+        original = Answers(task.model, batches)
+        before, after = original.moved(given), original.moved(model)
+        if not after <= before:
+            raise NothingChangedError(
+                f"{self} would change nothing for the better: outputs are {before:.3g} of their spread away from the "
+                f"original's and would be {after:.3g}; give more samples than these, or leave the step out."
+            )
+        figures = {"output_error_before": before, "output_error": after}
+        return separate_(model, given), Record(str(self), tuple(changes), tuple(left), figures, time.monotonic() - start)
+
+    def _places(self, model: nn.Module, task: Task) -> tuple[list[Place], list[Change]]:
+        """What is compared, and what is left alone."""
+        paths = [path for path, _ in model.named_modules() if matches(path, self.layers)]
+        found: list[Place | Change] = []
+        if self.norms:
+            found += norm_places(model, task.model, paths)
+        if self.biases:
+            found += output_places(model, task.model, paths, task.sample, gains=self.gains)
+        return [it for it in found if isinstance(it, Place)], [it for it in found if isinstance(it, Change)]
+
+
+def _settled_(model: nn.Module, place: Place) -> Change:
+    """Puts what was found into the layer for good, and says what it is."""
+    found = place.found
+    assert found is not None
+    mean, spread = float((found.shift / found.spread).square().mean().sqrt()), torch.exp(found.stretch / 2)
+    what = (
+        f"mean was off by {mean:.2g} of the spread, the spread was {float(spread.min()):.2f} to {float(spread.max()):.2f} times"
+    )
+    if isinstance(place, NormPlace):
+        return Change(place.path, "statistics moved", f"its inputs' {what} the original's")
+    assert isinstance(place, OutputPlace)
+    layer = holder(model, place.path)
+    gain, shift = place.correction()
+    bias = Weight(place.path, "bias", layer)
+    done = "bias moved"
+    fitted = _put_(bias, bias.read().double() * gain + shift)
+    if place.gains:
+        _scale_(Weight(place.path, "weight", layer), gain)
+        done = "bias moved, rows scaled"
+    return Change(place.path, f"{done}{fitted}", f"its outputs' {what} the original's")
+
+
+def _put_(bias: Weight, values: Tensor) -> str:
+    """Writes a bias; a coded one keeps its grid where that holds it about as well as a fitted one. Says where it did not."""
+    tensor = bias.tensor
+    if not isinstance(tensor, CodedTensor):
+        bias.write_(values)
+        return ""
+    values = values.float()
+    held, fresh = tensor.recode(values), tensor.grid.encode(values, bias.key)
+    errors = [float((each() - values).square().sum()) for each in (held, fresh)]
+    fits = errors[0] <= HELD**2 * errors[1]
+    made = held if fits else fresh
+    made.dtype = tensor.dtype
+    tensor.become_(made)
+    return "" if fits else f", on a new grid of {tensor.grid.bits} bits"
+
+
+def _scale_(weight: Weight, gain: Tensor) -> None:
+    """Multiplies each output channel's row; codes stay, and their scales are multiplied."""
+    values, tensor = weight.read(), weight.tensor
+    if isinstance(tensor, AffineTensor):
+        scale = tensor.scale.float().view(len(gain), -1) * gain.float()[:, None]
+        made = AffineTensor.of(tensor.grid, _times(weight.module, values.float(), gain), scale.flatten())
+        made.dtype = tensor.dtype
+        tensor.become_(made)
+    else:
+        weight.write_(_times(weight.module, values, gain))
+
+
+def _times(layer: nn.Module, values: Tensor, gain: Tensor) -> Tensor:
+    gain = gain.to(values)
+    if values.ndim == 1:
+        return values * gain
+    return weight_of(layer, matrix_of(layer, values) * gain[:, None], values.shape)
