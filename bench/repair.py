@@ -3,7 +3,8 @@
 Samples are the calibration batches without labels: 512, 32 and 3 of them (the steps before see all 512). Quality is that of the
 test split (of the validation split for the digits, which have no test apart). It is not blind for lenet-300-100, lenet-5, gru and
 resnet-8: how far differences are drawn back was chosen while looking at their test quality; for resnet-20, transformer and lstm
-nothing was. The distance is how far outputs moved on the 512 samples, of their variance. "gains=False" is bias correction as published, and batch norms.
+nothing was. The distance is how far outputs moved on the 512 samples, of their variance.
+"gains=False" is bias correction as published, and batch norms.
 """
 
 from __future__ import annotations
