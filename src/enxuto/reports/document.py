@@ -6,16 +6,14 @@ Ratios are not stored: compression and speedup follow from the two measurements.
 from __future__ import annotations
 
 import json
-import math
 import os
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from enxuto.errors import ArtifactError
 from enxuto.evaluation.points import is_fraction
+from enxuto.records import from_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +203,7 @@ class Document:
         A number that is NaN or infinite reads as "not measured" where that is allowed.
         Raises: ArtifactError, naming the field, when one is missing or of another type.
         """
-        document = _read(cls, data, "")
-        assert isinstance(document, cls)
-        return document
+        return from_plain(cls, data, "a result.json that enxuto wrote", "make result.json again with `enxuto compress`")
 
     @property
     def compression(self) -> float:
@@ -261,57 +257,3 @@ def read_document(path: str | os.PathLike[str]) -> Document:
     except ValueError as error:  # not UTF-8, or not JSON
         raise ArtifactError(f"'{path}' is not JSON: {error}; make it again with `enxuto compress`.") from error
     return Document.from_json(data)
-
-
-def _read(kind: object, value: object, where: str) -> object:
-    """`value` as the annotated type `kind` wants it; `where` is its address in the document."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind is object:
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            return None
-        return _read(next(item for item in inner if item is not types.NoneType), value, where)
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _read_fields(kind, value, where)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
-        if len(kinds) == len(value):
-            return tuple(_read(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(kinds, value, strict=True)))
-    if origin is Mapping and isinstance(value, Mapping):
-        return {str(key): _read(inner[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind in (str, bool) and type(value) is kind:
-        return value
-    if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
-        if math.isfinite(number) and (kind is float or number.is_integer()):
-            return int(value) if kind is int else number
-    raise ArtifactError(f"'{where}' is {_brief(value)}, not {_word(kind)}; make result.json again with `enxuto compress`.")
-
-
-def _read_fields(kind: type, value: object, where: str) -> object:
-    """A dataclass from a mapping, each field by its own annotation."""
-    if not isinstance(value, Mapping):
-        place = f"'{where}'" if where else "the document"
-        raise ArtifactError(f"{place} is {_brief(value)}, not an object; name a result.json that enxuto wrote.")
-    hints = typing.get_type_hints(kind)
-    found = {}
-    for item in fields(kind):
-        address = f"{where}.{item.name}" if where else item.name
-        if item.name in value:
-            found[item.name] = _read(hints[item.name], value[item.name], address)
-        elif item.default is MISSING and item.default_factory is MISSING:
-            raise ArtifactError(f"'{address}' is missing; name a result.json that enxuto wrote, or make it again.")
-    return kind(**found)
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _word(kind: object) -> str:
-    words = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
-    if isinstance(kind, type) and kind in words:
-        return words[kind]
-    return "an object" if typing.get_origin(kind) is Mapping else "a list of the expected length"
