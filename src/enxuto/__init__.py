@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from enxuto.compression import compress
     from enxuto.errors import Error
     from enxuto.layers.coded import keep_decoded_
+    from enxuto.losses import Sensitivity
     from enxuto.recipe import run
     from enxuto.result import Result
+    from enxuto.sensitivities import sensitivity
     from enxuto.steps.channels import PruneChannels
     from enxuto.steps.factorize import Factorize
     from enxuto.steps.fold import Fold
@@ -43,6 +45,7 @@ _HOMES = {
     "Repair": "steps.repair",
     "Result": "result",
     "Schedule": "train",
+    "Sensitivity": "losses",
     "Share": "steps.share",
     "Target": "task",
     "Task": "task",
@@ -57,6 +60,7 @@ _HOMES = {
     "report": "verbs",
     "run": "recipe",
     "save": "verbs",
+    "sensitivity": "sensitivities",
 }
 
 __all__ = [
@@ -72,6 +76,7 @@ __all__ = [
     "Repair",
     "Result",
     "Schedule",
+    "Sensitivity",
     "Share",
     "Target",
     "Task",
@@ -87,6 +92,7 @@ __all__ = [
     "report",
     "run",
     "save",
+    "sensitivity",
 ]
 
 

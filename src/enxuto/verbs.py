@@ -20,6 +20,7 @@ from enxuto.evaluation.points import is_fraction, shown
 from enxuto.exporters import OnnxFile
 from enxuto.exporters import export as export_model
 from enxuto.files import writable_folder
+from enxuto.losses import Sensitivity, newest_sensitivity
 from enxuto.measure import ORIGINAL, measure, save_original
 from enxuto.reports import Document, read_document, write_html
 from enxuto.result import Result
@@ -119,15 +120,20 @@ def evaluate(task: Task, what: nn.Module | PathLike) -> Evaluation:
         return measure(task, artifact, folder, folder / ORIGINAL)[0]
 
 
-def report(what: Result | PathLike, path: PathLike) -> None:
+def report(what: Result | PathLike, path: PathLike, *, sensitivity: Sensitivity | PathLike | None = None) -> None:
     """Writes a result (or the result.json of one, or the folder that holds it) as one HTML page that opens offline.
 
-    Raises: ArtifactError for a result.json that is none; OutputError when the page cannot be written.
+    It shows the `sensitivity` that is given, or the newest that `ex.sensitivity` has kept in the folder of the result.
+    Raises: ArtifactError for a result.json, or a sensitivity, that is none; OutputError when the page cannot be written.
     """
     if isinstance(what, nn.Module):
         raise TaskError(f"{type(what).__name__} is a model, and a report is of a result; give what compress returned.")
     document = Document.from_json(what.document()) if isinstance(what, Result) else read_document(what)
-    write_html(document, path)
+    if sensitivity is None:
+        sensitivity = newest_sensitivity(what.artifact.parent if isinstance(what, Result) else Path(what))
+    elif not isinstance(sensitivity, Sensitivity):
+        sensitivity = Sensitivity.load(sensitivity)
+    write_html(document, path, sensitivity)
 
 
 def _model(what: Result | nn.Module) -> nn.Module:

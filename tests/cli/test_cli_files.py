@@ -238,3 +238,18 @@ def test_a_damaged_file_is_found_before_the_task_file_runs(
     assert answer.exit_code == 2
     assert "was altered or cut off" in answer.stderr
     assert "the task file ran" not in answer.stderr
+
+
+def test_inspect_shows_what_each_layer_loses_and_keeps_it(task_file: Path, tmp_path: Path) -> None:
+    found = answer("inspect", task_file, "--sensitivity", "--out", tmp_path)
+    assert [layer["path"] for layer in found["layers"]] == ["conv", "fc1", "fc2"]
+    assert all(loss["error"] > 0 if loss["bytes"] else loss["why"] for loss in found["layers"][1]["losses"])
+    kept = list(tmp_path.iterdir())
+    shown = run("inspect", task_file, "--sensitivity", "--out", tmp_path)
+    assert shown.exit_code == 0
+    assert list(tmp_path.iterdir()) == kept
+    for words in ("Net: outputs move", "fewer bits", "50% zeros", "25% of", "fc1", "kB"):
+        assert words in shown.stdout
+    refused = run("inspect", tmp_path / "small.nxt", "--sensitivity")
+    assert refused.exit_code == 2
+    assert "--sensitivity changes the layers of a network" in refused.stderr

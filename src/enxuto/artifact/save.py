@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,17 @@ def ledger(path: str | os.PathLike[str]) -> list[Entry]:
         if name in inside:
             entries.append(Entry(entry.path, "table", entry.name, inside[name]))
     return entries
+
+
+def weights_bytes(layer: nn.Module, apart: Sequence[str] = ()) -> int:
+    """The bytes that the weights of a layer alone take in a file, with their grids and tables; neither biases nor the modules
+    inside it that are `apart` count.
+    """
+    layer = without_computed(layer)
+    with tempfile.TemporaryDirectory() as folder:
+        found = write(Path(folder) / "layer.nxt", {}, _sections(layer)[0])
+    entries = [_entry(name, count) for name, count in found.items() if not any(name.startswith(f"{path}.") for path in apart)]
+    return sum(entry.bytes for entry in entries if entry.kind not in ("bias", "header"))
 
 
 def _entry(name: str, count: int) -> Entry:

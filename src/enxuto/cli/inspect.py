@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from enxuto.cli.options import Debug, Json, Quiet, Seed
+from enxuto.cli.sensitivity import inspect_sensitivity
 from enxuto.cli.terminal import Session, session
 
 if TYPE_CHECKING:
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A task file (.py), a .nxt or an .onnx file.", show_default=False)],
     coders: Annotated[bool, typer.Option("--coders", help="Of a .nxt file: each tensor under every coder.")] = False,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Of a task: what each layer loses by each change.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="With --sensitivity: where it is kept and found again.", show_default=False
+        ),
+    ] = None,
     json: Json = False,
     seed: Seed = None,
     quiet: Quiet = False,
@@ -29,6 +37,7 @@ def inspect(
 
     \b
     enxuto inspect task.py           bytes, parameters, zeros, MACs and time of each layer
+    enxuto inspect task.py --sensitivity   what the outputs lose when one layer alone gets fewer bits, zeros or thin layers
     enxuto inspect out/small.nxt     every byte of the file, by layer and kind; --coders: by coder
     enxuto inspect out/small.onnx    constants by type, operators, and which run on integers
     """
@@ -37,7 +46,9 @@ def inspect(
     with session(json=json, quiet=quiet, debug=debug) as run:
         if coders and path.suffix != ".nxt":
             raise ArtifactError(f"'{path}' has no coders to show; give --coders with a .nxt file.")
-        if path.suffix == ".nxt":
+        if sensitivity:
+            inspect_sensitivity(run, path, seed, out)
+        elif path.suffix == ".nxt":
             (_inspect_coders if coders else _inspect_nxt)(run, path)
         elif path.suffix == ".onnx":
             _inspect_onnx(run, path)

@@ -7,26 +7,43 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from enxuto.functional.likeness import Spread, same_entries
-from enxuto.outputs import output_tensors
+from enxuto.functional.likeness import Spread, log_probabilities, probabilities, same_classes, same_entries
+from enxuto.outputs import Outputs, output_tensors, said_of
 from enxuto.task import Batch, attempt, evaluating, repeatable
 
 
 class Answers:
-    """What a model answers to the calibration batches. Raises: TaskError when it fails on one."""
+    """What a model answers to the calibration batches; `outputs` says as what they are judged, as a task does.
 
-    def __init__(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+    Raises: TaskError when the model fails on a batch.
+    """
+
+    def __init__(self, model: nn.Module, batches: Iterable[Batch], outputs: Outputs | None = None) -> None:
         self.batches = batches
-        self.given = _answers(model, batches)
+        given = _answers(model, batches)
+        said = said_of({name: tensors[0] for name, tensors in given.items()}, outputs) if outputs is not None else {}
+        self.given = {name: tensors for name, tensors in given.items() if name in said or outputs is None}
         self.spreads = {name: Spread.of(tensors) for name, tensors in self.given.items() if not _is_whole(tensors)}
+        self.classes = [name for name in self.spreads if said.get(name) == "classes" or _shows_classes(self.given[name])]
 
     def moved(self, model: nn.Module) -> float:
         """How far the outputs of another model are from these: the root of the mean squared difference over how far they spread
         over the samples, of the output that moved farthest. 0 is nowhere, 1 as far as the mean of all answers would be; of whole
         numbers the share that changed. Infinite where shapes differ.
         """
+        return self.compared(model)[0]
+
+    def compared(self, model: nn.Module) -> tuple[float, float | None]:
+        """The same, and which fraction of the classes that these outputs named it names too; None where none holds classes."""
         found = _answers(model, self.batches)
-        return max((self._moved(name, found.get(name, [])) for name in self.given), default=0.0)
+        moved = max((self._moved(name, found.get(name, [])) for name in self.given), default=0.0)
+        if not self.classes or math.isinf(moved):
+            return moved, 0.0 if self.classes else None
+        return moved, min(self._agreement(name, found[name]) for name in self.classes)
+
+    def _agreement(self, name: str, found: list[Tensor]) -> float:
+        shares = [float(same_classes(*pair, 1)) * len(pair[0]) for pair in zip(self.given[name], found, strict=True)]
+        return sum(shares) / sum(map(len, found))
 
     def _moved(self, name: str, found: list[Tensor]) -> float:
         given = self.given[name]
@@ -53,3 +70,8 @@ def _answers(model: nn.Module, batches: Iterable[Batch]) -> dict[str, list[Tenso
 
 def _is_whole(tensors: list[Tensor]) -> bool:
     return not (tensors[0].is_floating_point() or tensors[0].is_complex())
+
+
+def _shows_classes(tensors: list[Tensor]) -> bool:
+    """True where rows are probabilities, or their logarithms."""
+    return all(map(probabilities, tensors)) or all(map(log_probabilities, tensors))

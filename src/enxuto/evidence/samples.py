@@ -29,6 +29,26 @@ def small_batch(model: nn.Module, batch: Batch) -> Batch:
     return few
 
 
+def apart(model: nn.Module, batches: Iterable[Batch], first: int, then: int) -> tuple[list[Batch], list[Batch]]:
+    """The first batches, of so many samples together, and those after them; one that is in both is cut where the model takes
+    fewer samples. The others are empty where there are not as many as the first."""
+    found: tuple[list[Batch], list[Batch]] = [], []
+    left = [first, then]
+    for batch in batches:
+        size = max(1, batch_size(batch))
+        cut = small_batch(model, batch) is not batch
+        start = 0
+        for place in (0, 1):
+            taken = min(left[place], size - start) if cut else size - start if left[place] > 0 else 0
+            if taken > 0:
+                found[place].append(rows(batch, start, start + taken) if taken < size else batch)
+                start += taken
+                left[place] -= taken
+        if max(left) <= 0:
+            break
+    return found[0], found[1] if then - left[1] >= first - left[0] else []
+
+
 def in_parts(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches in parts, of as many samples as autograd holds within the bytes of the weights; whole where the model takes
     no other number."""

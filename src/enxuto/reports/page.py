@@ -12,19 +12,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from enxuto import files
-from enxuto.reports import charts, memory, ship, summary, words
+from enxuto.losses import Sensitivity
+from enxuto.reports import charts, losses, memory, ship, summary, words
 from enxuto.reports.document import Document, MemoryUse
 from enxuto.sizes import format_bytes
 
 _HERE = Path(__file__).parent
 
 
-def write_html(document: Document, path: str | os.PathLike[str]) -> None:
-    """Writes the page of a document to `path`, whole or not at all.
+def write_html(document: Document, path: str | os.PathLike[str], sensitivity: Sensitivity | None = None) -> None:
+    """Writes the page of a document to `path`, whole or not at all, with what its layers lose where that is given.
 
     Raises: OutputError when the folder is missing, cannot be written, or the disk is full.
     """
-    files.write_bytes(path, render(document).encode())
+    files.write_bytes(path, render(document, sensitivity).encode())
 
 
 def write_memory_html(name: str, uses: Sequence[MemoryUse], path: str | os.PathLike[str]) -> None:
@@ -36,7 +37,7 @@ def write_memory_html(name: str, uses: Sequence[MemoryUse], path: str | os.PathL
     files.write_bytes(path, text.encode())
 
 
-def render(document: Document) -> str:
+def render(document: Document, sensitivity: Sensitivity | None = None) -> str:
     """The page of a document as text. The same document gives the same page, byte for byte."""
     return _filled(
         "template.html.j2",
@@ -46,6 +47,8 @@ def render(document: Document) -> str:
         memory=memory.sections(document.memory),
         lead="It is foreseen from shapes alone, and trained is with float weights and AdamW. ",
         recipe=recipe_yaml(document),
+        sensitivity=sensitivity,
+        losses=[] if sensitivity is None else losses.charts(sensitivity),
         version=f" {document.enxuto}",
     )
 
