@@ -61,6 +61,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("measure",),
     ("allowance",),
     ("sensitivities",),
+    ("allocation",),
     ("compression",),
     ("data",),
     ("zoo",),

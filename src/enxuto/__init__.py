@@ -12,6 +12,7 @@ from enxuto.extras import explained
 
 if TYPE_CHECKING:
     from enxuto import memory
+    from enxuto.allocation import allocate
     from enxuto.artifact.save import ledger, load
     from enxuto.compression import compress
     from enxuto.errors import Error
@@ -49,6 +50,7 @@ _HOMES = {
     "Share": "steps.share",
     "Target": "task",
     "Task": "task",
+    "allocate": "allocation",
     "compress": "compression",
     "convert": "train",
     "evaluate": "verbs",
@@ -80,6 +82,7 @@ __all__ = [
     "Share",
     "Target",
     "Task",
+    "allocate",
     "compress",
     "convert",
     "evaluate",

@@ -19,7 +19,7 @@ from torch import nn
 
 from enxuto.allowance import allowed
 from enxuto.artifact.digest import task_digest
-from enxuto.artifact.save import save, weights_bytes
+from enxuto.artifact.save import layer_bytes, save
 from enxuto.batches import batch_size
 from enxuto.checks import named, whole
 from enxuto.errors import ArtifactError, LayerError, NothingChangedError, RangeError, ShapeError, TaskError
@@ -203,6 +203,7 @@ class _Work:
         self.task = replace(task, model=self.model, calibration=others or self.few)
         self.answers = Answers(self.model, self.few, task.outputs)
         self.whole = self._whole()
+        self.headers: dict[str, tuple[int, int]] = {}  # bytes of each layer as it is, and of a header that has nothing to say
 
     def _affordable(self, task: Task) -> int:
         runs = RUNS * len(self.changes) * len(self.paths)
@@ -272,7 +273,7 @@ class _Work:
             path=path,
             kind=plain_class(type(module)).__name__,
             weights=sum(weight.read().numel() for weight in self.weights if weight.path == path),
-            bytes=weights_bytes(module, inside),
+            bytes=self._bytes(self.model, path),
             apart=tuple(f"{start}{other}" for other in inside),
             why=why,
         )
@@ -296,7 +297,7 @@ class _Work:
             made, why = self._made(steps_of(change, layer.patterns, self.quantize))
         loss = replace(change, why=why)
         if not why:
-            size = weights_bytes(made.get_submodule(layer.path), self._inside(layer.path))
+            size = self._bytes(made, layer.path)
             moved, agreement = self.answers.compared(made)
             loss = replace(loss, bytes=size, error=moved**2, agreement=agreement)
             if not math.isfinite(moved):
@@ -344,7 +345,17 @@ class _Work:
         with TemporaryDirectory() as folder:
             save(made, path := Path(folder) / "whole.nxt", original=self.task.model)
             size = file_bytes(path)
-        return size - sum(weights_bytes(made.get_submodule(path), self._inside(path)) for path in self.paths)
+        return size - sum(self._bytes(made, path) for path in self.paths)
+
+    def _bytes(self, made: nn.Module, path: str) -> int:
+        """Those of the weights of a layer in a file, and what its header says more than of the original."""
+        layer, original = made.get_submodule(path), self.model.get_submodule(path)
+        if path not in self.headers:
+            self.headers[path] = layer_bytes(original, original, self._inside(path))
+        if layer is original:
+            return self.headers[path][0]
+        size, header = layer_bytes(layer, original, self._inside(path))
+        return size + header - self.headers[path][1]
 
     def _inside(self, path: str) -> list[str]:
         """The layers with weights of their own that are part of this one, as it knows them."""

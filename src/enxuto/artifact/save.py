@@ -163,15 +163,15 @@ def ledger(path: str | os.PathLike[str]) -> list[Entry]:
     return entries
 
 
-def weights_bytes(layer: nn.Module, apart: Sequence[str] = ()) -> int:
-    """The bytes that the weights of a layer alone take in a file, with their grids and tables; neither biases nor the modules
-    inside it that are `apart` count.
+def layer_bytes(layer: nn.Module, original: nn.Module, apart: Sequence[str] = ()) -> tuple[int, int]:
+    """The bytes that the weights of a layer alone take in a file, with their grids and tables, and those of a header that says
+    how it differs from the original; neither biases nor the modules inside it that are `apart` count.
     """
-    layer = without_computed(layer)
+    holder, was = nn.Sequential(without_computed(layer)), nn.Sequential(without_computed(original))
     with tempfile.TemporaryDirectory() as folder:
-        found = write(Path(folder) / "layer.nxt", {}, _sections(layer)[0])
-    entries = [_entry(name, count) for name, count in found.items() if not any(name.startswith(f"{path}.") for path in apart)]
-    return sum(entry.bytes for entry in entries if entry.kind not in ("bias", "header"))
+        found = write(Path(folder) / "layer.nxt", told(edits(holder, was)), _sections(holder)[0])
+    inside = [_entry(name, count) for name, count in found.items() if not name.startswith(tuple(f"0.{path}." for path in apart))]
+    return sum(entry.bytes for entry in inside if entry.kind not in ("bias", "header")), found[HEADER]
 
 
 def _entry(name: str, count: int) -> Entry:
