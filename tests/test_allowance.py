@@ -15,7 +15,7 @@ from enxuto import allowance
 from enxuto.allowance import InParts, allowed
 from enxuto.artifact.digest import task_digest
 from enxuto.errors import LimitError, RangeError
-from enxuto.sizes import parse_bytes
+from enxuto.sizes import module_bytes, parse_bytes
 
 PEAK = """
 import json, torch
@@ -73,11 +73,12 @@ def test_the_least_that_is_named_is_enough(monkeypatch):
 def test_parts_are_the_same_samples_and_enough_memory_leaves_batches_whole(monkeypatch):
     monkeypatch.setattr(allowance, "LIBRARIES_BYTES", 1000)
     given = task()
-    made, _ = allowed(given, "150 kB", [])
+    enough = 1000 + allowance.COPIES * module_bytes(given.model) + allowance._forward_bytes(given.model, given.sample, 10)
+    made, _ = allowed(given, enough - 1, [])
     assert max(map(len, made.calibration)) < 10
     assert len(made.calibration) == len(list(made.calibration))
     assert torch.equal(torch.cat(list(made.calibration)), torch.cat(list(given.calibration)))
-    whole, _ = allowed(given, "10 MB", [])
+    whole, _ = allowed(given, enough, [])
     assert whole.calibration is given.calibration
 
 
@@ -97,8 +98,9 @@ def test_a_network_whose_samples_are_not_apart_is_refused(monkeypatch):
             return super().forward(images - images.mean(0))
 
     monkeypatch.setattr(allowance, "LIBRARIES_BYTES", 1000)
+    least = 1000 + allowance.COPIES * module_bytes(Together()) + allowance._forward_bytes(Together().eval(), task().sample, 1)
     with pytest.raises(LimitError, match="for a sample alone are not those beside others"):
-        allowed(task(Together().eval()), "150 kB", [])
+        allowed(task(Together().eval()), least, [])
 
 
 def test_a_network_that_must_really_run_says_so_once(caplog):
