@@ -51,6 +51,7 @@ FLOORS: list[tuple[str, ...]] = [
     # second floor: steps
     ("steps",),
     ("recipe",),
+    ("changes",),
     # third floor: use
     ("artifact",),
     ("evaluation",),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from enxuto.changes import steps_of
 from enxuto.checks import named, within
 from enxuto.errors import RangeError, TargetError, TaskError
 from enxuto.functional.allocate import Offer, cheapest_steps, knapsack
 from enxuto.losses import LayerLosses, Loss, Sensitivity
 from enxuto.recipe import from_data
-from enxuto.sensitivities import steps_of
 from enxuto.sizes import ample_bytes, format_bytes, parse_bytes
 from enxuto.steps.quantize import Quantize
 from enxuto.task import Step

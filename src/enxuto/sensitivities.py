@@ -21,6 +21,7 @@ from enxuto.allowance import allowed
 from enxuto.artifact.digest import task_digest
 from enxuto.artifact.save import layer_bytes, save
 from enxuto.batches import batch_size
+from enxuto.changes import arguments, changes, steps_of
 from enxuto.checks import named, whole
 from enxuto.errors import ArtifactError, LayerError, NothingChangedError, RangeError, ShapeError, TaskError
 from enxuto.evidence.channels import inputs_of
@@ -34,11 +35,9 @@ from enxuto.layers.coded import plain_class, weight_names
 from enxuto.losses import PART, Depth, Fault, LayerLosses, Left, Loss, Sensitivity
 from enxuto.macs import total_macs
 from enxuto.progress import say
-from enxuto.recipe import line, to_data
+from enxuto.recipe import line
 from enxuto.select import Patterns, matches
 from enxuto.sizes import file_bytes
-from enxuto.steps.factorize import Factorize
-from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.surgery import borrowed, left_in_float, to_float, twins, weights
 from enxuto.task import Step, Task, evaluating, finite_answers, repeatable
@@ -79,67 +78,19 @@ def sensitivity(
     """
     if not isinstance(task, Task):
         raise TaskError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
-    quantize, changes = _changes(bits, sparsity, sizes)
+    quantize, tried = changes(bits, sparsity, sizes)
     if not whole(samples, 1):
         raise RangeError(f"{named('samples', samples)} is no number of samples; use 1 or more, for example {SAMPLES}.")
     if memory is not None:
         task = allowed(task, memory, ())[0]
-    asked = [layers, [(each.bits, each.sparsity, each.size) for each in changes], line(quantize), samples]
+    asked = [layers, [(each.bits, each.sparsity, each.size) for each in tried], line(quantize), samples]
     key = hashlib.sha256(json.dumps([task_digest(task), asked], default=list).encode()).hexdigest()[:16]
     kept = _Kept(None if folder is None else writable_folder(folder) / f"sensitivity-{key}.json")
     found = kept.whole()
     if found is None:
-        found = _Work(task, layers, changes, quantize, samples, kept).measured(key)
+        found = _Work(task, layers, tried, quantize, samples, kept).measured(key)
         kept.finish(found)
     return found
-
-
-def steps_of(loss: Loss, layers: Sequence[str], quantize: Quantize) -> tuple[Step, ...]:
-    """The steps that make this change to these layers, one after the other."""
-    chosen = layers[0] if len(layers) == 1 else tuple(layers)
-    found: list[Step] = []
-    if loss.sparsity is not None:
-        found.append(Prune(loss.sparsity, layers=chosen, scope="layer"))
-    if loss.size is not None:
-        found.append(Factorize(size=loss.size, layers=chosen))
-    if loss.bits is not None:
-        found.append(replace(quantize, bits=loss.bits, layers=chosen))
-    return tuple(found)
-
-
-def _changes(
-    bits: Sequence[int | Quantize], sparsity: Sequence[float], sizes: Sequence[float]
-) -> tuple[Quantize, tuple[Loss, ...]]:
-    """How weights get bits, and every change that is tried.
-
-    Raises: RangeError for a value out of range, or when there is none.
-    """
-    for name, values in (("bits", bits), ("sparsity", sparsity), ("sizes", sizes)):
-        if isinstance(values, str) or not isinstance(values, Sequence):
-            raise RangeError(f"{named(name, values)} is no list; write for example bits=(8, 4), sparsity=() and sizes=(0.5,).")
-    quantize, widths = _widths(bits)
-    found = [Loss(bits=each) for each in widths]
-    middle = [widths[len(widths) // 2]] if widths else []
-    for more in (None, *middle):
-        found += [Loss(sparsity=each, bits=more) for each in sparsity] + [Loss(size=each, bits=more) for each in sizes]
-    if not found:
-        raise RangeError("bits, sparsity and sizes are all empty, and nothing would be measured; give at least one of them.")
-    for change in found:
-        steps_of(change, ["*"], quantize)
-    return quantize, tuple(dict.fromkeys(found))
-
-
-def _widths(bits: Sequence[int | Quantize]) -> tuple[Quantize, list[int]]:
-    """The step that all bits have in common, and the bits. Raises: RangeError when there are several, or one without bits."""
-    steps = [each if isinstance(each, Quantize) else Quantize(bits=each) for each in bits]
-    kinds = list(dict.fromkeys(replace(step, bits=8, layers="*") for step in steps))
-    if len(kinds) > 1:
-        raise RangeError(
-            f"bits holds {line(kinds[0])} and {line(kinds[1])}, which differ not in bits alone; measure one after the other."
-        )
-    if kinds and kinds[0].tolerance is not None:
-        raise RangeError(f"tolerance={kinds[0].tolerance} chooses bits itself, and here they are given; leave it out.")
-    return kinds[0] if kinds else Quantize(), [step.bits for step in steps]
 
 
 @dataclass
@@ -231,7 +182,7 @@ class _Work:
             key=key,
             samples=self.samples,
             apart=self.apart,
-            quantize=_plain(self.quantize),
+            quantize=arguments(self.quantize),
             rest_bytes=rest,
             layers=layers,
             left=left,
@@ -362,11 +313,6 @@ class _Work:
         start = f"{path}." if path else ""
         found = [p for p, m in self.model.named_modules() if p != path and p.startswith(start) and weight_names(m)]
         return [other[len(start) :] for other in found]
-
-
-def _plain(quantize: Quantize) -> dict[str, object]:
-    """The arguments of the step as plain data, but for bits and layers."""
-    return {name: value for name, value in to_data([quantize])[0].items() if name not in ("step", "bits", "layers")}
 
 
 @contextmanager

@@ -90,12 +90,13 @@ def report(
     enxuto report out/ -o /tmp/lenet.html
     """
     with session(json=json, quiet=quiet, debug=debug) as run:
+        from enxuto.losses import newest_sensitivity
         from enxuto.reports import read_document, steps_table, summary_table, write_html
         from enxuto.sizes import file_bytes, format_bytes
 
         document = read_document(folder)
         path = out or (folder if folder.is_dir() else folder.parent) / "report.html"
-        write_html(document, path)
+        write_html(document, path, newest_sensitivity(folder))
         run.answer({"file": str(path), "file_bytes": file_bytes(path)})
         if not quiet:
             run.show(summary_table(document), steps_table(document))

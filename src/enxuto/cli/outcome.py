@@ -10,6 +10,7 @@ from rich.text import Text
 
 from enxuto.cli.terminal import GOAL_MISSED, Session
 from enxuto.files import writable_folder
+from enxuto.losses import newest_sensitivity
 from enxuto.reports import Document, summary_table, write_html
 from enxuto.reports.ship import sentences, use
 from enxuto.reports.summary import certainty, notes
@@ -46,7 +47,7 @@ def compress_into(
         result = compress(task, steps=steps, target=target, time=seconds, out=folder, memory=memory)
         plain = result.document()
         document = Document.from_json(plain)
-        write_html(document, folder / "report.html")
+        write_html(document, folder / "report.html", newest_sensitivity(folder))
         run.kept = f"the result is in '{folder}'"
     about = {file.name: use(document, file) for file in document.files} | BESIDE
     files = {name: folder / name for name in about if (folder / name).is_file()}
