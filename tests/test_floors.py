@@ -41,6 +41,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("groups",),
     ("scoring",),
     ("refitting",),
+    ("equalizing",),
     ("rounding",),
     ("ranks",),
     ("thin",),

@@ -18,9 +18,10 @@ def python(code: str) -> str:
 def test_the_public_names_are_sorted_and_these():
     assert enxuto.__all__ == sorted(enxuto.__all__)
     assert enxuto.__all__ == [
-        *("Change", "Error", "Factorize", "Fold", "Prune", "PruneChannels", "Quantize", "Record", "Recover", "Repair"),
-        *("Result", "Schedule", "Sensitivity", "Share", "Target", "Task", "allocate", "compress", "convert", "evaluate"),
-        *("export", "keep_decoded_", "ledger", "load", "memory", "prepare", "report", "run", "save", "sensitivity"),
+        *("Change", "Equalize", "Error", "Factorize", "Fold", "Prune", "PruneChannels", "Quantize", "Record", "Recover"),
+        *("Repair", "Result", "Schedule", "Sensitivity", "Share", "Target", "Task", "allocate", "compress", "convert"),
+        *("evaluate", "export", "keep_decoded_", "ledger", "load", "memory", "prepare", "report", "run", "save"),
+        "sensitivity",
     ]
     assert dir(enxuto) == enxuto.__all__
     assert sorted([*enxuto._HOMES, *enxuto._ROOMS]) == enxuto.__all__
@@ -60,7 +61,7 @@ def test_verbs_stay_verbs_when_their_rooms_are_imported():
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(AttributeError, match=r"no attribute 'squeeze'; its names are Change, Error, .*save"):
+    with pytest.raises(AttributeError, match=r"no attribute 'squeeze'; its names are Change, Equalize, Error, .*save"):
         _ = enxuto.squeeze
     with pytest.raises(ImportError, match="squeeze"):
         exec("from enxuto import squeeze")

@@ -10,6 +10,7 @@ from enxuto.errors import LayerError, NothingChangedError, RangeError, RecipeErr
 from enxuto.progress import listening
 from enxuto.recipe import from_data, from_yaml, line, run, to_data, to_yaml, was_skipped
 from enxuto.steps.channels import PruneChannels
+from enxuto.steps.equalize import Equalize
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.fold import Fold
 from enxuto.steps.prune import Prune
@@ -23,6 +24,7 @@ from toys import Mlp, inputs, output, photograph, task_of, unchanged
 
 RECIPE = (
     Fold(),
+    Equalize(by="inputs", bits=4, per="tensor", activations=None, alpha=0.5),
     Prune(sparsity=0.9, layers=("*", "!fc3"), scores="magnitude"),
     Prune(pattern="2:4"),
     PruneChannels(macs=0.5),
@@ -119,7 +121,11 @@ def test_a_step_in_one_line_leaves_out_the_defaults():
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
-        ("- step: Shrink", RecipeError, r"step 1 of the recipe is 'Shrink', which is not known; use one of Fold, Prune"),
+        (
+            "- step: Shrink",
+            RecipeError,
+            r"step 1 of the recipe is 'Shrink', which is not known; use one of Fold, Equalize, Prune",
+        ),
         ("- step: Prune\n  amount: 0.5", RecipeError, r"step 1, Prune, has no argument 'amount'; its arguments are sparsity"),
         ("- step: Prune\n- step: 7", RecipeError, "step 2 of the recipe is 7"),
         ("- step: [Prune]", RecipeError, r"step 1 of the recipe is \['Prune'\]"),

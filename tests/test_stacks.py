@@ -25,6 +25,7 @@ NETS = (Mlp, ResidualCnn, Block)
 # Arguments of each step when it comes first, and what is different when it comes second, so that it still has work to do.
 STEPS_HERE: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "Fold": ({}, {}),
+    "Equalize": ({"bits": 4, "activations": None}, {}),
     "Prune": ({"sparsity": 0.6}, {"sparsity": 0.85}),
     "PruneChannels": ({"sparsity": 0.25}, {"sparsity": 0.5}),
     "Factorize": ({"rank": 3}, {"rank": 1}),
@@ -37,6 +38,7 @@ STEPS_HERE: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 # What is rightly refused, with the words of the refusal. Whatever is not here must work, and whatever is here must not.
 NO_NORM = "the model has no batch norm"
 AGREES = "where the original's are"
+MOVED = "for the better"  # Repair compares layers with the original's, and their channels have other factors
 REFUSED: dict[tuple[type[nn.Module], str, str], str] = {
     **{(net, "Fold", name): NO_NORM for net in (Mlp, Block) for name in ("Fold", "Repair")},
     **{(net, "Repair", "Repair"): AGREES for net in NETS},
@@ -56,6 +58,11 @@ SKIPPED: dict[tuple[type[nn.Module], str, str], tuple[int, str]] = {
     (Block, "Factorize", "Repair"): (1, "for the better"),  # four samples of a network that was never trained
     (ResidualCnn, "Share", "Fold"): (1, "fold first, then share"),
     **{(net, "Share", "Share"): (1, "shared values") for net in NETS},
+    **{(net, name, "Equalize"): (1, "coded already") for net in NETS for name in ("Quantize", "Share")},
+    **{(net, "Equalize", "Equalize"): (1, "as even as factors") for net in (Mlp, ResidualCnn)},
+    **{(net, "Equalize", "Repair"): (1, MOVED) for net in (Mlp, Block)},
+    (ResidualCnn, "Equalize", "Repair"): (1, AGREES),
+    (Block, "Prune", "Equalize"): (1, "no better with it"),  # four samples of a network that was never trained
 }
 
 PAIRS = list(itertools.product(STEPS_HERE, repeat=2))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from enxuto.result import Result
     from enxuto.sensitivities import sensitivity
     from enxuto.steps.channels import PruneChannels
+    from enxuto.steps.equalize import Equalize
     from enxuto.steps.factorize import Factorize
     from enxuto.steps.fold import Fold
     from enxuto.steps.prune import Prune
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Change": "task",
+    "Equalize": "steps.equalize",
     "Error": "errors",
     "Factorize": "steps.factorize",
     "Fold": "steps.fold",
@@ -67,6 +69,7 @@ _HOMES = {
 
 __all__ = [
     "Change",
+    "Equalize",
     "Error",
     "Factorize",
     "Fold",

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from enxuto.errors import NothingChangedError
-from enxuto.functional.affine import PIECE
-from enxuto.layers.coded import code_, coded_names, dense, weight_names
+from enxuto.evidence.histograms import Ranges, Span, fitted_ranges
+from enxuto.functional.affine import PIECE, activation_grid
+from enxuto.layers.activations import ActivationGrid
+from enxuto.layers.coded import Coded, code_, coded_names, dense, weight_names
 from enxuto.layers.computed import free
 from enxuto.layers.grids import Affine, CodedTensor, Grid, Table, TableTensor
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.select import Patterns, matches
 from enxuto.surgery import Weight, leaves_, twins, weights
-from enxuto.task import Change
+from enxuto.task import Batch, Change
 
 WHY_KEPT = "no more than the grid has codes"
+INTEGER_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose inputs integer runtimes read as 8 bits
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -48,6 +51,26 @@ def code_weights_(
         lost = f"; no longer {before.symbols} shared values" if isinstance(before, TableTensor) else ""
         changes.append(Change(weight.key, _words(grid, tensor), _error(values, tensor()) + lost))
     return changes, [Change(weight.key, f"keeps its {_values(weight)} shared values", WHY_KEPT) for weight in kept]
+
+
+def input_ranges(model: nn.Module, batches: Iterable[Batch], layers: Patterns, ranges: Ranges) -> dict[str, Span]:
+    """The ranges of the inputs of the layers that integer runtimes read as 8 bits, by path.
+
+    Raises: TaskError when the model fails on a batch or gives values that are not finite.
+    """
+    chosen = {path for path, module in model.named_modules() if matches(path, layers) and isinstance(module, INTEGER_LAYERS)}
+    return fitted_ranges(model, batches, ranges, chosen)
+
+
+def round_inputs_(model: nn.Module, ranges: Mapping[str, Span]) -> list[Change]:
+    """Rounds the inputs of coded layers to 8 bits from now on, each within its range."""
+    changes = []
+    for path, (low, high) in ranges.items():
+        module = model.get_submodule(path)
+        if isinstance(module, Coded) and "weight" in module.coded:
+            module.input_grid = ActivationGrid(*activation_grid(low, high))
+            changes.append(Change(path, "input in 8 bits", f"inputs are rounded from {low:.3g} to {high:.3g}"))
+    return changes
 
 
 def check_changed(step: object, changes: Sequence[Change], kept: Sequence[Change], remedy: str) -> None:

@@ -81,7 +81,7 @@ class Call:
         several = len(self.op._schema.returns) != 1 or str(self.op._schema.returns[0].type) == "List[Tensor]"
         return tuple(outputs) if several else outputs[0]
 
-    def run(self, **replaced: object) -> Value:
+    def run(self, /, **replaced: object) -> Value:
         """What the operator itself makes of the labels."""
         values = {name: self._plain(value) for name, value in {**self.arguments, **replaced}.items()}
         schema = self.op._schema.arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import CRITICAL, getLogger
@@ -19,12 +19,15 @@ from torch.export.graph_signature import InputKind
 
 from enxuto.batches import arguments, unclassed
 from enxuto.copies import copied
+from enxuto.groups import shapes
 from enxuto.groups.call import Call, fixed, substituted
 from enxuto.groups.layers import LAYERS
 from enxuto.groups.ledger import Ledger, Value, Weight
-from enxuto.groups.shapes import rule_for
+from enxuto.groups.shapes import Rule
 from enxuto.outputs import returned_as
 from enxuto.task import Batch, slow_attention
+
+Rules = Callable[[Call], Rule | None]
 
 
 class Untraceable(Exception):
@@ -40,13 +43,18 @@ class Trace:
     names: Mapping[str, str]  # placeholder -> parameter or buffer
 
 
-def trace(model: nn.Module, batch: Batch) -> Trace:
-    """What belongs together in a model, seen from one batch of its inputs.
+def rule_for(call: Call) -> Rule | None:
+    """What pruning says of an operator; None for one that it does not know."""
+    return LAYERS.get(call.name) or shapes.rule_for(call)
+
+
+def trace(model: nn.Module, batch: Batch, ledger: Ledger | None = None, rules: Rules = rule_for) -> Trace:
+    """What belongs together in a model, seen from one batch of its inputs, by the rules of pruning or by others.
 
     Raises: Untraceable when torch.export fails.
     """
     program = export(model, batch)
-    ledger = Ledger()
+    ledger = Ledger() if ledger is None else ledger
     names = _tensor_names(model, program)
     values: dict[fx.Node, Value] = {}
     for node in program.graph.nodes:
@@ -55,7 +63,7 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
         elif node.op == "get_attr":
             values[node] = None
         elif node.op == "call_function":
-            values[node] = _follow(node, values, ledger)
+            values[node] = _follow(node, values, ledger, rules)
         elif node.op == "output":
             for given in node.all_input_nodes:
                 for labels in _labels(values[given], ledger):
@@ -116,24 +124,22 @@ def _placeholder(node: fx.Node, names: Mapping[str, str]) -> Value:
     return fixed(value.shape)
 
 
-def _follow(node: fx.Node, values: Mapping[fx.Node, Value], ledger: Ledger) -> Value:
+def _follow(node: fx.Node, values: Mapping[fx.Node, Value], ledger: Ledger, rules: Rules) -> Value:
     if node.target is operator.getitem:
         source, index = values[node.args[0]], node.args[1]  # type: ignore[index]
         return source[index] if isinstance(source, tuple) and isinstance(index, int) else None
-    shapes = _shapes(node.meta.get("val"))
+    sizes = _shapes(node.meta.get("val"))
     if not isinstance(node.target, OpOverload):
         name = getattr(node.target, "__name__", str(node.target))
         for given in node.all_input_nodes:
             for labels in _labels(values[given], ledger):
                 ledger.freeze(labels, f"{name} cannot be followed", module_path(node))
-        return (
-            tuple(map(fixed, shapes)) if isinstance(node.meta.get("val"), tuple | list) else fixed(shapes[0]) if shapes else None
-        )
-    bound = _bind(node, values, ledger, shapes)
-    if not shapes:
+        return tuple(map(fixed, sizes)) if isinstance(node.meta.get("val"), tuple | list) else fixed(sizes[0]) if sizes else None
+    bound = _bind(node, values, ledger, sizes)
+    if not sizes:
         return None
-    rule = LAYERS.get(bound.name) or rule_for(bound)
-    if rule is None or any(shape is None for shape in shapes):
+    rule = rules(bound)
+    if rule is None or any(shape is None for shape in sizes):
         return bound.freeze_all(f"{'.'.join(str(node.target).split('.')[:2])} cannot be followed")
     return rule(bound)
 

@@ -11,19 +11,24 @@ from torch import nn
 
 from enxuto.checks import named, within
 from enxuto.copies import separate_
-from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
+from enxuto.encode import (
+    INTEGER_LAYERS,
+    check_changed,
+    code_biases_,
+    code_weights_,
+    input_ranges,
+    rehearse_biases_on_,
+    rehearse_on_,
+    round_inputs_,
+)
 from enxuto.errors import RangeError, RecipeError
-from enxuto.evidence.histograms import Ranges, check_ranges, fitted_ranges, product_ranges
-from enxuto.functional.affine import activation_grid
-from enxuto.layers.activations import ActivationGrid
-from enxuto.layers.coded import Coded, plain_class, weight_names
+from enxuto.evidence.histograms import Ranges, check_ranges, product_ranges
+from enxuto.layers.coded import plain_class, weight_names
 from enxuto.layers.grids import Affine, Grid, Per
 from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns, matches
 from enxuto.surgery import borrowed, left_in_float, weights
 from enxuto.task import Change, Record, Task
-
-INTEGER_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose inputs integer runtimes read as 8 bits
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Quantize:
         changes, kept = code_weights_(model, chosen, self.grid(), together=self._together, rounded=rounded)
         if self.biases is not None:
             changes += code_biases_(model, self.layers, self.biases)
-        changes += _grid_inputs(model, ranges)
+        changes += round_inputs_(model, ranges)
         check_changed(self, changes, kept, "use fewer bits, or activations=8 for the inputs")
         skipped = (
             *kept,
@@ -116,15 +121,10 @@ class Quantize:
 
     def calibrate_(self, model: nn.Module, task: Task) -> None:
         """Rounds the inputs of the layers from now on, if asked for, to the ranges that they have now."""
-        _grid_inputs(model, self._ranges(model, task))
+        round_inputs_(model, self._ranges(model, task))
 
     def _ranges(self, model: nn.Module, task: Task) -> dict[str, tuple[float, float]]:
-        if not self.activations:
-            return {}
-        chosen = {
-            path for path, module in model.named_modules() if matches(path, self.layers) and isinstance(module, INTEGER_LAYERS)
-        }
-        return fitted_ranges(model, task.calibration, self.ranges, chosen)
+        return input_ranges(model, task.calibration, self.layers, self.ranges) if self.activations else {}
 
     def _inputs_left(self, model: nn.Module, task: Task, ranges: dict[str, tuple[float, float]]) -> Iterator[Change]:
         """The layers with weights whose inputs no grid rounds; those of attention, which no hook sees, with their ranges."""
@@ -168,13 +168,3 @@ def _attention(model: nn.Module, path: str) -> nn.Module:
     """The layer itself, or for the output projection of attention the attention it belongs to."""
     layer, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
     return parent if isinstance(parent, nn.MultiheadAttention) else layer
-
-
-def _grid_inputs(model: nn.Module, ranges: dict[str, tuple[float, float]]) -> list[Change]:
-    changes = []
-    for path, (low, high) in ranges.items():
-        module = model.get_submodule(path)
-        if isinstance(module, Coded) and "weight" in module.coded:
-            module.input_grid = ActivationGrid(*activation_grid(low, high))
-            changes.append(Change(path, "input in 8 bits", f"inputs are rounded from {low:.3g} to {high:.3g}"))
-    return changes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from enxuto.steps.channels import PruneChannels
+from enxuto.steps.equalize import Equalize
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.fold import Fold
 from enxuto.steps.prune import Prune
@@ -14,5 +15,5 @@ from enxuto.steps.repair import Repair
 from enxuto.steps.share import Share
 
 STEPS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Fold, Prune, PruneChannels, Factorize, Quantize, Share, Repair, Recover)
+    kind.__name__: kind for kind in (Fold, Equalize, Prune, PruneChannels, Factorize, Quantize, Share, Repair, Recover)
 }
