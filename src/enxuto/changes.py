@@ -28,8 +28,8 @@ def changes(
     quantize, widths = _widths(bits)
     found = [Loss(bits=each) for each in widths]
     middle = [widths[len(widths) // 2]] if widths else []
-    for more in (None, *middle):
-        found += [Loss(sparsity=each, bits=more) for each in sparsity] + [Loss(size=each, bits=more) for each in sizes]
+    bases = [*(Loss(sparsity=each) for each in sparsity), *(Loss(size=each) for each in sizes)]
+    found += [replace(base, bits=more) for base in bases for more in (None, *middle)]
     if not found:
         raise RangeError("bits, sparsity and sizes are all empty, and nothing would be measured; give at least one of them.")
     for change in found:

@@ -154,6 +154,8 @@ class _Work:
         self.task = replace(task, model=self.model, calibration=others or self.few)
         self.answers = Answers(self.model, self.few, task.outputs)
         self.whole = self._whole()
+        # what had zeros or thin layers last, and what came of it: bits follow on the same
+        self.base: tuple[tuple[str, Loss], nn.Module, str] = (("", Loss(bits=0)), self.model, "")
         self.headers: dict[str, tuple[int, int]] = {}  # bytes of each layer as it is, and of a header that has nothing to say
 
     def _affordable(self, task: Task) -> int:
@@ -243,9 +245,14 @@ class _Work:
         return {path: UNTHIN for path in self.paths if path not in layers} | {change.path: change.why for change in left}
 
     def _tried(self, layer: LayerLosses, change: Loss) -> Loss:
-        made, why = self.model, self.whole.get(layer.path, "") if change.size is not None else ""
-        if not why:
-            made, why = self._made(steps_of(change, layer.patterns, self.quantize))
+        base = replace(change, bits=None)
+        if self.base[0] != (layer.path, base):
+            why = self.whole.get(layer.path, "") if change.size is not None else ""
+            steps = steps_of(base, layer.patterns, self.quantize)
+            self.base = ((layer.path, base), *((self.model, why) if why else self._made(self.model, steps)))
+        _, made, why = self.base
+        if not why and change.bits is not None:
+            made, why = self._made(made, steps_of(Loss(bits=change.bits), layer.patterns, self.quantize))
         loss = replace(change, why=why)
         if not why:
             size = self._bytes(made, layer.path)
@@ -256,9 +263,8 @@ class _Work:
         self.kept.keep(layer.path, loss)
         return loss
 
-    def _made(self, steps: Sequence[Step]) -> tuple[nn.Module, str]:
+    def _made(self, model: nn.Module, steps: Sequence[Step]) -> tuple[nn.Module, str]:
         """The network after these steps; or why there is none."""
-        model = self.model
         try:
             for step in steps:
                 with repeatable(model), _quiet():
@@ -277,7 +283,7 @@ class _Work:
         for done, each in enumerate(bits):
             say("following errors along the depth", done, len(bits))
             chosen = [self.chosen] if isinstance(self.chosen, str) else [*self.chosen]
-            made, why = self._made(steps_of(Loss(bits=each), chosen, self.quantize))
+            made, why = self._made(self.model, steps_of(Loss(bits=each), chosen, self.quantize))
             if why:
                 continue
             rest = self._rest(made) if rest is None else rest
