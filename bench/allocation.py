@@ -9,6 +9,7 @@ variance. The digits have no test apart: there quality is of the validation spli
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -65,9 +66,11 @@ class Made:
 
 
 def main(names: list[str]) -> None:
-    """Every network: each number of bits everywhere beside what is shared out."""
+    """Every network: each number of bits everywhere beside what is shared out. Rows of other networks are kept."""
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    path = common.RESULTS / "allocation.json"
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows: list[dict[str, Any]] = [row for row in kept if row["network"] not in (names or NETWORKS)]
     for name in names or list(NETWORKS):
         model, task = network(name)
         answers = Answers(model, task.calibration)
@@ -82,7 +85,7 @@ def main(names: list[str]) -> None:
                 row |= _at_size(sensitivity, bits, same, whole) | _at_quality(levels, same, whole)
                 rows.append(row)
                 print(row, flush=True)
-    common.tell("allocation", "bits by layer against the same bits everywhere", rows, median=_summary(rows))
+        common.tell("allocation", "bits by layer against the same bits everywhere", rows, median=_summary(rows))
 
 
 def _measured(task: ex.Task) -> tuple[dict[str, ex.Sensitivity], float]:

@@ -170,6 +170,8 @@ def test_layers_that_a_step_cannot_take_are_named_with_the_reason():
     assert "forward of its own" in loss_of(found, "attention.out_proj", "50% of the weights").why
     assert "lowest ranks" in loss_of(found, "embed", "1% of the weights").why
     assert loss_of(found, "attention", "4 bits").error > 0
+    assert f"'attention' (thin layers): {UNTHIN}." in found.notes()
+    assert any(note.startswith("'embed' (1% of the weights; 1% of the weights, 4 bits): its lowest") for note in found.notes())
     (tied,) = sensitivity(Task(seeded(Tied), calibration=[torch.arange(12).view(3, 4)]), layers=["embed", "head"], **FEW).left
     assert (tied.path, tied.why) == ("head", "its weight is that of 'embed', with which it changes")
 

@@ -70,6 +70,16 @@ class LayerLosses:
         """What `layers=` of a step selects this layer with, and no other."""
         return (glob.escape(self.path) or "*", *(f"!{glob.escape(path)}" for path in self.apart))
 
+    def whys(self) -> list[tuple[str, str]]:
+        """What could not be measured, a whole kind of changes or some of it, and why; no kind where nothing tells anything."""
+        found = [("", self.why)] if self.why else []
+        for title, holds in TABLES.items():
+            kind = [loss for loss in self.losses if holds(loss)]
+            for why in dict.fromkeys(loss.why for loss in kind if loss.why):
+                those = [loss.what for loss in kind if loss.why == why]
+                found.append((title if len(those) == len(kind) else "; ".join(those), why))
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
@@ -194,9 +204,8 @@ class Sensitivity:
         )
         few = [FEW.format(samples=self.samples)] if asked and not self.apart else []
         for layer in self.layers:
-            for why, what in [(layer.why, ""), *((loss.why, loss.what) for loss in layer.losses)]:
-                place = f"'{layer.path or '(model)'}'"
-                said.setdefault(why, {})[f"{place} at {what}" if what else place] = None
+            for what, why in layer.whys():
+                said.setdefault(why, {})[f"'{layer.path or '(model)'}'" + (f" ({what})" if what else "")] = None
         for each in self.left:
             said.setdefault(each.why, {})[f"'{each.path}'"] = None
         return [

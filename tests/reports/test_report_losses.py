@@ -52,7 +52,7 @@ def test_the_page_shows_it_only_where_it_is_known(document):
     for words in ("What each layer loses", "Each layer alone", "All layers together", "Fewer bits", "Thin layers", "64 samples"):
         assert words in page
     assert "values up to 3e+04 come near to 65,504" in page
-    assert "fc3&#39; at 8 bits: it is so." in page
+    assert "fc3&#39; (8 bits): it is so." in page
     assert "<b onmouseover" not in page
 
 
