@@ -35,7 +35,7 @@ from enxuto.artifact import container
 from enxuto.coding import decode_array, decode_integers, encode_array, encode_integers
 from enxuto.evaluation.quality import quality
 from enxuto.exporters.onnx import to_onnx
-from enxuto.layers.grids import AffineTensor, CodedTensor, TableTensor
+from enxuto.layers import AffineTensor, CodedTensor, TableTensor
 from enxuto.measure import save_original
 
 NETWORKS: Mapping[str, tuple[str, int, dict[str, object]]] = {

@@ -21,8 +21,8 @@ from enxuto.artifact.container import read, write
 from enxuto.artifact.save import load, save
 from enxuto.artifact.sections import Section
 from enxuto.errors import ArtifactError
+from enxuto.layers import Affine, CodedTensor, Table
 from enxuto.layers.coded import weight_names
-from enxuto.layers.grids import Affine, CodedTensor, Table
 from enxuto.layers.kinds import SIZES, describe
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear, TuckerConv
 from enxuto.layers.rules import FORBIDDEN

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from enxuto.errors import NothingChangedError
 from enxuto.evidence.histograms import Ranges, Span, fitted_ranges
 from enxuto.functional.affine import PIECE, activation_grid
 from enxuto.layers.activations import ActivationGrid
+from enxuto.layers.affine import Affine
 from enxuto.layers.coded import Coded, code_, coded_names, dense, weight_names
 from enxuto.layers.computed import free
-from enxuto.layers.grids import Affine, CodedTensor, Grid, Table, TableTensor
+from enxuto.layers.grids import CodedTensor, Grid
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.select import Patterns, matches
 from enxuto.surgery import Weight, leaves_, twins, weights
@@ -48,7 +49,7 @@ def code_weights_(
             tensor = rounded(weight, tensor)
         for twin in twins(model, weight):
             twin.code_(tensor)
-        lost = f"; no longer {before.symbols} shared values" if isinstance(before, TableTensor) else ""
+        lost = f"; no longer {before.symbols} shared values" if isinstance(before, CodedTensor) and before.grid.shares else ""
         changes.append(Change(weight.key, _words(grid, tensor), _error(values, tensor()) + lost))
     return changes, [Change(weight.key, f"keeps its {_values(weight)} shared values", WHY_KEPT) for weight in kept]
 
@@ -81,9 +82,9 @@ def check_changed(step: object, changes: Sequence[Change], kept: Sequence[Change
 
 
 def _stays(held: object, grid: Grid) -> bool:
-    """True for a weight, or its rehearsal, on a table of no more values than the grid has codes."""
+    """True for a weight, or its rehearsal, that shares no more values than the grid has codes."""
     named = held.named if isinstance(held, Rehearsal) else held.grid if isinstance(held, CodedTensor) else None
-    return isinstance(named, Table) and named.bits <= grid.bits
+    return named is not None and named.shares and named.bits <= grid.bits
 
 
 def _values(weight: Weight) -> int:
@@ -92,12 +93,8 @@ def _values(weight: Weight) -> int:
 
 def _words(asked: Grid, tensor: CodedTensor) -> str:
     """How a weight was coded, and where its grid is another than was asked for, why."""
-    words = f"{tensor.grid.bits} bits, {tensor.symbols} values"
-    if isinstance(asked, Affine) and asked.per == "group" and isinstance(tensor.grid, Affine) and tensor.grid != asked:
-        inputs = math.prod(tensor.shape[1:])
-        instead = f"in groups of {tensor.grid.group}" if tensor.grid.per == "group" else "per channel"
-        words += f", {instead}: {asked.group} does not divide {inputs} inputs"
-    return words
+    other = asked.unsuited(torch.empty(tensor.shape, device="meta"))
+    return f"{tensor.grid.bits} bits, {tensor.symbols} values{other and f', {other}'}"
 
 
 def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool, together: bool = False) -> None:
@@ -112,17 +109,17 @@ def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool, t
 
 def _waits(leaf: Rehearsal, grid: Grid) -> bool:
     """True for a leaf that this grid has to be fitted to: not seen on it yet, nor on one that it keeps or a later step gave."""
-    suited = grid.suited(leaf.leaf) if isinstance(grid, Affine) else grid
+    suited = grid.suited(leaf.leaf)
     return leaf.grid is None if leaf.named == suited else suited not in leaf.passed and not _stays(leaf, grid)
 
 
 def _encoded(values: Iterable[tuple[Tensor, str]], grid: Grid, together: bool) -> Iterator[CodedTensor]:
     """The codes of each weight, one after the other: with one scale for all, or with a grid of its own."""
-    if together and isinstance(grid, Affine):
+    if together:
         yield from grid.encode_together(list(values))
         return
     for value, path in values:
-        yield (grid.suited(value) if isinstance(grid, Affine) else grid).encode(value, path)
+        yield grid.suited(value).encode(value, path)
 
 
 def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:

@@ -14,7 +14,8 @@ from enxuto.evidence.influence import influence
 from enxuto.evidence.moments import MomentsOf
 from enxuto.functional.affine import largest_code
 from enxuto.functional.feedback import Feedback
-from enxuto.layers.grids import Affine, AffineTensor, CodedTensor
+from enxuto.layers.affine import Affine, AffineTensor
+from enxuto.layers.grids import CodedTensor
 from enxuto.layers.matrices import matrix_of, weight_of
 from enxuto.surgery import Weight
 from enxuto.task import Change, Task

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from enxuto.errors import TaskError
 from enxuto.functional.lowrank import squares
 from enxuto.layers.coded import decode_, plain_class, sources, weight_names
-from enxuto.layers.grids import Affine, CodedTensor
+from enxuto.layers.grids import CodedTensor
 from enxuto.layers.lowrank import THIN, LowRankConv, LowRankLinear, TuckerConv
 from enxuto.ranks import Ranks
 from enxuto.reads import read_elsewhere
@@ -77,9 +77,8 @@ def thinned(path: str, layer: nn.Module, ranks: Ranks, square: Tensor | None) ->
     kept = 1 - squares(matrix - thin.weight.detach().flatten(1), square) / whole if whole else 1.0
     for name, part in thin.named_children() if "weight" in grids else ():
         weight = Weight(f"{path}.{name}", "weight", part)
-        grid = grids["weight"]
-        grid = grid.suited(weight.read()) if isinstance(grid, Affine) else grid  # its groups may not divide the thin layer
-        weight.code_(grid.encode(weight.read(), weight.path))
+        values = weight.read()
+        weight.code_(grids["weight"].suited(values).encode(values, weight.path))  # its groups may not divide the thin layer
     if "weight" in grids and input_grid is not None:
         thin.down.input_grid = input_grid
     if "bias" in grids:

@@ -14,9 +14,9 @@ from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.operators import integer_operators
 from enxuto.exporters import OnnxFile, export, input_grids
 from enxuto.exporters.weights import weight_scales
+from enxuto.layers import Affine, Table
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import code_
-from enxuto.layers.grids import Affine, Table
 from toys import Block, Mlp, inputs, seeded
 
 

@@ -196,7 +196,7 @@ def test_a_weight_coded_and_decoded_in_pieces_is_the_same_to_the_bit(grid, monke
     weight = torch.randn(40, 27, generator=torch.Generator().manual_seed(0))
     whole = grid.encode(weight)
     values = whole()
-    for name in ("functional.affine.PIECE", "layers.grids.PIECE", "functional.table.PIECE"):
+    for name in ("functional.affine.PIECE", "layers.grids.PIECE", "layers.table.PIECE", "functional.table.PIECE"):
         monkeypatch.setattr(f"enxuto.{name}", 8)
     pieces = grid.encode(weight)
     assert torch.equal(pieces.codes, whole.codes)

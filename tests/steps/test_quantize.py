@@ -7,7 +7,7 @@ import enxuto as ex
 from enxuto import zoo
 from enxuto.errors import NothingChangedError, RangeError, ShapeError
 from enxuto.layers import ActivationGrid, AffineTensor, TableTensor
-from enxuto.layers.grids import Affine
+from enxuto.layers.affine import Affine
 from enxuto.sizes import module_bytes
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize

@@ -23,8 +23,7 @@ from enxuto.artifact.structure import apply, edits, told, untold
 from enxuto.errors import ArtifactError, TaskError
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded
-from enxuto.layers.grids import AffineTensor, CodedTensor, TableTensor
-from enxuto.layers.packing import pack
+from enxuto.layers.grids import CodedTensor
 from enxuto.layers.state import is_state, set_states_, states
 from enxuto.surgery import to_float, without_computed
 
@@ -278,17 +277,7 @@ def _check_entry(model: nn.Module, name: str, entry: Stored) -> None:
 
 
 def _check_coded(owner: CodedTensor, name: str, leaf: str, entry: Stored) -> None:
-    bits, rows = owner.grid.bits, None
-    if leaf == "codes":
-        fits = entry.shape == owner.shape and entry.dtype == "uint8" and entry.symbols is not None
-        most = owner.symbols if isinstance(owner, AffineTensor) else 2**bits
-        fits = fits and (entry.symbols == most if isinstance(owner, AffineTensor) else (entry.symbols or 0) <= most)
-    elif isinstance(owner, TableTensor) and leaf == "codebook":
-        fits = len(entry.shape) == 1 and 0 < entry.count <= 2**bits and entry.dtype in ("float16", "float32")
-    else:
-        rows = owner.scale if isinstance(owner, AffineTensor) and leaf == "scale" else None
-        fits = rows is not None and entry.shape == tuple(rows.shape) and getattr(torch, entry.dtype) == rows.dtype
-    if not fits or (leaf != "codes" and entry.symbols is not None):
+    if not owner.could_be(leaf, entry.shape, getattr(torch, entry.dtype), entry.symbols):
         raise ArtifactError(
             f"'{name}' is {entry.dtype} {list(entry.shape)} with {entry.symbols} symbols, which does not fit a weight of "
             f"{list(owner.shape)} on {owner.grid}; the file is damaged."
@@ -303,11 +292,9 @@ def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 def _assign_(model: nn.Module, name: str, tensor: Tensor) -> None:
     owner, leaf = _place(model, name)
     if isinstance(owner, CodedTensor):
-        if leaf == "codes":
-            tensor = pack(tensor.flatten(), owner.grid.bits)
-        else:
+        if leaf != "codes":
             check_grid(name, tensor)
-        owner._buffers[leaf] = tensor.float() if leaf == "codebook" else tensor
+        owner.put_(leaf, tensor)
     elif leaf in owner._parameters:
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=owner._parameters[leaf].requires_grad)  # type: ignore[union-attr]
     else:

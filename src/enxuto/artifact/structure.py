@@ -18,13 +18,16 @@ from enxuto.artifact.claims import Before, check_form, check_layers, check_repla
 from enxuto.copies import copied
 from enxuto.errors import ArtifactError, LayerError
 from enxuto.layers.activations import ActivationGrid
+from enxuto.layers.affine import AffineTensor
 from enxuto.layers.coded import code_, coded_names, plain_class
 from enxuto.layers.computed import without_computed_
-from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Table, TableTensor
+from enxuto.layers.grids import CodedTensor
 from enxuto.layers.kinds import SIZES, build, describe
+from enxuto.layers.table import TableTensor
 from enxuto.surgery import borrowed, replace_
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+GRIDS: dict[str, type[CodedTensor]] = {kind.kind: kind for kind in (AffineTensor, TableTensor)}
 
 Edit = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -236,21 +239,15 @@ def _plain_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _grid(tensor: nn.Module, path: str) -> list[Any]:
-    if isinstance(tensor, AffineTensor):
-        grid, plain = tensor.grid, Affine()
-        told = ["affine", grid.bits, grid.per, grid.group, grid.fit]
-        return told if grid.fit != plain.fit else told[: 4 if grid.per == "group" else 3]
-    if isinstance(tensor, TableTensor):
-        return ["table", tensor.grid.bits]
+    if isinstance(tensor, CodedTensor):
+        return tensor.told()
     raise ArtifactError(f"'{path}' is still in training ({type(tensor).__name__}); call enxuto.convert before saving.")
 
 
 def _tensor(kind: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: str) -> CodedTensor:
     if dtype not in DTYPES:
         raise ArtifactError(f"the file names a dtype {dtype!r} of a weight that is not known; use one of {', '.join(DTYPES)}.")
+    if kind not in GRIDS:
+        raise ArtifactError(f"the file names a grid {kind!r} that is not known; use one of {', '.join(map(repr, GRIDS))}.")
     with torch.device("meta"):
-        if kind == "affine":
-            return AffineTensor(Affine(*arguments), shape, DTYPES[dtype])
-        if kind == "table":
-            return TableTensor(Table(*arguments), shape, DTYPES[dtype])
-    raise ArtifactError(f"the file names a grid {kind!r} that is not known; the grids are 'affine' and 'table'.")
+        return GRIDS[kind].untold(arguments, shape, DTYPES[dtype])

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from enxuto.batches import leaves
 from enxuto.evidence.pairs import NormPlace, OutputPlace
 from enxuto.layers.coded import plain_class, sources
-from enxuto.layers.grids import AffineTensor
+from enxuto.layers.grids import CodedTensor
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear, TuckerConv
 from enxuto.task import Batch, Change, attempt, evaluating
 
@@ -93,8 +93,8 @@ def _takes_gains(layer: nn.Module, held: Mapping[int, int]) -> bool:
     weight = _tensors(layer).get("weight")
     if weight is None or held[id(weight)] > 1:
         return False
-    if isinstance(weight, AffineTensor):
-        return weight.grid.per != "tensor" and len(weight.shape) > 1 and not isinstance(layer, _ConvTransposeNd)
+    if isinstance(weight, CodedTensor):
+        return weight.rows_alone and not isinstance(layer, _ConvTransposeNd)
     return isinstance(weight, Tensor)
 
 

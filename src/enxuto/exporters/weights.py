@@ -11,8 +11,8 @@ from enxuto.encode import code_weights_
 from enxuto.errors import TaskError
 from enxuto.evidence.histograms import fitted_ranges
 from enxuto.functional.affine import activation_grid
+from enxuto.layers.affine import Affine
 from enxuto.layers.coded import coded_tensors, weight_names
-from enxuto.layers.grids import Affine, AffineTensor
 from enxuto.rounding import Rounding, rounded_by
 from enxuto.surgery import borrowed, to_float, weights
 from enxuto.task import Batch, Task
@@ -26,12 +26,9 @@ CLIPPED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose inputs torch sho
 def weight_scales(model: nn.Module, bits: int = 8) -> dict[str, Tensor]:
     """Scales [1] or [out] of the coded weights of at most `bits` that int8 can hold exactly, by parameter name."""
     return {
-        name: tensor.scale
+        name: scale
         for name, tensor in coded_tensors(model).items()
-        if isinstance(tensor, AffineTensor)
-        and tensor.grid.per in ("tensor", "channel")
-        and len(tensor.shape) > 1
-        and tensor.grid.bits <= bits
+        if len(tensor.shape) > 1 and tensor.grid.bits <= bits and (scale := tensor.integer_scales()) is not None
     }
 
 

@@ -182,7 +182,7 @@ def keep_decoded_(model: nn.Module, limit: str | int | None) -> dict[str, int]:
     The largest first, as they take longest; what was kept before is dropped first, and None or 0 keeps nothing. Outputs are the
     same to the bit. Weights that change, train or move are decoded again at each call; copies and files keep codes alone. Gives
     the bytes kept, by parameter. Raises: RangeError when the limit is no size.
-    >>> from enxuto.layers.grids import Affine
+    >>> from enxuto.layers.affine import Affine
     >>> layer = nn.Linear(8, 4, bias=False)
     >>> code_(layer, "weight", Affine().encode(layer.weight))
     >>> keep_decoded_(layer, "1 kB")

@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from enxuto.functional.affine import learned_rounding
-from enxuto.functional.table import nearest_entries
-from enxuto.layers.grids import Affine, AffineTensor, CodedTensor, Grid, Table, TableTensor, shipped_entries, shipped_scale
+from enxuto.layers.grids import CodedTensor, Grid
 
 
 class Rehearsal(nn.Module):
@@ -52,11 +50,7 @@ class Rehearsal(nn.Module):
 
         The parameter that lets the grid learn is made at the first call, so an optimizer made after it knows it.
         """
-        assert isinstance(coded, (AffineTensor, TableTensor))
-        base = (coded.scale if isinstance(coded, AffineTensor) else coded.codebook).detach().float().clone()
-        if isinstance(coded, TableTensor):  # fewer values than codes: the last entry stands for the rest
-            base = torch.cat([base, base[-1:].expand(2**coded.grid.bits - base.numel())])
-        self.base = base
+        base = self.base = coded.learning()
         if self.change is None or self.change.shape != base.shape:
             self.change = nn.Parameter(torch.zeros_like(base), requires_grad=self.leaf.requires_grad)
         self.change.data.zero_()
@@ -76,34 +70,18 @@ class Rehearsal(nn.Module):
         """The scales or the codebook as they are now and as they ship, in float32; the codebook's zero stays zero."""
         assert self.base is not None
         assert self.change is not None
-        base, change = self.base.float(), self.change.float()  # a model may have been moved to another dtype
-        if isinstance(self.grid, Table):
-            learned = base + base.std(unbiased=False) * change * (base != 0)
-            shipped = shipped_entries(learned.detach())
-        else:
-            assert isinstance(self.grid, Affine)
-            learned = base * change.exp()
-            shipped = shipped_scale(self.grid, learned.detach()).float()
-        return learned + (shipped - learned.detach())
+        assert self.grid is not None
+        return self.grid.learned(self.base.float(), self.change.float())  # a model may have been moved to another dtype
 
     def forward(self) -> Tensor:
         """The weight as the layer sees it, in its dtype: projected in float32, as codes decode."""
         weight = self.kept()
         if self.grid is None:
             return weight
-        learned, wide = self.learned(), weight.float()
-        if isinstance(self.grid, Table):
-            order = learned.detach().argsort()
-            codes = order[nearest_entries(wide.detach(), learned.detach()[order])]
-            return (learned[codes] + (wide - wide.detach())).to(weight.dtype)
-        rows = wide.reshape(learned.numel(), -1)
-        return learned_rounding(rows, learned, self.grid.bits).view_as(weight).to(weight.dtype)
+        return self.grid.seen(weight.float(), self.learned()).to(weight.dtype)
 
     @torch.no_grad()
     def frozen(self) -> Tensor | CodedTensor:
         """What the layer keeps: a float tensor, or codes on the learned grid."""
         weight = (self.leaf if self.keep is None else torch.where(self.keep, self.leaf, 0.0)).detach()
-        if self.grid is None:
-            return weight
-        kind = TableTensor if isinstance(self.grid, Table) else AffineTensor
-        return kind.of(self.grid, weight, self.learned())  # type: ignore[arg-type]
+        return weight if self.grid is None else self.grid.coded(weight, self.learned())

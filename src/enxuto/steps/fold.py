@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from enxuto.errors import NothingChangedError, TaskError
 from enxuto.evidence.samples import small_batch
 from enxuto.functional.likeness import distance, largest
 from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
-from enxuto.layers.grids import AffineTensor
+from enxuto.layers.grids import CodedTensor
 from enxuto.select import Patterns, matches
 from enxuto.surgery import borrowed, duplicate, reasons, replace_
 from enxuto.task import Batch, Change, Record, Task, call, evaluating, float_outputs
@@ -233,7 +233,7 @@ def _refusal(layer: nn.Module, norm: nn.Module) -> str:
     tensor = dict(sources(layer).items()).get("weight")
     if tensor is None:
         return ""
-    if not isinstance(tensor, AffineTensor):
+    if not isinstance(tensor, CodedTensor) or tensor.grid.shares:
         return "the layer before it shares values between channels; fold first, then share"
     if isinstance(layer, TRANSPOSED):
         return "the scales of the layer before it belong to its inputs; fold first, then quantize"
@@ -261,15 +261,9 @@ def _fold_(layer: Any, norm: Any) -> None:
     bias = bias * gain if norm.bias is None else bias * gain + norm.bias
     layer.weight = nn.Parameter(scaled)
     layer.bias = nn.Parameter(bias)
-    if isinstance(tensor, AffineTensor):
-        code_(layer, "weight", _scaled(tensor, scaled, gain))
+    if isinstance(tensor, CodedTensor):
+        coded = tensor.scaled(scaled, gain)
+        assert coded is not None  # `_refusal` asked
+        code_(layer, "weight", coded)
         if input_grid is not None:
             layer.input_grid = input_grid
-
-
-def _scaled(tensor: AffineTensor, values: Tensor, gain: Tensor) -> AffineTensor:
-    """The same codes, or their negatives, with scales times the gain of their channel."""
-    rows = tensor.scale.float().view(-1, 1) if tensor.grid.per == "tensor" else tensor.scale.float().view(gain.numel(), -1)
-    grid = replace(tensor.grid, per="channel") if tensor.grid.per == "tensor" else tensor.grid
-    scale = (rows * gain.float().abs()[:, None]).flatten()
-    return AffineTensor.of(grid, values, torch.where(scale > 0, scale, 1.0))

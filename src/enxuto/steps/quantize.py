@@ -23,8 +23,9 @@ from enxuto.encode import (
 )
 from enxuto.errors import RangeError, RecipeError
 from enxuto.evidence.histograms import Ranges, check_ranges, product_ranges
+from enxuto.layers.affine import Affine, Per
 from enxuto.layers.coded import plain_class, weight_names
-from enxuto.layers.grids import Affine, Grid, Per
+from enxuto.layers.grids import Grid
 from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns, matches
 from enxuto.surgery import borrowed, left_in_float, weights

@@ -13,7 +13,7 @@ from enxuto.errors import NothingChangedError, RangeError
 from enxuto.evidence.outputs import Answers
 from enxuto.evidence.pairs import NormPlace, OutputPlace, Place, agree_
 from enxuto.evidence.places import LEFT, holder, norm_places, output_places
-from enxuto.layers.grids import AffineTensor, CodedTensor
+from enxuto.layers.grids import CodedTensor
 from enxuto.layers.matrices import matrix_of, weight_of
 from enxuto.select import Patterns, matches, select
 from enxuto.surgery import Weight, borrowed, reasons
@@ -126,9 +126,8 @@ def _put_(bias: Weight, values: Tensor) -> str:
 def _scale_(weight: Weight, gain: Tensor) -> None:
     """Multiplies each output channel's row; codes stay, and their scales are multiplied."""
     values, tensor = weight.read(), weight.tensor
-    if isinstance(tensor, AffineTensor):
-        scale = tensor.scale.float().view(len(gain), -1) * gain.float()[:, None]
-        made = AffineTensor.of(tensor.grid, _times(weight.module, values.float(), gain), scale.flatten())
+    made = tensor.scaled(_times(weight.module, values.float(), gain), gain) if isinstance(tensor, CodedTensor) else None
+    if isinstance(tensor, CodedTensor) and made is not None:
         made.dtype = tensor.dtype
         tensor.become_(made)
     else:

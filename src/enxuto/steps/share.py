@@ -9,7 +9,9 @@ from torch import nn
 
 from enxuto.copies import separate_
 from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
-from enxuto.layers.grids import Affine, Grid, Table
+from enxuto.layers.affine import Affine
+from enxuto.layers.grids import Grid
+from enxuto.layers.table import Table
 from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns
 from enxuto.surgery import borrowed, left_in_float, weights
