@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from enxuto.errors import RangeError
 from enxuto.layers.coded import Coded, code_
 from enxuto.layers.grids import CodedTensor
+from enxuto.layers.traits import traits
 
 IntArray = npt.NDArray[np.int64]
 
@@ -74,7 +73,9 @@ class Group:
 
 def tensor_at(model: nn.Module, part: Slice) -> Tensor:
     """The parameter or buffer a slice is about."""
-    return _matrix(model.get_submodule(part.path), part.name)
+    found = getattr(model.get_submodule(part.path), part.name)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def cut_(model: nn.Module, removed: Iterable[tuple[Group, Collection[int]]]) -> None:
@@ -106,7 +107,7 @@ def cut_(model: nn.Module, removed: Iterable[tuple[Group, Collection[int]]]) -> 
                 _put_(module, alias, _held(owner, name))
         touched.update(dict.fromkeys([owner, *(module for module, _ in sharers)]))
     for module in touched:
-        settle_(module)
+        traits(module).settle_(module)
 
 
 def take_(module: nn.Module, name: str, dim: int, keep: Tensor) -> None:
@@ -147,47 +148,3 @@ def _sharers(model: nn.Module, tensor: object) -> Iterator[tuple[nn.Module, str]
         for name, other in [*module._parameters.items(), *module._buffers.items(), *coded]:
             if other is tensor and other is not None:
                 yield module, name
-
-
-def settle_(module: nn.Module) -> None:
-    """Makes a module's own numbers (in_channels, hidden_size, ...) say what its tensors are, in place."""
-    if isinstance(module, _ConvNd):
-        _settle_convolution_(module)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, _NormBase):
-        tensors = (module.weight, module.bias, module.running_mean, module.running_var)
-        module.num_features = next((len(tensor) for tensor in tensors if tensor is not None), module.num_features)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
-    elif isinstance(module, nn.RNNBase):
-        rows, columns = _matrix(module, "weight_ih_l0").shape
-        module.input_size, module.hidden_size = columns, rows // gates_of(module)
-        module.proj_size = len(_matrix(module, "weight_hr_l0")) if module.proj_size else 0
-        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
-    elif isinstance(module, nn.RNNCellBase):
-        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
-
-
-def gates_of(module: nn.RNNBase) -> int:
-    """How many gates each hidden unit of a recurrent layer has."""
-    return {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-
-
-def _matrix(module: nn.Module, name: str) -> Tensor:
-    found = getattr(module, name)
-    assert isinstance(found, Tensor)
-    return found
-
-
-def _settle_convolution_(module: _ConvNd) -> None:
-    depthwise = module.groups > 1 and module.groups == module.in_channels
-    first, second = _matrix(module, "weight").shape[:2]
-    if isinstance(module, _ConvTransposeNd):
-        module.groups = first if depthwise else module.groups
-        module.in_channels, module.out_channels = first, second * module.groups
-    else:
-        module.groups = first // (module.out_channels // module.groups) if depthwise else module.groups
-        module.in_channels, module.out_channels = second * module.groups, first

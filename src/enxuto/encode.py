@@ -16,13 +16,12 @@ from enxuto.layers.coded import Coded, code_, coded_names, dense, weight_names
 from enxuto.layers.computed import free
 from enxuto.layers.grids import CodedTensor, Grid
 from enxuto.layers.rehearsal import Rehearsal
+from enxuto.layers.traits import traits
 from enxuto.select import Patterns, matches
 from enxuto.surgery import Weight, leaves_, twins, weights
 from enxuto.task import Batch, Change
 
 WHY_KEPT = "no more than the grid has codes"
-INTEGER_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose inputs integer runtimes read as 8 bits
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def code_weights_(
@@ -59,7 +58,7 @@ def input_ranges(model: nn.Module, batches: Iterable[Batch], layers: Patterns, r
 
     Raises: TaskError when the model fails on a batch or gives values that are not finite.
     """
-    chosen = {path for path, module in model.named_modules() if matches(path, layers) and isinstance(module, INTEGER_LAYERS)}
+    chosen = {path for path, module in model.named_modules() if matches(path, layers) and traits(module).product}
     return fitted_ranges(model, batches, ranges, chosen)
 
 
@@ -154,7 +153,7 @@ def _biases(model: nn.Module, layers: Patterns) -> list[tuple[str, nn.Module, st
     """Key, module, name and tensor (or tensor module) of everything with one dimension in weighted layers and norms."""
     found: list[tuple[str, nn.Module, str, Tensor | nn.Module]] = []
     for path, module in model.named_modules():
-        if not matches(path, layers) or not (weight_names(module) or isinstance(module, NORMS)):
+        if not matches(path, layers) or not (weight_names(module) or traits(module).norm):
             continue
         coded = {name: module.get_submodule(f"coded.{name}") for name in coded_names(module) if name not in weight_names(module)}
         for name, held in [*module._parameters.items(), *coded.items()]:

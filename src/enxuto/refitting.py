@@ -10,12 +10,12 @@ from enxuto.evidence.crossed import CrossedOf
 from enxuto.functional.refit import refit
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.matrices import matrix_of, weight_of
+from enxuto.layers.traits import traits
 from enxuto.surgery import Weight, twins
 from enxuto.task import Change, Task
 
 ROUNDS = (0.488, 0.784, 0.936, 0.992, 1.0)  # how much of what goes has gone: the cubic of Zhu, Gupta 2017, at fifths
 STEPS, LAST_STEPS = 10, 50  # of a refit: within the rounds, and at the end
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 class Refitted:
@@ -56,6 +56,6 @@ class Refitted:
 def _why_not(model: nn.Module, weight: Weight) -> str:
     if isinstance(weight.tensor, CodedTensor):
         return "its values lie on a grid"
-    if any(isinstance(twin.module, EMBEDDINGS) for twin in twins(model, weight)):
+    if any(traits(twin.module).looked_up for twin in twins(model, weight)):
         return "its rows are looked up, and nothing in them answers for what goes"
     return ""

@@ -12,13 +12,12 @@ from enxuto.functional.lowrank import squares
 from enxuto.layers.coded import decode_, plain_class, sources, weight_names
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.lowrank import THIN, LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers.traits import standard, traits
 from enxuto.ranks import Ranks
 from enxuto.reads import read_elsewhere
 from enxuto.select import Patterns, select
 from enxuto.surgery import Weight, borrowed, replace_, twins
 from enxuto.task import Batch, Change, float_outputs
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def thinnable(model: nn.Module, layers: Patterns, sample: Batch) -> tuple[dict[str, nn.Module], list[Change]]:
@@ -28,7 +27,7 @@ def thinnable(model: nn.Module, layers: Patterns, sample: Batch) -> tuple[dict[s
     """
     reads = read_elsewhere(model, sample)
     found, left = {}, []
-    for path, layer in select(model, layers, lambda module: isinstance(module, (nn.Linear, *CONVOLUTIONS))):
+    for path, layer in select(model, layers, lambda module: traits(module).product):
         reason = _refusal(model, path, layer) or reads.get(path, "")
         if reason:
             left.append(Change(path, "left alone", reason))
@@ -41,7 +40,7 @@ def _refusal(model: nn.Module, path: str, layer: nn.Module) -> str:
     owner = model.get_submodule(path.rpartition(".")[0])
     if "weight" not in weight_names(layer):
         return "its weight is computed from other parameters"
-    if plain_class(type(layer)) not in (nn.Linear, *CONVOLUTIONS):
+    if not standard(plain_class(type(layer))):
         return f"{type(layer).__name__} is a layer with a forward of its own"
     if getattr(layer, "groups", 1) != 1:
         return "a grouped convolution is no single matrix"

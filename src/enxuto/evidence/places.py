@@ -8,36 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from enxuto.batches import leaves
 from enxuto.evidence.pairs import NormPlace, OutputPlace
 from enxuto.layers.coded import plain_class, sources
 from enxuto.layers.grids import CodedTensor
-from enxuto.layers.lowrank import LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers.traits import standard, traits
 from enxuto.task import Batch, Change, attempt, evaluating
 
 LEFT = "left alone"
 NO_TWIN = "the original has no such layer there"
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-HOLDERS: Mapping[type[nn.Module], str] = {
-    **dict.fromkeys((nn.Linear, nn.Bilinear, nn.LayerNorm, nn.GroupNorm, *_CONVOLUTIONS, *_INSTANCE_NORMS), ""),
-    nn.MultiheadAttention: "out_proj",
-    **dict.fromkeys((LowRankLinear, LowRankConv, TuckerConv), "up"),
-}
-"""The kinds that add a bias to what they give, last of all, and which layer in them has it."""
-HIDDEN: tuple[tuple[type[nn.Module], str], ...] = (
-    (nn.RNNBase, "no hook sees what the gates give"),
-    (nn.RNNCellBase, "no hook sees what the gates give"),
-    (nn.MultiheadAttention, "no hook sees what the projections of its inputs give"),
-)
 
 
 def holder(model: nn.Module, path: str) -> nn.Module:
     """The layer whose bias is added to what the one at `path` gives."""
     module = model.get_submodule(path)
-    return module.get_submodule(HOLDERS[plain_class(type(module))])
+    return module.get_submodule(traits(module).bias or "")
 
 
 def norm_places(model: nn.Module, original: nn.Module, paths: Iterable[str]) -> Iterator[NormPlace | Change]:
@@ -69,14 +55,14 @@ def output_places(
     inner: set[str] = set()
     for path in paths:
         module = model.get_submodule(path)
-        kind = plain_class(type(module))
-        if path not in inner and kind in HOLDERS and "bias" in _tensors(holder(model, path)):
-            inner.add(f"{path}.{HOLDERS[kind]}" if path else HOLDERS[kind])
+        if path not in inner and _adds_its_bias_last(module) and "bias" in _tensors(holder(model, path)):
+            inner.add(".".join(filter(None, (path, traits(module).bias))))
             reason = "" if path in known else NO_TWIN
             if held[id(_tensors(holder(model, path))["bias"])] > 1:
                 reason = "its bias is also that of another layer"
+            axis = traits(module).axis(module)
             takes = gains and _takes_gains(holder(model, path), held)
-            yield Change(path, LEFT, reason) if reason else OutputPlace(path, folded.get(path, path), _axis(module), gains=takes)
+            yield Change(path, LEFT, reason) if reason else OutputPlace(path, folded.get(path, path), axis, gains=takes)
         elif path not in inner:
             yield from _out_of_reach(path, module)
         yield from _hidden(path, module)
@@ -94,19 +80,12 @@ def _takes_gains(layer: nn.Module, held: Mapping[int, int]) -> bool:
     if weight is None or held[id(weight)] > 1:
         return False
     if isinstance(weight, CodedTensor):
-        return weight.rows_alone and not isinstance(layer, _ConvTransposeNd)
+        return weight.rows_alone and not traits(layer).transposed
     return isinstance(weight, Tensor)
 
 
-def _axis(module: nn.Module) -> int:
-    """The axis of the channels in what a layer gives, counted from the end but for those that take any number of axes."""
-    if isinstance(module, (LowRankConv, TuckerConv)):
-        module = module.up
-    if isinstance(module, _ConvNd):
-        return -1 - len(module.kernel_size)
-    if isinstance(module, _INSTANCE_NORMS):
-        return -1 - int(type(module).__name__[-2])
-    return 1 if isinstance(module, nn.GroupNorm) else -1
+def _adds_its_bias_last(module: nn.Module) -> bool:
+    return traits(module).bias is not None and standard(plain_class(type(module)))
 
 
 def _out_of_reach(path: str, module: nn.Module) -> Iterator[Change]:
@@ -118,7 +97,7 @@ def _out_of_reach(path: str, module: nn.Module) -> Iterator[Change]:
 
 def _hidden(path: str, module: nn.Module) -> Iterator[Change]:
     """The biases inside a layer, whose effect nothing shows."""
-    why = next((why for kind, why in HIDDEN if isinstance(module, kind)), "")
+    why = traits(module).hidden
     names = [name for name in _tensors(module) if "bias" in name and name != "bias"] if why else []
     for name in names:
         yield Change(f"{path}.{name}" if path else name, LEFT, why)
@@ -145,7 +124,7 @@ def _folded(model: nn.Module, original: nn.Module, sample: Batch) -> dict[str, s
 
         return hook
 
-    layers = [(path, module) for path, module in model.named_modules() if plain_class(type(module)) in HOLDERS]
+    layers = [(path, module) for path, module in model.named_modules() if _adds_its_bias_last(module)]
     hooks = [module.register_forward_hook(gave(path)) for path, module in layers if gone]
     hooks += [model.get_submodule(path).register_forward_pre_hook(read(path), with_kwargs=True) for path in gone]
     try:

@@ -13,14 +13,12 @@ from enxuto.evidence.histograms import fitted_ranges
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.affine import Affine
 from enxuto.layers.coded import coded_tensors, weight_names
+from enxuto.layers.traits import traits
 from enxuto.rounding import Rounding, rounded_by
 from enxuto.surgery import borrowed, to_float, weights
 from enxuto.task import Batch, Task
 
 BITS = 7  # two products of 8 by 8 bits overflow the 16 that processors without an int8 dot product add them in
-MULTIPLIED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
-
-CLIPPED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose inputs torch shows
 
 
 def weight_scales(model: nn.Module, bits: int = 8) -> dict[str, Tensor]:
@@ -43,7 +41,7 @@ def on_grids(model: nn.Module, batches: Sequence[Batch], rounding: Rounding) -> 
     if not any(weight_names(module) for module in plain.modules()):
         return plain, kept, []
     made = borrowed(plain)
-    chosen = [each for each in weights(made) if isinstance(each.module, MULTIPLIED) and each.key not in kept]
+    chosen = [each for each in weights(made) if traits(each.module).integer and each.key not in kept]
     notes = _shortened(model, kept)
     try:
         rounded = rounded_by(rounding, plain, Task(plain, calibration=batches), chosen)
@@ -56,7 +54,7 @@ def on_grids(model: nn.Module, batches: Sequence[Batch], rounding: Rounding) -> 
 
 def clipped_inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, tuple[float, int]]:
     """Grids (scale, zero point) of the inputs, by path, of layers that lose least where a part of what was seen is cut."""
-    paths = {path for path, module in model.named_modules() if isinstance(module, CLIPPED)}
+    paths = {path for path, module in model.named_modules() if traits(module).product}
     try:
         fitted, whole = fitted_ranges(model, batches, "best", paths), input_ranges(model, batches)
     except TaskError:  # outputs that are not finite: the whole range is safe

@@ -13,19 +13,9 @@ from torch import Tensor, nn
 
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.kept import drop, keep
+from enxuto.layers.traits import traits
 from enxuto.sizes import parse_bytes
 
-# Which parameters of a layer are weights (and not biases or norms); subclasses count too.
-WEIGHTS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
-    (nn.Linear, ("weight",)),
-    (nn.Bilinear, ("weight",)),
-    (nn.modules.conv._ConvNd, ("weight",)),
-    (nn.Embedding, ("weight",)),
-    (nn.EmbeddingBag, ("weight",)),
-    (nn.RNNBase, ("weight_",)),
-    (nn.RNNCellBase, ("weight_",)),
-    (nn.MultiheadAttention, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")),
-)
 _ORDER = "_order_in_float"  # where a coded layer keeps the order in which it had its parameters
 
 
@@ -112,12 +102,10 @@ def weight_names(module: nn.Module) -> tuple[str, ...]:
     >>> weight_names(nn.LSTM(2, 3))
     ('weight_ih_l0', 'weight_hh_l0')
     """
-    for kind, patterns in WEIGHTS:
-        if isinstance(module, kind):
-            plain = [name for name, parameter in module._parameters.items() if parameter is not None and parameter.numel()]
-            names = [*plain, *coded_names(module)]
-            return tuple(n for n in names if any(n == p or (p.endswith("_") and n.startswith(p)) for p in patterns))
-    return ()
+    patterns = traits(module).weights
+    plain = [name for name, parameter in module._parameters.items() if parameter is not None and parameter.numel()]
+    names = [*plain, *coded_names(module)] if patterns else []
+    return tuple(n for n in names if any(n == p or (p.endswith("_") and n.startswith(p)) for p in patterns))
 
 
 def sources(module: nn.Module) -> nn.ModuleDict:

@@ -17,16 +17,16 @@ from enxuto.evidence.samples import small_batch
 from enxuto.functional.likeness import distance, largest
 from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
 from enxuto.layers.grids import CodedTensor
+from enxuto.layers.matrices import matrix_of, weight_of
+from enxuto.layers.traits import standard, traits
 from enxuto.select import Patterns, matches
 from enxuto.surgery import borrowed, duplicate, reasons, replace_
 from enxuto.task import Batch, Change, Record, Task, call, evaluating, float_outputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SAME = 0.02  # relative difference of outputs that rounding explains, in bfloat16 too
 EXACT = 1e-6  # the same in double precision
 SCALES = (1.0, -3.0, 100.0)  # of the inputs on which a layer with a forward of its own must be what a folded one is
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     model = borrowed(model).requires_grad_(True)
     sample = _with_gradients(sample)
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS) and matches(path, layers)}
-    candidates: dict[str, Any] = {path: m for path, m in model.named_modules() if isinstance(m, LAYERS)}
+    candidates: dict[str, Any] = {path: m for path, m in model.named_modules() if _is_product(m)}
     hooks = [m.register_forward_hook(gave(path), with_kwargs=True) for path, m in candidates.items()]
     hooks += [m.register_forward_pre_hook(read(path), with_kwargs=True) for path, m in norms.items()]
     try:
@@ -147,6 +147,10 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
         else:
             pairs.append((source, path))
     return pairs, skipped
+
+
+def _is_product(module: nn.Module) -> bool:
+    return traits(module).product or traits(module).transposed
 
 
 def _reason(norm: nn.Module, source: str, users: Mapping[str, int], *, many: bool) -> str:
@@ -172,7 +176,7 @@ def _own(layer: Any, norm: Any, shape: torch.Size) -> str:
     computed = [module for module in (layer, norm) if "weight" not in module._parameters and not isinstance(module, Coded)]
     if computed:
         return f"the weight of {type(computed[0]).__name__} is computed from other parameters"
-    own = [m for m, kinds in ((layer, LAYERS), (norm, NORMS)) if plain_class(type(m)) not in kinds]
+    own = [module for module in (layer, norm) if not standard(plain_class(type(module)))]
     if not own:
         return ""
     reason = f"{type(own[0]).__name__} has a forward of its own, which "
@@ -235,7 +239,7 @@ def _refusal(layer: nn.Module, norm: nn.Module) -> str:
         return ""
     if not isinstance(tensor, CodedTensor) or tensor.grid.shares:
         return "the layer before it shares values between channels; fold first, then share"
-    if isinstance(layer, TRANSPOSED):
+    if traits(layer).transposed:
         return "the scales of the layer before it belong to its inputs; fold first, then quantize"
     if tensor.grid.bits == 1 and not bool(_gain(norm).all()):
         return "it makes channels zero, which one bit cannot say; fold first, then quantize"
@@ -251,12 +255,7 @@ def _fold_(layer: Any, norm: Any) -> None:
     decode_(norm)
     gain = _gain(norm)
     weight: Tensor = layer.weight
-    shape = [1] * weight.ndim
-    if isinstance(layer, TRANSPOSED):  # [in, out / groups, ...]: groups lie along the inputs
-        per_group = gain.view(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1)
-        scaled = weight * per_group.reshape(weight.shape[0], -1, *shape[2:])
-    else:
-        scaled = weight * gain.view(-1, *shape[1:])
+    scaled = weight_of(layer, matrix_of(layer, weight) * gain[:, None], weight.shape)
     bias = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
     bias = bias * gain if norm.bias is None else bias * gain + norm.bias
     layer.weight = nn.Parameter(scaled)

@@ -12,7 +12,6 @@ from torch import nn
 from enxuto.checks import named, within
 from enxuto.copies import separate_
 from enxuto.encode import (
-    INTEGER_LAYERS,
     check_changed,
     code_biases_,
     code_weights_,
@@ -26,6 +25,7 @@ from enxuto.evidence.histograms import Ranges, check_ranges, product_ranges
 from enxuto.layers.affine import Affine, Per
 from enxuto.layers.coded import plain_class, weight_names
 from enxuto.layers.grids import Grid
+from enxuto.layers.traits import traits
 from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns, matches
 from enxuto.surgery import borrowed, left_in_float, weights
@@ -134,10 +134,10 @@ class Quantize:
         ]
         seen = product_ranges(model, task.calibration, hidden) if hidden else {}
         for path, module in model.named_modules():
-            whole = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or "input_grid" in module._modules
+            whole = traits(module).looked_up or "input_grid" in module._modules
             if whole or not weight_names(module) or not matches(path, self.layers):
                 continue
-            if not isinstance(module, INTEGER_LAYERS):
+            if not traits(module).product:
                 why = f"only those of Linear and convolution layers are rounded, and this is {plain_class(type(module)).__name__}"
             elif path in ranges:
                 why = "its weight is not coded"
