@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from operator import length_hint
 from typing import TypeVar
 
 Listener = Callable[[str, int, int], None]
@@ -56,8 +57,8 @@ def say(what: str, done: int = 0, total: int = 0) -> None:
 
 
 def counted(items: Iterable[Item], what: str, total: int = 0) -> Iterator[Item]:
-    """The items, with a word to the listener before each."""
-    done = 0
+    """The items, with a word to the listener before each; how many there are in all they may say themselves."""
+    done, total = 0, total or length_hint(items)
     for item in items:
         say(what, done, total)
         yield item

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from enxuto.errors import RangeError
 from enxuto.evidence.moments import MomentsOf
+from enxuto.evidence.samples import moments_bytes
 from enxuto.functional.lowrank import damped, lost_by_rank
 from enxuto.functional.tucker import lost_by_ranks
 from enxuto.surgery import Weight
@@ -93,7 +94,7 @@ class SquaresOf:
     for those of which `missing` has the reason."""
 
     def __init__(self, model: nn.Module, task: Task, weights: Sequence[Weight], least: Least) -> None:
-        self.moments = MomentsOf(model, task.calibration, weights if least == "outputs" else (), seed=task.seed)
+        self.moments = MomentsOf(model, task.calibration, weights if least == "outputs" else (), moments_bytes(task), task.seed)
 
     def __call__(self, weight: Weight) -> Tensor | None:
         """Damped second moments [in, in]."""

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ import yaml
 from torch import nn
 
 from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError
+from enxuto.evidence.kept import keeping
 from enxuto.progress import say
 from enxuto.select import check_patterns
 from enxuto.steps.share import Share
@@ -47,6 +49,9 @@ class Checkpoints(Protocol):
     def keep(self, task: Task, steps: Sequence[Step], model: nn.Module, records: Sequence[Record]) -> None:
         """Keeps what these steps gave."""
 
+    def evidence(self, task: Task, steps: Sequence[Step]) -> Path | None:
+        """The folder for what the calibration batches show of it; None where nothing is to be kept."""
+
 
 def run(
     task: Task, steps: Sequence[Step], *, checkpoints: Checkpoints | None = None, strict: bool = False
@@ -71,7 +76,8 @@ def run(
         step = steps[done]
         logger.info("%s", line(step))
         say(line(step), done, len(steps))
-        with torch.random.fork_rng():
+        folder = checkpoints.evidence(task, steps[:done]) if checkpoints is not None else None
+        with torch.random.fork_rng(), keeping(folder, model):
             torch.manual_seed(task.seed)
             try:
                 model, record = step(model, task)

@@ -12,6 +12,7 @@ from torch import nn
 from enxuto.errors import RangeError
 from enxuto.evidence.influence import influence
 from enxuto.evidence.moments import MomentsOf
+from enxuto.evidence.samples import moments_bytes
 from enxuto.functional.affine import largest_code
 from enxuto.functional.feedback import Feedback
 from enxuto.layers.affine import Affine, AffineTensor
@@ -92,7 +93,7 @@ class SecondOrder:
     """Rounds a weight so that its products with the inputs of the calibration batches change least."""
 
     def __init__(self, model: nn.Module, task: Task, weights: Sequence[Weight], steps: Steps | None = None) -> None:
-        self.moments = MomentsOf(model, task.calibration, weights, seed=task.seed)
+        self.moments = MomentsOf(model, task.calibration, weights, moments_bytes(task), task.seed)
         self.nearest = Nearest(model, task, weights, steps)
 
     def __call__(self, weight: Weight, coded: CodedTensor) -> CodedTensor:

@@ -57,6 +57,10 @@ class FolderCheckpoints:
         save(model, path.with_suffix(".nxt"), original=task.model)
         write_bytes(path.with_suffix(".json"), json.dumps([dataclasses.asdict(record) for record in records]).encode())
 
+    def evidence(self, task: Task, steps: Sequence[Step]) -> Path:
+        """A folder beside the checkpoint, for what the batches show of the network there."""
+        return self.folder / "evidence" / fingerprint(self.digest(task), steps)
+
 
 def fingerprint(digest: str, steps: Sequence[Step]) -> str:
     """A name for what these steps make of a task of this digest."""

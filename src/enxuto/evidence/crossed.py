@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from enxuto.evidence.moments import Moments, Sums, chosen, seeds
+from enxuto.evidence.moments import Moments, Sums, chosen, named_few, seeds
 from enxuto.evidence.products import Product, Watch
+from enxuto.progress import counted
 from enxuto.surgery import Weight
 from enxuto.task import Batch
 
@@ -75,7 +76,7 @@ def crossed(
         across.add(product, inputs, others)
 
     original, changed = Watch(model, keys, before), Watch(copy, keys, after)
-    for batch in batches:
+    for batch in counted(batches, f"inputs of {named_few(keys)}"):
         original([batch])
         changed([batch])
         unpaired |= {product.key: UNPAIRED for product, _, _ in pending}

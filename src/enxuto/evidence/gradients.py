@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from enxuto.batches import batch_size, leaves
 from enxuto.evidence.samples import in_parts
 from enxuto.functional.likeness import class_axis, probabilities
+from enxuto.progress import counted
 from enxuto.surgery import Weight, to_float
 from enxuto.task import Batch, attempt, slow_attention
 
@@ -66,7 +67,7 @@ def drawn(model: nn.Module, batches: Iterable[Batch], seed: int, of: Of = "outpu
     """
     generator = torch.Generator().manual_seed(seed)
     made = _signed if of == "outputs" else _labelled
-    for batch in in_parts(model, _cycle(batches, PASSES)):
+    for batch in in_parts(model, counted(_cycle(batches, PASSES), "how outputs move", PASSES)):
         with torch.enable_grad(), slow_attention():
             outputs = [each for each in leaves(attempt(model, batch, "a calibration batch")) if _counts(each)]
             total = torch.stack([made(each, generator) for each in outputs]).sum() if outputs else None

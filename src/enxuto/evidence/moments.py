@@ -11,11 +11,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from enxuto.evidence.kept import Answer, keep, known
 from enxuto.evidence.products import Product, watch
 from enxuto.layers.matrices import matrix_of
+from enxuto.progress import counted
 from enxuto.surgery import Weight
 from enxuto.task import Batch
 
+QUESTION = "moments"
 UNSEEN = "no product with it is seen on the calibration batches"
 TOO_LARGE = "the squares of its inputs are too large for 32 bits"
 CHUNKS = 8  # of the inputs of a product, which are in the order of the samples: how far they differ is what chance does
@@ -47,7 +50,8 @@ class MomentsOf:
     """The moments of some weights of a model, gathered as they are asked for, in the order of the network, within `limit_bytes`.
 
     As many weights as fit are watched in one pass over the batches; those before are dropped then, so ask in order. The moments
-    of a single weight may be larger than the limit, which is half of the weights in float32 unless it is given.
+    of a single weight may be larger than the limit, which is half of the weights in float32 unless it is given. What was kept
+    (`evidence.kept`) is read, weight by weight, in place of a pass.
     """
 
     def __init__(
@@ -62,18 +66,30 @@ class MomentsOf:
     def __call__(self, key: str) -> list[Moments]:
         """The moments of this weight; none where `missing` has the reason. Raises: TaskError when a batch does not run."""
         if key in self.waiting:
-            few: list[str] = []
-            left = self.limit
-            for name in list(self.waiting)[list(self.waiting).index(key) :]:
-                left -= self.waiting[name]
-                if few and left < 0:
-                    break
-                few.append(name)
+            found = _recalled(self.model, key, self.seed)
+            if found is not None:
+                del self.waiting[key]
+                self.missing |= {} if found[0] else {key: found[1]}
+                return found[0]
+            few = self._few(key)
             self.waiting = {name: size for name, size in self.waiting.items() if name not in few}
             self.held.clear()
             self.held, missing = moments(self.model, self.batches, few, self.seed)
             self.missing |= missing
+            for name in few:
+                _keep(self.model, name, self.seed, self.held.get(name, []), missing.get(name, ""))
         return self.held.pop(key, [])
+
+    def _few(self, key: str) -> list[str]:
+        """This weight and those after it that fit beside it."""
+        few: list[str] = []
+        left = self.limit
+        for name in list(self.waiting)[list(self.waiting).index(key) :]:
+            left -= self.waiting[name]
+            if few and left < 0:
+                break
+            few.append(name)
+        return few
 
 
 def moments(
@@ -93,7 +109,31 @@ def moments(
             inputs = product.inputs(chosen(product, generators[product.key]))
             sums.add(product, inputs, inputs)
 
-    return sums.means(keys, watch(model, batches, keys, see))
+    return sums.means(keys, watch(model, counted(batches, f"inputs of {named_few(keys)}"), keys, see))
+
+
+def _recalled(model: nn.Module, key: str, seed: int) -> tuple[list[Moments], str] | None:
+    """The kept moments of a weight, or why it has none; None where nothing is kept."""
+    answer = known(model, QUESTION, key, seed)
+    if answer is None:
+        return None
+    parts, why = answer.data
+    made = [Moments(start, stop, answer.tensors[str(n)], *rest) for n, (start, stop, *rest) in enumerate(parts)]
+    return made, why
+
+
+def _keep(model: nn.Module, key: str, seed: int, found: Sequence[Moments], why: str) -> None:
+    parts = [(each.start, each.stop, each.count, each.doubt) for each in found]
+    keep(Answer([parts, why], {str(n): each.square for n, each in enumerate(found)}), model, QUESTION, key, seed)
+
+
+def named_few(keys: Sequence[str]) -> str:
+    """The first of some weights, and how many others there are.
+
+    >>> named_few(["fc1.weight", "fc2.weight"])
+    'fc1.weight and 1 more'
+    """
+    return keys[0] + (f" and {len(keys) - 1} more" if keys[1:] else "") if keys else "no weight"
 
 
 def seeds(keys: Sequence[str], seed: int) -> dict[str, torch.Generator]:

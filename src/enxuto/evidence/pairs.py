@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from enxuto.functional.paired import Moved, Paired, row_moments
+from enxuto.progress import counted
 from enxuto.task import Batch, evaluating, finite_answers
 
 UNREACHED = "no calibration batch reaches it"
@@ -163,7 +164,8 @@ def agree_(model: nn.Module, original: nn.Module, places: Sequence[Place], batch
     holds stays. Raises: TaskError when a network fails on a batch or gives values that are not finite.
     """
     hooks = [hook for place in places for hook in place.watch(original, model)]
-    first, second = itertools.tee(batches)  # a loader may shuffle: both networks get the very same batches
+    shown = counted(batches, "both networks")
+    first, second = itertools.tee(shown)  # a loader may shuffle: both networks get the very same batches
     try:
         with evaluating(original), evaluating(model):
             for _ in zip(finite_answers(original, first), finite_answers(model, second), strict=True):

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import batch_size, leaves, parts, rows
-from enxuto.sizes import tensor_bytes
-from enxuto.task import Batch, attempt, call, evaluating, slow_attention
+from enxuto.sizes import parse_bytes, tensor_bytes
+from enxuto.task import Batch, Task, attempt, call, evaluating, slow_attention
 
 TRACED_SAMPLES = 2  # one would let a forced squeeze() swallow the batch dimension
 LEAST_BYTES = 1 << 25  # that what is kept of a forward pass may take, however small the network is
+
+
+def moments_bytes(task: Task) -> int | None:
+    """What moments may take, beside a single weight's: a quarter of the memory of the task; None where it has no limit."""
+    return None if task.memory is None else parse_bytes(task.memory, "memory") // 4
 
 
 def small_batch(model: nn.Module, batch: Batch) -> Batch:
