@@ -31,6 +31,7 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, Guar
 from enxuto.batches import arguments, batch_size, leaves, mapped, resized, rows
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, structure
+from enxuto.exporters.operators import table_made_once
 from enxuto.exporters.recurrent import any_length
 from enxuto.files import whole_file
 from enxuto.groups.trace import silent
@@ -131,6 +132,7 @@ def _write(
             with (
                 _quiet(),
                 silent(),
+                table_made_once(),
                 evaluating(model),
                 returned_as(model, _in_a_row),
                 any_length() if lengths else nullcontext(),
