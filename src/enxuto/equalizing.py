@@ -13,7 +13,7 @@ from enxuto.evidence.rows import Rows
 from enxuto.functional.affine import activation_grid, to_codes
 from enxuto.functional.equalize import EQUAL_RANGES, EQUAL_ROWS, Balance, protected, smoothed, whole_powers
 from enxuto.groups.links import Link, Part, held, scale_, vector
-from enxuto.layers.grids import Affine
+from enxuto.layers.affine import Affine
 from enxuto.layers.matrices import matrix_of
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -21,8 +21,8 @@ from enxuto.functional.equalize import smoothed
 from enxuto.functional.likeness import ROUNDING
 from enxuto.groups.links import LEFT, Link, find_links, held, scale_
 from enxuto.groups.rehearse import faulty
+from enxuto.layers.affine import Affine, Per
 from enxuto.layers.coded import Coded
-from enxuto.layers.grids import Affine, Per
 from enxuto.select import Patterns, matches, select
 from enxuto.surgery import borrowed, reasons, weights
 from enxuto.task import Batch, Change, Record, Task
