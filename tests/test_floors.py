@@ -294,3 +294,8 @@ def test_the_reader_of_imports_sees_what_it_must():
     assert "enxuto.task" in imports("enxuto.surgery", at_start=True)
     assert "enxuto.functional.hot" in imports("enxuto.functional.table", at_start=False)
     assert "enxuto.functional.hot" not in imports("enxuto.functional.table", at_start=True)
+
+
+def test_no_two_test_files_have_one_name():
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set(), "pytest would import one in place of the other"
