@@ -91,6 +91,14 @@ def test_the_same_seed_gives_the_same_numbers_and_the_model_stays():
     assert unchanged(task.model, before)
 
 
+def test_a_loader_that_shuffles_gives_the_same_numbers_too():
+    data = torch.randn(40, 12, generator=torch.Generator().manual_seed(2))
+    loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True)  # type: ignore[arg-type]
+    task = Task(seeded(Mlp), calibration=loader)
+    one, two = (sensitivity(task, **FEW, samples=8) for _ in range(2))
+    assert one.layers == two.layers
+
+
 def test_it_is_kept_found_again_and_goes_on(tmp_path):
     task = task_of(Mlp)
     said: list[tuple[int, int]] = []
@@ -245,6 +253,15 @@ def test_steps_that_ask_the_data_see_other_samples_where_there_are_some():
     same = sensitivity(Task(model, calibration=[x[:16], x[16:20]]), **few)
     assert not same.apart
     assert any("there are no 16 others" in note for note in same.notes())
+
+
+def test_a_large_network_gets_fewer_samples(monkeypatch):
+    task = Task(seeded(Mlp), calibration=[torch.randn(200, 12)])
+    monkeypatch.setattr("enxuto.sensitivities.MOST_MACS", 1_272 * 3 * 20.0)  # twenty passes of one sample for each layer
+    assert sensitivity(task, **FEW).samples == 20
+    assert sensitivity(task, samples=10, **FEW).samples == 10
+    thin = sensitivity(task, bits=(), sparsity=(), sizes=(0.5,))
+    assert (thin.samples, thin.apart) == (8, True)
 
 
 def test_rounding_by_the_data_is_measured_too():

@@ -46,8 +46,8 @@ from enxuto.thin import thinnable
 SAMPLES = 64  # unless asked otherwise
 LEAST_SAMPLES = 8
 MOST_MACS = 2e13  # that all runs together multiply: about a quarter of an hour of one processor; large networks get fewer samples
-EVIDENCE = 7  # times as many samples, others, are what steps that ask the data see
-RUNS = 10  # passes of a change over the samples: the step's own evidence and the answers; the mean over the steps
+EVIDENCE = 7  # times as many samples, others, are what steps that ask the data see; once as many where time is short
+PASSES = 4  # over these, of such a step
 UNREACHED = "no calibration batch reaches it, so that its errors say nothing"
 UNTHIN = "only Linear and convolution layers can be thin ones in a row"
 LEAST_RANKS = "its lowest ranks are more of its weights than that"
@@ -147,8 +147,9 @@ class _Work:
         self.weights = weights(self.model, layers)
         self.chosen, self.changes, self.quantize, self.kept = layers, changes, quantize, kept
         self.paths = list(dict.fromkeys(weight.path for weight in self.weights))
-        most = min(samples, self._affordable(task))
-        self.few, others = apart(self.model, task.calibration, most, EVIDENCE * most)
+        most, evidence = self._affordable(task, samples)
+        with repeatable(self.model):  # a loader that shuffles gives the same samples each time
+            self.few, others = apart(self.model, task.calibration, most, evidence * most)
         self.apart = bool(others)
         self.samples = sum(max(1, batch_size(batch)) for batch in self.few)
         self.task = replace(task, model=self.model, calibration=others or self.few)
@@ -158,10 +159,12 @@ class _Work:
         self.base: tuple[tuple[str, Loss], nn.Module, str] = (("", Loss(bits=0)), self.model, "")
         self.headers: dict[str, tuple[int, int]] = {}  # bytes of each layer as it is, and of a header that has nothing to say
 
-    def _affordable(self, task: Task) -> int:
-        runs = RUNS * len(self.changes) * len(self.paths)
-        each = max(1, total_macs(to_float(self.model), task.sample))
-        return max(LEAST_SAMPLES, int(MOST_MACS / (runs * each)))
+    def _affordable(self, task: Task, samples: int) -> tuple[int, int]:
+        """How many samples are compared, and how many times as many others steps may ask."""
+        asking = sum(each.size is not None or self.quantize.rounding != "nearest" for each in self.changes)
+        runs = MOST_MACS / max(1, total_macs(to_float(self.model), task.sample)) / len(self.paths)
+        most = min(samples, max(LEAST_SAMPLES, int(runs / (len(self.changes) + PASSES * EVIDENCE * asking))))
+        return most, min(EVIDENCE, max(1, int((runs / most - len(self.changes)) / max(1, PASSES * asking))))
 
     def measured(self, key: str) -> Sensitivity:
         """Everything there is to know. Raises: TaskError when the outputs are not finite."""
