@@ -159,6 +159,9 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, object]]:
             name: median(row[name] for row in mine if name in row)
             for name in ("smaller at equal validation", "smaller at equal distance")
         }
+        found[kind]["points that it lost more on the test"] = median(
+            100 * (row["its drop"] - row["drop uniform"]) for row in mine if "its drop" in row
+        )
         found[kind]["cases"] = len(mine)
         found[kind]["farther at equal size"] = sum(row["distance allocated"] > row["distance uniform"] for row in mine)
         found[kind]["more points lost at equal size"] = sum(row["drop allocated"] > row["drop uniform"] for row in mine)
