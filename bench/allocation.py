@@ -31,7 +31,7 @@ from rounding import _bytes, _mean
 
 BITS = (8, 7, 6, 5, 4, 3, 2)
 UNIFORM = (6, 5, 4, 3, 2)
-LEVELS = 40  # allocations between the smallest and the largest file, at even ratios
+LEVELS = 24  # allocations between the smallest and the largest file, at even ratios
 ROUNDING = "gptq"
 
 

@@ -27,7 +27,7 @@ def changes(
             raise RangeError(f"{named(name, values)} is no list; write for example bits=(8, 4), sparsity=() and sizes=(0.5,).")
     quantize, widths = _widths(bits)
     found = [Loss(bits=each) for each in widths]
-    middle = [widths[len(widths) // 2]] if widths else []
+    middle = widths[max(0, len(widths) // 2 - 1) : len(widths) // 2 + 1]
     bases = [*(Loss(sparsity=each) for each in sparsity), *(Loss(size=each) for each in sizes)]
     found += [replace(base, bits=more) for base in bases for more in (None, *middle)]
     if not found:

@@ -68,10 +68,10 @@ def sensitivity(
 ) -> Sensitivity:
     """What the outputs lose when one layer alone gets each number of bits, sparsity, or fraction of its weights in thin layers.
 
-    Zeros and thin layers are measured in float and with the middle one of the bits. In place of numbers, `bits` may hold steps
-    that differ in their bits alone: [Quantize(bits=b, rounding="gptq") for b in (4, 3)]. Outputs are those of the first `samples`
-    of the calibration, fewer where a large network would take hours; steps that ask the data see others. With `folder` it is
-    kept there under a name made of task and arguments, given back when it is asked for again, and goes on after a kill;
+    Zeros and thin layers are measured in float and with the two middle ones of the bits. In place of numbers, `bits` may hold
+    steps that differ in their bits alone: [Quantize(bits=b, rounding="gptq") for b in (4, 3)]. Outputs are those of the first
+    `samples` of the calibration, fewer where a large network would take hours; steps that ask the data see others. With `folder`
+    it is kept there under a name made of task and arguments, given back when it is asked for again, and goes on after a kill;
     `memory` is as in `compress`. Layers that a step cannot take are named with the reason, in `notes()`.
     Raises: RangeError when nothing is asked for or a value is out of range; LayerError when no layer matches; TaskError when
     outputs are not finite; LimitError when the memory is not enough.
