@@ -61,9 +61,9 @@ def every(width, rows, folder):
     found["fp32"] = peak(lambda: ex.export(model, folder + "/small.onnx", calibration=[batch]))
     return found
 
-STEPS = [ex.Fold(), ex.Prune(0.8), ex.Share(bits=4), ex.Share(bits=8), ex.Quantize(bits=4), ex.Quantize(bits=8, biases=8),
+STEPS = [ex.Fold(), ex.Prune(0.8), ex.Share(bits=4), ex.Quantize(bits=4), ex.Quantize(bits=8, biases=8),
          ex.Quantize(bits=4, per="group"), ex.Quantize(bits=8, per="network", fit="absmax"), ex.Quantize(bits=8, activations=8),
-         ex.PruneChannels(sparsity=0.25, scores="magnitude"), ex.PruneChannels(sparsity=0.25), ex.PruneChannels(macs=0.5),
+         ex.PruneChannels(sparsity=0.25, scores="magnitude"), ex.PruneChannels(macs=0.5),
          ex.Factorize(rank=4, layers="5"), ex.Factorize(size=0.5, layers="5"), ex.Quantize(bits=4, rounding="gptq"),
          ex.Share(bits=3, rounding="gptq"), ex.Prune(scores="wanda", scope="row"), ex.Prune(scores="taylor", scope="layer"),
          ex.Prune(scores="wanda", layers="5", refit=True), ex.Recover(epochs=1)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -139,12 +142,17 @@ def test_a_result_needs_no_samples_and_a_model_does(tmp_path):
 # Lies
 
 
-@pytest.fixture
-def file(tmp_path):
-    model = seeded(Mlp)
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    model, path = seeded(Mlp), tmp_path_factory.mktemp("good") / "good.nxt"
     small, _ = ex.Share(bits=4)(model, ex.Task(model, calibration=[inputs(Mlp)]))
-    kept(small, inputs(Mlp), tmp_path / "good.nxt", model)
-    return tmp_path / "good.nxt"
+    kept(small, inputs(Mlp), path, model)
+    return path
+
+
+@pytest.fixture
+def file(good, tmp_path):
+    return Path(shutil.copy(good, tmp_path / "good.nxt"))
 
 
 def forged(path, change):

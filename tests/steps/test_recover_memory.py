@@ -47,10 +47,11 @@ def test_without_batch_norms_parts_of_a_batch_teach_the_same() -> None:
     whole, most = recovered(model, None)
     parted, less = recovered(model, "8 MB")
     assert less < 0.75 * most
+    assert less <= 1.05 * 8e6
     assert torch.allclose(weights(whole), weights(parted), atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "limit"), [("transformer", 8_000_000), ("transformer", 5_000_000), ("resnet-8", 4_000_000)])
+@pytest.mark.parametrize(("name", "limit"), [("transformer", 5_000_000), ("resnet-8", 4_000_000)])
 def test_the_limit_is_kept_by_what_is_really_allocated(name: str, limit: int) -> None:
     model = zoo.build(name)
     _, most = recovered(model, limit)
