@@ -130,19 +130,19 @@ class Scaled:
         by = torch.ones((), dtype=torch.float64)
         for part in parts:
             by = by * self._spread(part, vector(self.model, part, factors))
-        values = held(self.model, key).detach().double()
-        by = by.expand_as(values)
-        rounded = self._rounded((values * by)[few]).double() / by[few]
+        whole = held(self.model, key).detach()
+        values, by = whole[few].double(), by.expand_as(whole)[few]
+        rounded = self._rounded(values * by).double() / by
         module = self.model.get_submodule(parts[0].path)
         inputs = seen.inputs.double()
         others = inputs
         for part in reads:
             own = _first(seen, self._matrix(key, self._spread(part, vector(self.model, part, factors))))[:, None, :]
             others = self._rounded_inputs(inputs / own) * own
-        one, two = (_rows(seen, matrix_of(module, tensor), few) for tensor in (values[few], rounded))
+        one, two = (_rows(seen, matrix_of(module, tensor), few) for tensor in (values, rounded))
         right = inputs @ one.transpose(1, 2)
         wrong = (others @ two.transpose(1, 2) - right).square().mean(1).flatten()
-        gains = self.gains.get(key, torch.ones(len(self._matrix(key, values)), dtype=torch.float64))[seen.start : seen.stop]
+        gains = self.gains.get(key, torch.ones(len(self._matrix(key, whole)), dtype=torch.float64))[seen.start : seen.stop]
         gains = gains if isinstance(few, slice) else gains[few - seen.start]
         found = 0.0
         if reads:

@@ -123,7 +123,7 @@ class Fault:
 WORDS: dict[FaultKind, str] = {
     "input outliers": (
         "{layer}: channel {fault.channel} of its inputs is {fault.value:.3g} times as large as the middle one, and in 8 bits "
-        "leaves the others few codes; keep these inputs in float: leave {layer} out of the Quantize that has activations=8."
+        "leaves the others few codes; put Equalize before Quantize, or leave {layer} out of the Quantize that has activations=8."
     ),
     "weight outliers": (
         "{layer}: the largest weight of row {fault.channel} is {fault.value:.3g} times the row's root mean square, and in few "

@@ -188,7 +188,7 @@ def test_depthwise_gated_and_hand_written_norms_are_linked() -> None:
             return x + self.down(torch.nn.functional.silu(self.gate(y)) * self.up(y))
 
     links, _ = find_links(Gated().eval(), torch.randn(2, 5, 6))
-    assert sorted((link.writers, link.readers) for link in links) == [(("",), ("gate", "up")), (("up",), ("down",))]
+    assert sorted((link.writers, link.readers) for link in links) == [(("scale",), ("gate", "up")), (("up",), ("down",))]
     thin = nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
     links, _ = find_links(thin, torch.randn(2, 2, 8, 8))
     assert [(link.writers, link.readers) for link in links] == [(("0",), ("2",)), (("2",), ("4",))]
@@ -201,6 +201,68 @@ def test_norms_are_linked_to_all_that_read_them_and_values_to_the_output() -> No
         (("norm2",), ("fc1",)),
         (("attention",), ("attention.out_proj",)),
     ]
+
+
+class Decoder(nn.Module):
+    """A block as language models write it: values for two heads each, positions, and a scale at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm = nn.Linear(4, 16), nn.RMSNorm(16)
+        self.q, self.k, self.v, self.o = nn.Linear(16, 16), nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(16, 16)
+        self.position, self.scale = nn.Parameter(torch.randn(1, 5, 16)), nn.Parameter(torch.rand(16) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x) + self.position
+        y, (batch, time, _) = self.norm(x), x.shape
+        q = self.q(y).view(batch, time, 4, 4).transpose(1, 2)
+        k, v = (part(y).view(batch, time, 2, 4).transpose(1, 2) for part in (self.k, self.v))
+        k, v = (part[:, :, None].expand(batch, 2, 2, time, 4).reshape(batch, 4, time, 4) for part in (k, v))
+        a = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x + self.scale * self.o(a.transpose(1, 2).reshape(batch, time, 16))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.fc = nn.Embedding(20, 8), nn.LSTM(8, 6, bidirectional=True), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.lstm(self.embed(x))[0])
+
+
+TURNED = nn.Sequential(
+    *(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 8, 3, groups=2), nn.LeakyReLU(), nn.ConvTranspose2d(8, 4, 3)),
+    *(nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.ReLU(), nn.Conv2d(4, 2, 1)),
+)
+
+
+@pytest.mark.parametrize(
+    ("net", "batch", "expected"),
+    [
+        (Decoder(), torch.randn(2, 5, 4), ["norm > q, k, v", "v > o", "o > scale"]),
+        (Recurrent(), torch.randint(0, 20, (2, 5)), ["embed > lstm"]),
+        (TURNED, torch.randn(2, 2, 8, 8), ["0 > 2", "2 > 4", "5 > 7", "7 > 9"]),
+    ],
+    ids=["decoder", "recurrent", "turned"],
+)
+def test_links_of_networks_that_others_write(net: nn.Module, batch: Tensor, expected: list[str]) -> None:
+    links, _ = find_links(net.eval(), batch)
+    assert {f"{', '.join(link.writers)} > {', '.join(link.readers)}" for link in links} == set(expected)
+
+
+def test_what_reads_a_weight_itself_stops_its_factors() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x)) / self.a.weight.norm())
+
+    links, left = find_links(Net().eval(), torch.randn(2, 6))
+    assert links == []
+    assert ("a", "'a.weight' is read in another way too") in [(change.path, change.why) for change in left]
 
 
 def test_tied_and_coded_weights_are_left_alone_and_named() -> None:

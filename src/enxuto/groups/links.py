@@ -23,6 +23,7 @@ IntArray = npt.NDArray[np.int64]
 LEFT = "not equalized"
 TRIED = 3.0  # the rehearsal's factors lie between a third and three
 UNREAD = "no layer with weights reads what it gives, nor gives what it reads"
+PARTLY = "a part of its weight is read, or in a way that cannot be followed"
 UNREACHED = "the sample inputs do not reach it"
 Role = tuple[str, int, int, Norm | None]
 
@@ -62,13 +63,13 @@ class Link:
 
     @property
     def writers(self) -> tuple[str, ...]:
-        """Paths of the modules that make the channels."""
-        return tuple(dict.fromkeys(part.path for part in self.parts if part.power == 1))
+        """Paths of the modules that make the channels; of what the model itself holds, its name."""
+        return tuple(dict.fromkeys(part.path or part.name for part in self.parts if part.power == 1))
 
     @property
     def readers(self) -> tuple[str, ...]:
         """Paths of the modules that read them."""
-        return tuple(dict.fromkeys(part.path for part in self.parts if part.power < 0))
+        return tuple(dict.fromkeys(part.path or part.name for part in self.parts if part.power < 0))
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -96,7 +97,7 @@ def find_links(model: nn.Module, batch: Batch) -> tuple[list[Link], list[Change]
     kept = [link for index, link in enumerate(links) if index not in failed]
     left = [Change(path, LEFT, why) for index, why in failed.items() for path in links[index].writers]
     seen = {path for link in links for path in link.paths}
-    reasons = _reasons(effects, channel, frozen)
+    reasons = _reasons(plain, ledger, effects, channel, frozen)
     left += [Change(path, LEFT, reasons.get(path, UNREACHED)) for path in _layers(plain) if path not in seen]
     return kept, left
 
@@ -193,15 +194,23 @@ def _freeze_strays(model: nn.Module, ledger: Factors, effects: Sequence[Effect])
             ledger.freeze(effect.labels, f"'{effect.key}' is in no state dict", "")
 
 
-def _reasons(effects: Sequence[Effect], channel: IntArray, frozen: Mapping[int, str]) -> dict[str, str]:
-    """The first reason for each module."""
-    found: dict[str, str] = {}
+def _reasons(
+    model: nn.Module, ledger: Factors, effects: Sequence[Effect], channel: IntArray, frozen: Mapping[int, str]
+) -> dict[str, str]:
+    """The first reason for each module, also for one that holds what another holds under its name."""
+    found = dict.fromkeys(ledger.otherwise, PARTLY)
     for effect in sorted(effects, key=lambda each: -each.power):
         why = next((frozen[unit] for unit in np.unique(channel[effect.labels.numpy()]).tolist() if unit in frozen), UNREAD)
-        path = effect.key.rpartition(".")[0]
-        if found.get(path, UNREAD) == UNREAD:
-            found[path] = why
-    return found
+        if found.get(effect.key, UNREAD) in (UNREAD, PARTLY):
+            found[effect.key] = why
+    first: dict[int, str] = {}
+    for key, tensor in model.named_parameters(remove_duplicate=False):
+        first.setdefault(id(tensor), key)
+    reasons: dict[str, str] = {}
+    for key, tensor in model.named_parameters(remove_duplicate=False):
+        if first[id(tensor)] in found:
+            reasons.setdefault(key.rpartition(".")[0], found[first[id(tensor)]])
+    return reasons
 
 
 def _layers(model: nn.Module) -> list[str]:

@@ -148,7 +148,7 @@ class _Judge:
     def __init__(self, model: nn.Module, batches: Sequence[Batch], step: Equalize) -> None:
         self.model, self.batches, self.step = model, batches, step
         self.answers = Answers(model, batches)
-        self.trials = 0
+        self.trials: dict[frozenset[_Found], float] = {}
         self.before = self.least = self.error([])
 
     def exact(self, found: Sequence[_Found]) -> tuple[list[_Found], list[Change]]:
@@ -168,7 +168,7 @@ class _Judge:
 
     def helpful(self, found: Sequence[_Found], beside: Sequence[_Found] = ()) -> list[_Found]:
         """Those that make it less beside others: all, or what is left of each half."""
-        if not found or self.trials >= TRIALS:
+        if not found or len(self.trials) >= TRIALS:
             return []
         error = self.error([*beside, *found])
         if error < self.least:
@@ -181,16 +181,20 @@ class _Judge:
 
     def error(self, found: Sequence[_Found]) -> float:
         """How far the outputs move when the network is rounded with these factors."""
-        self.trials += 1
-        rounded = _scaled(self.model, found)
-        ranges = input_ranges(rounded, self.batches, "*", "best") if self.step.activations else {}
+        if frozenset(found) not in self.trials:
+            self.trials[frozenset(found)] = self.answers.moved(self._rounded(found))
+        return self.trials[frozenset(found)]
+
+    def _rounded(self, found: Sequence[_Found]) -> nn.Module:
+        made = _scaled(self.model, found)
+        ranges = input_ranges(made, self.batches, "*", "best") if self.step.activations else {}
         try:
-            plain = [weight for weight in weights(rounded) if isinstance(weight.tensor, Tensor)]
+            plain = [weight for weight in weights(made) if isinstance(weight.tensor, Tensor)]
         except LayerError:
             plain = []
-        code_weights_(rounded, plain, self.step.grid())
-        round_inputs_(rounded, ranges)
-        return self.answers.moved(rounded)
+        code_weights_(made, plain, self.step.grid())
+        round_inputs_(made, ranges)
+        return made
 
 
 def _scaled(model: nn.Module, found: Iterable[_Found]) -> nn.Module:
