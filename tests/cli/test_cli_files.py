@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,12 +163,25 @@ def test_report_writes_the_page_of_a_result(compressed: dict[str, Any], task_fil
     assert "<html" in path.read_text()
 
 
+def test_report_shows_what_layers_lose_where_that_lies_beside_the_result(
+    compressed: dict[str, Any], task_file: Path, tmp_path: Path
+) -> None:
+    shutil.copy(task_file.with_name("out") / "result.json", tmp_path)
+    answer("report", tmp_path)
+    assert "What each layer loses" not in (tmp_path / "report.html").read_text()
+    answer("inspect", task_file, "--sensitivity", "--out", tmp_path)
+    answer("report", tmp_path)
+    assert "What each layer loses" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["inspect", "missing.nxt"], "does not exist"),
         (["inspect", "missing.onnx"], "cannot be read as ONNX"),
         (["inspect", "notes.txt"], "give a task file"),
+        (["inspect", "broken.nxt", "--out", "out"], "give --sensitivity with it"),
+        (["inspect", "broken.nxt", "--sensitivity"], "give a task file"),
         (["inspect", "broken.onnx"], "cannot be read as ONNX"),
         (["inspect", "broken.nxt"], "broken.nxt"),
         (["compare", "missing.nxt", "broken.nxt"], "'missing.nxt' does not exist"),
@@ -250,6 +264,3 @@ def test_inspect_shows_what_each_layer_loses_and_keeps_it(task_file: Path, tmp_p
     assert list(tmp_path.iterdir()) == kept
     for words in ("Net: outputs move", "fewer bits", "50% zeros", "25% of", "fc1", "kB"):
         assert words in shown.stdout
-    refused = run("inspect", tmp_path / "small.nxt", "--sensitivity")
-    assert refused.exit_code == 2
-    assert "--sensitivity changes the layers of a network" in refused.stderr

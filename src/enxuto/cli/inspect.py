@@ -46,6 +46,8 @@ def inspect(
     with session(json=json, quiet=quiet, debug=debug) as run:
         if coders and path.suffix != ".nxt":
             raise ArtifactError(f"'{path}' has no coders to show; give --coders with a .nxt file.")
+        if out is not None and not sensitivity:
+            raise ArtifactError(f"--out '{out}' is where a sensitivity is kept; give --sensitivity with it.")
         if sensitivity:
             inspect_sensitivity(run, path, seed, out)
         elif path.suffix == ".nxt":
