@@ -108,6 +108,7 @@ class SecondOrder:
         scale = matrix_of(weight.module, grid.scale)
         for rows, each in answers:
             each.round_(made[rows], scale[rows], grid.largest, grid.entries, zero=grid.zero)
+        answers.clear()  # before anything else takes memory
         rounded = coded.recode(weight_of(weight.module, made, coded.shape))
         rounded.dtype = coded.dtype
         return rounded

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from enxuto.functional import feedback
 from enxuto.functional.feedback import DAMPING, Feedback
 
 law = settings(deadline=None, max_examples=30, derandomize=True)
@@ -49,10 +52,31 @@ def by_the_paper(matrix: Tensor, square: Tensor, scale: float, largest: int) -> 
 @given(st.integers(1, 5), st.integers(1, 150), st.integers(0, 99))
 def test_it_is_what_the_paper_says(rows: int, columns: int, seed: int) -> None:
     matrix, square = problem(rows, columns, seed)
-    made = round_with_feedback(matrix, square, torch.tensor(0.5).expand_as(matrix), 3)
+    scale = torch.tensor(0.5).expand_as(matrix)
+    with patch.object(feedback, "SWEEPS", 0):  # without the descent that comes after
+        made = round_with_feedback(matrix, square, scale, 3)
     slow = by_the_paper(matrix, square, 0.5, 3)
     assert (made != slow).float().mean() <= 0.02, "a value on the edge may fall either way"
     assert error(made, matrix, square) == pytest.approx(error(slow, matrix, square), rel=0.05)
+
+
+@law
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 99))
+def test_after_it_no_value_alone_can_move_for_the_better(rows: int, columns: int, seed: int) -> None:
+    matrix, square = problem(rows, columns, seed)
+    damped = square + DAMPING * square.diagonal().mean() * torch.eye(columns)
+    scale = torch.tensor(0.5).expand_as(matrix)
+    with patch.object(feedback, "SWEEPS", 100):
+        made = round_with_feedback(matrix, square, scale, 3)
+    with patch.object(feedback, "SWEEPS", 0):
+        before = round_with_feedback(matrix, square, scale, 3)
+    least = error(made, matrix, damped)
+    assert least <= error(before, matrix, damped) * (1 + 1e-5)
+    for column in range(columns):
+        for step in (-0.5, 0.5):
+            moved = made.clone()
+            moved[:, column] = (moved[:, column] + step).clamp(-1.5, 1.5)
+            assert error(moved, matrix, damped) >= least * (1 - 1e-4)
 
 
 @law

@@ -1,17 +1,18 @@
-"""Rounding a matrix column by column, each error answered by the columns that are still to come.
+"""Rounding a matrix column by column, each error answered by the columns that are still to come; then each value once more.
 
 What is minimised is the error of the products, tr(E H Eᵀ) for E = matrix - rounded and H the second moments of the inputs. With
 H = R Rᵀ for an upper R it is |E R|²: column k of E R depends on the errors up to k, so the best value of the next column is the
-one that the errors before it ask for, rounded. No inverse of H is needed.
+one that the errors before it ask for, rounded. No inverse of H is needed. What is found so is the start of a descent by
+coordinates: each value moves to the best of its grid while the others stay, until none moves, and the error can only fall.
 Source: Frantar et al. 2023, "GPTQ: accurate post-training quantization for generative pre-trained transformers"; in this form
-Chee et al. 2023, "QuIP: 2-bit quantization of large language models with guarantees", section 3 (LDLQ).
+Chee et al. 2023, "QuIP: 2-bit quantization of large language models with guarantees", section 3 (LDLQ); the
+descent as Behdin et al. 2023, "QuantEase: optimization-based quantization for language models". Deviation: it begins where the
+feedback ended.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,19 +23,22 @@ from torch import Tensor
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: GPTQ's
 BLOCK = 64  # columns whose errors reach each other one by one; those of blocks before come by one product
 ROWS = 128  # rounded at once: rows do not know each other
+SWEEPS = 8  # over the columns of a row at most, in its descent; few rows need more than three
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """What errors ask of the columns still to come: the order in which columns are rounded, and the upper R of H in it.
+    """What errors ask of the columns still to come: the order in which columns are rounded, the upper R of H in it, and H in the
+    opposite order.
 
-    Shapes: order int64 [in], upper [in, in].
+    Shapes: order int64 [in], upper and square [in, in].
     """
 
     order: Tensor
     upper: Floats
+    square: Floats
     mean: float  # of the diagonal of H, of which R is one of mean 1
 
     @staticmethod
@@ -60,7 +64,7 @@ class Feedback:
         while True:
             lower, failed = torch.linalg.cholesky_ex(square)
             if not int(failed):
-                return Feedback(order, lower.cpu().numpy()[::-1, ::-1], mean)
+                return Feedback(order, lower.cpu().numpy()[::-1, ::-1], square.cpu().numpy(), mean)
             diagonal.add_(9 * added)
             added *= 10
 
@@ -83,50 +87,30 @@ class Feedback:
             scales: Floats = scale[few][:, self.order].float().cpu().numpy()
             if zero:
                 scales[values == 0] = 0
-            _round_rows_(values, scales, self.upper, largest, table)
-            matrix[few, self.order] = torch.from_numpy(values).to(matrix.device)
+            found = values.copy()
+            _round_rows_(found, scales, self.upper, largest, table)
+            _descend_(found, values, scales, self.square, largest, table)
+            matrix[few, self.order] = torch.from_numpy(found).to(matrix.device)
 
 
 def _round_rows_(values: Floats, scales: Floats, factor: Floats, largest: int, table: Floats) -> None:
     """Where the scale is 0 the value stays."""
+    from enxuto.functional.rounding_kernels import round_block  # compiled: imported late, with what needs it
+
     errors = np.zeros_like(values)
     for start in range(0, values.shape[1], BLOCK):
         part = slice(start, start + BLOCK)
         own = factor.diagonal()[part]
         asked = errors[:, :start] @ factor[:start, part] / own
         ratio = np.ascontiguousarray(factor[part, part] / own)  # whole arrays of one layout: numba compiles one loop
-        _kernel()(values, asked, errors, ratio, scales, start, largest, table)
+        round_block(values, asked, errors, ratio, scales, start, largest, table)
 
 
-@functools.cache
-def _kernel() -> Callable[..., None]:
-    from enxuto.functional.hot import hot
+def _descend_(found: Floats, values: Floats, scales: Floats, square: Floats, largest: int, table: Floats) -> None:
+    """Brings the found values nearer to the products of the values, in place. Shapes: square with its columns in reverse."""
+    from enxuto.functional.rounding_kernels import descend
 
-    made: Callable[..., None] = hot(_round_block)
-    return made
-
-
-def _round_block(values, asked, errors, ratio, scales, start, largest, entries):  # type: ignore[no-untyped-def]
-    for row in range(len(values)):
-        for column in range(start, start + len(ratio)):
-            target = values[row, column] + asked[row, column - start]
-            for before in range(start, column):
-                target += errors[row, before] * ratio[before - start, column - start]
-            if scales[row, column] == 0:
-                rounded = values[row, column]
-            elif entries.size:
-                low, high = 0, entries.size - 1
-                while low < high:
-                    middle = (low + high) // 2
-                    if 2.0 * target > np.float64(entries[middle]) + np.float64(entries[middle + 1]):
-                        low = middle + 1
-                    else:
-                        high = middle
-                rounded = entries[low]
-            elif largest == 0:
-                rounded = scales[row, column] if target >= 0 else -scales[row, column]
-            else:
-                steps = np.rint(target / scales[row, column])
-                rounded = np.float32(min(max(steps, -largest), largest)) * scales[row, column]
-            errors[row, column] = values[row, column] - rounded
-            values[row, column] = rounded
+    made = np.ascontiguousarray(found[:, ::-1])
+    pull = (made - values[:, ::-1]) @ square
+    descend(made, pull, square, np.ascontiguousarray(scales[:, ::-1]), largest, table, SWEEPS)
+    found[:] = made[:, ::-1]
