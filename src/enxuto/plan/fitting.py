@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from enxuto.plan.history import Trial
 from enxuto.plan.levels import FINISH_RATE, SPARSEST, level, level_densities, trained
+from enxuto.plan.untrained import Recipe, Tries, Wish, untrained
+from enxuto.steps.factorize import Factorize
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.task import Step
 
-Recipe = tuple[Step, ...]
-Tries = Generator[Recipe, Trial | None, None]
 BITS = (8, 6, 5, 4, 3, 2)
 CODINGS: tuple[tuple[Step, ...], ...] = (
     tuple(Share(bits=bits, biases=8) for bits in BITS),
@@ -26,9 +26,6 @@ CODINGS: tuple[tuple[Step, ...], ...] = (
     tuple(Quantize(bits=bits, biases=8) for bits in BITS),
 )
 """Ways to write weights down, each from gentle to harsh: shared values, one scale for the network, one for each channel."""
-TOLERANCES = (1e-5, 1e-2)
-"""From careful to ruinous: between them a file of any size is found by halving, with as many bits for each weight as it needs."""
-HALVINGS = 6
 TIGHT = 0.97  # of the bytes allowed: a file that uses so many is not made larger
 AIM = 0.985
 LEAST = 1e-4  # of the weights: the sparsities of steps have four digits
@@ -56,7 +53,7 @@ class Fitting:
 
     def recipes(self) -> Tries:
         """All of them, until the rounds bring nothing more, nothing is lost, or the time holds no further round."""
-        yield from self._tolerated()
+        yield from self._untrained()
         fitting = []
         for coding in CODINGS:
             place = yield from self._coarsest_needed(coding)
@@ -75,6 +72,10 @@ class Fitting:
         """The bytes of the file; None when the recipe could not be applied."""
         if recipe in self.sizes:
             return self.sizes[recipe]
+        trial = yield from self._asked(recipe)
+        return None if trial is None else trial.file_bytes
+
+    def _asked(self, recipe: Recipe) -> Generator[Recipe, Trial | None, Trial | None]:
         trial = yield recipe
         if trial is None:
             return None
@@ -83,17 +84,23 @@ class Fitting:
             self.drops[recipe] = trial.drop
             if self.best is None or trial.drop < self.best.drop:
                 self.best, self.recipe = trial, recipe
-        return trial.file_bytes
+        return trial
 
-    def _tolerated(self) -> Tries:
-        """One knob for all weights, without training: its file uses the bytes that are allowed."""
-        low, high = TOLERANCES
-        for _ in range(HALVINGS):
-            middle = halfway(low, high)
-            size = yield from self._try((*self.base, *self.fold, tolerated(middle)))
-            if size is None or TIGHT * self.limit <= size <= self.limit:
+    def _untrained(self) -> Tries:
+        """Thin layers and one knob for all bits: files that use the bytes that are allowed, of which the one that loses least."""
+        wish = Wish(
+            does=lambda trial: trial.file_bytes <= self.limit,
+            coarser=lambda trial: trial.file_bytes > self.limit,
+            cost=lambda trial: trial.drop,
+            enough=lambda trial: TIGHT * self.limit <= trial.file_bytes <= self.limit,
+        )
+        recipes, trial = untrained((*self.base, *self.fold), wish), None
+        while not self.lossless:
+            try:
+                recipe = recipes.send(trial)
+            except StopIteration:
                 return
-            low, high = (low, middle) if size <= self.limit else (middle, high)
+            trial = yield from self._asked(recipe)
 
     def _coarsest_needed(self, coding: Sequence[Step]) -> Generator[Recipe, Trial | None, int]:
         """Halving the choice: the place of the gentlest coding that fits without pruning; behind the last if none does."""
@@ -167,22 +174,8 @@ class Fitting:
 
     def _guess(self) -> float:
         """A first density for shared values of 4 bits, from whatever file is known: bytes fall about as the weights left."""
-        known = [size for recipe, size in self.sizes.items() if not any(isinstance(step, Prune) for step in recipe)]
+        known = [size for recipe, size in self.sizes.items() if not any(isinstance(step, (Prune, Factorize)) for step in recipe)]
         return max(SPARSEST, min(1.0, AIM * self.limit / min(known, default=self.limit))) * self.density
-
-
-def tolerated(tolerance: float) -> Step:
-    """The weights in as few bits as this tolerance of the outputs leaves them."""
-    return Quantize(tolerance=tolerance, rounding="gptq", biases=8)
-
-
-def halfway(low: float, high: float) -> float:
-    """Between two tolerances, as a person writes it.
-
-    >>> halfway(1e-5, 1e-2)
-    0.000316
-    """
-    return float(f"{math.sqrt(low * high):.3g}")
 
 
 def _moved(known: Sequence[tuple[float, float]], wanted: float) -> float:

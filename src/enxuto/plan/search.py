@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from enxuto.evaluation.points import is_fraction, said
 from enxuto.evaluation.quality import paired_change, quality
 from enxuto.plan.chance import MARGIN, standard_error
 from enxuto.plan.choice import rank
-from enxuto.plan.fitting import CODINGS, HALVINGS, TOLERANCES, Fitting, Tries, halfway, tolerated
+from enxuto.plan.fitting import CODINGS, Fitting
 from enxuto.plan.history import End, History, Trial, in_words, search_key
 from enxuto.plan.levels import FINISH_RATE, LEVEL, SPARSEST, first_density, level, trained
 from enxuto.plan.pace import seconds_per_epoch, seconds_seen
 from enxuto.plan.speed import channels_for_latency
+from enxuto.plan.untrained import Tries, Wish, untrained
 from enxuto.progress import interrupting
 from enxuto.recipe import run
 from enxuto.sizes import format_bytes
@@ -157,7 +159,7 @@ class Search:
         Raises: TimeOver when the time ends before, and there is a result already or no hope of one.
         """
         try:
-            with interrupting(self._check_time):
+            with interrupting(self._check_time), _unheard():
                 model, records = run(self.task, recipe, checkpoints=self.checkpoints, strict=True)
             self.pace_s = seconds_seen(self.task, recipe, records) or self.pace_s
             began = time.monotonic()
@@ -165,7 +167,7 @@ class Search:
             save(model, path, original=self.task.model)
             size = path.stat().st_size
             small = load(path, into=self.task.model)
-        except NothingChangedError as fault:
+        except (NothingChangedError, RangeError) as fault:  # nothing to do, or less asked for than the network can be
             logger.info("not tried: %s", fault)
             self.unchanged.append(str(fault))
             return None
@@ -264,7 +266,7 @@ class Search:
         if self.free:
             yield self.base + self._finish(8, 0)
             return
-        yield from self._tolerated()
+        yield from self._untrained()
         for coding in CODINGS[:2]:  # nothing trained: seconds, and something is in hand
             for step in coding:
                 yield (*self.base, *self.fold, step)
@@ -279,13 +281,15 @@ class Search:
             epochs = min(LONGER * epochs, EPOCHS[-1])
             yield from self._ladder(epochs, max(EPOCHS[0], round(epochs / 2, 3)))
 
-    def _tolerated(self) -> Tries:
-        """The coarsest tolerance that loses little enough, by halving; nothing trained."""
-        low, high = TOLERANCES
-        for _ in range(HALVINGS):
-            middle = halfway(low, high)
-            yield (*self.base, *self.fold, tolerated(middle))
-            low, high = (middle, high) if self.last else (low, middle)
+    def _untrained(self) -> Tries:
+        """Thin layers and the coarsest tolerance that loses little enough; nothing trained."""
+        wish = Wish(
+            does=lambda trial: trial.drop <= self.target.drop,
+            coarser=lambda trial: trial.drop <= self.target.drop,
+            cost=lambda trial: trial.file_bytes,
+            enough=lambda trial: False,
+        )
+        yield from untrained((*self.base, *self.fold), wish)
 
     def _ladder(self, epochs: float, tail: float) -> Tries:
         """Level by level fewer weights, each level trained from the one before, until the goal or too much is lost."""
@@ -328,6 +332,18 @@ class Search:
         if tail:
             yield good + self._finish(3, round(3 * tail, 3))
             yield good + self._finish(4, round(4 * tail, 3))
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Inside, steps do not warn of what they may have done to quality: each trial is judged."""
+    steps = logging.getLogger("enxuto.steps")
+    level = steps.level
+    steps.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        steps.setLevel(level)
 
 
 def next_of(recipes: Tries, trial: Trial | None) -> tuple[Step, ...] | None:
