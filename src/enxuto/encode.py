@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import batch_size
 from enxuto.errors import NothingChangedError
 from enxuto.evidence.histograms import Ranges, Span, fitted_ranges
+from enxuto.evidence.outputs import Answers
 from enxuto.functional.affine import PIECE, activation_grid
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.affine import Affine
@@ -18,10 +21,12 @@ from enxuto.layers.grids import CodedTensor, Grid
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.layers.traits import traits
 from enxuto.select import Patterns, matches
-from enxuto.surgery import Weight, leaves_, twins, weights
-from enxuto.task import Batch, Change
+from enxuto.surgery import Weight, borrowed, leaves_, twins, weights
+from enxuto.task import Batch, Change, Task
 
 WHY_KEPT = "no more than the grid has codes"
+HARMLESS_BITS = 8
+HARMLESS = 0.02  # of the outputs' spread, by the biases in so many bits
 
 
 def code_weights_(
@@ -121,12 +126,47 @@ def _encoded(values: Iterable[tuple[Tensor, str]], grid: Grid, together: bool) -
         yield grid.suited(value).encode(value, path)
 
 
-def code_biases_(model: nn.Module, layers: Patterns, bits: int) -> list[Change]:
-    """Codes the one-dimensional parameters of weighted layers and norms, one scale each."""
+def code_biases_(
+    model: nn.Module, layers: Patterns, bits: int, given: nn.Module, task: Task
+) -> tuple[list[Change], list[Change]]:
+    """Codes the one-dimensional parameters of weighted layers and norms, one scale each; and of those left in float, why.
+
+    In 8 bits, which are meant to lose nothing, one stays in float that alone would move the outputs of the `given` network too
+    far, as where a bias of a thousand stands beside small ones; fewer bits are taken as they are asked for.
+    """
+    harm = _harm(given, layers, bits, task) if bits == HARMLESS_BITS else {}
+    changes = _coded_biases(model, layers, bits, harm)
+    return changes, [
+        Change(key, "left in float", f"{bits} bits would move the outputs by {moved:.1%} of their spread")
+        for key, moved in harm.items()
+    ]
+
+
+def _harm(given: nn.Module, layers: Patterns, bits: int, task: Task) -> dict[str, float]:
+    """How far single biases in so many bits move the outputs on a batch, where that is too far."""
+    if batch_size(task.sample) < 2:
+        return {}  # one sample has no spread
+    answers = Answers(given, [task.sample], task.outputs)
+
+    def moved(harm: Collection[str]) -> float:
+        probe = borrowed(given)
+        _coded_biases(probe, layers, bits, harm)
+        return answers.moved(probe)
+
+    if moved(()) <= HARMLESS:
+        return {}
+    keys = [key for key, *_ in _biases(given, layers)]
+    alone = {key: moved({*keys} - {key}) for key in keys}
+    return {key: each for key, each in alone.items() if HARMLESS < each < math.inf}
+
+
+def _coded_biases(model: nn.Module, layers: Patterns, bits: int, left: Collection[str]) -> list[Change]:
     changes = []
     shared: dict[Tensor | nn.Module, CodedTensor] = {}
     for key, module, name, held in _biases(model, layers):
         values = dense(held)
+        if key in left:
+            continue
         if isinstance(held, CodedTensor) and held.grid == _bias_grid(values, bits):
             continue
         tensor = shared.setdefault(held, _bias_grid(values, bits).encode(values, key))

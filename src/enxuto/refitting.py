@@ -32,7 +32,7 @@ class Refitted:
         where no product is known. Shapes: as the weight."""
         values = weight.read()
         found = [] if weight.key in self.why else self.moments(weight.key)
-        if not found:
+        if not found or not bool(keep.any()):
             return values.where(keep, 0.0)
         matrix = matrix_of(weight.module, values).float()
         made = matrix.clone()

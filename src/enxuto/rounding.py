@@ -57,7 +57,7 @@ class Steps:
 
     def __init__(self, model: nn.Module, task: Task, weights: Sequence[Weight], tolerance: float) -> None:
         self.tolerance = tolerance
-        self.influence, self.missing = influence(model, task.calibration, weights, task.seed)
+        self.influence, self.missing = influence(model, task.calibration, weights, task.seed, task.outputs)
 
     def __call__(self, weight: Weight, coded: CodedTensor, answered: float = 1.0) -> CodedTensor:
         """The nearest values on this scale, where neighbours answer all but a part of each error; `coded` where nothing is known.

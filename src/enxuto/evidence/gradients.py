@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import batch_size, leaves
+from enxuto.batches import batch_size
 from enxuto.evidence.samples import in_parts
 from enxuto.functional.likeness import class_axis, probabilities
+from enxuto.outputs import output_tensors
 from enxuto.progress import counted
 from enxuto.surgery import Weight, to_float
 from enxuto.task import Batch, attempt, slow_attention
@@ -23,12 +24,19 @@ Of = Literal["outputs", "labels"]
 
 
 def squared_gradients(
-    model: nn.Module, batches: Iterable[Batch], weights: Sequence[Weight], seed: int = 0, of: Of = "outputs"
+    model: nn.Module,
+    batches: Iterable[Batch],
+    weights: Sequence[Weight],
+    seed: int = 0,
+    of: Of = "outputs",
+    *,
+    units: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The mean over the samples of the squared gradient by each value of these weights; and of weights without any, why.
 
     Of all outputs together, |∂f/∂w|², or of -log p(label) for labels drawn from the classes that the model gives (the diagonal
-    of its Fisher information). Takes the memory of the weights once, and what `in_parts` says.
+    of its Fisher information). With `units` only of the outputs that it names, each times its unit. Takes the memory of the
+    weights once, and what `in_parts` says.
     Shapes: float32, as the weight. Raises: TaskError when the model fails on a batch.
     """
     plain = to_float(model).eval().requires_grad_(False)
@@ -37,7 +45,7 @@ def squared_gradients(
         tensor = plain.get_parameter(weight.key).requires_grad_()
         tensor.register_post_accumulate_grad_hook(lambda tensor, key=weight.key: _add_(sums, key, tensor))
     count = 0
-    for samples, total in drawn(plain, batches, seed, of):
+    for samples, total in drawn(plain, batches, seed, of, units):
         count += samples
         total.backward()
     missing = {weight.key: UNREACHED for weight in weights if weight.key not in sums}
@@ -58,7 +66,9 @@ def _add_(sums: dict[str, Tensor], key: str, tensor: Tensor) -> None:
         sums[key] = gradient.square()
 
 
-def drawn(model: nn.Module, batches: Iterable[Batch], seed: int, of: Of = "outputs") -> Iterator[tuple[int, Tensor]]:
+def drawn(
+    model: nn.Module, batches: Iterable[Batch], seed: int, of: Of = "outputs", units: Mapping[str, float] | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """How many samples went through, and the sum of their outputs with random signs, or of -log p of labels drawn for them.
 
     The squares of its gradients have the expectation of the sum of the squares over all outputs and samples: signs are
@@ -69,9 +79,14 @@ def drawn(model: nn.Module, batches: Iterable[Batch], seed: int, of: Of = "outpu
     made = _signed if of == "outputs" else _labelled
     for batch in in_parts(model, counted(_cycle(batches, PASSES), "how outputs move", PASSES)):
         with torch.enable_grad(), slow_attention():
-            outputs = [each for each in leaves(attempt(model, batch, "a calibration batch")) if _counts(each)]
-            total = torch.stack([made(each, generator) for each in outputs]).sum() if outputs else None
-        del outputs
+            outputs = output_tensors(attempt(model, batch, "a calibration batch"))
+            sums = [
+                made(each, generator) * (1.0 if units is None else units[name])
+                for name, each in outputs.items()
+                if _counts(each) and (units is None or name in units)
+            ]
+            total = torch.stack(sums).sum() if sums else None
+        del outputs, sums
         if total is not None:
             yield batch_size(batch), total
         del total  # and with it what autograd kept

@@ -23,6 +23,7 @@ from enxuto.groups.links import LEFT, Link, find_links, held, scale_
 from enxuto.groups.rehearse import faulty
 from enxuto.layers.affine import Affine, Per
 from enxuto.layers.coded import Coded
+from enxuto.outputs import Outputs
 from enxuto.select import Patterns, matches, select
 from enxuto.surgery import borrowed, reasons, weights
 from enxuto.task import Batch, Change, Record, Task
@@ -84,7 +85,7 @@ class Equalize:
         batches = list(task.calibration)  # a loader may shuffle, and all that is compared is compared on the same
         links, left = find_links(model, task.sample)
         links, left = self._free(model, links, left)
-        judge = _Judge(model, batches, self)
+        judge = _Judge(model, batches, self, task.outputs)
         plans = [judge.exact(found) for found in self._plans(model, links, batches, task.seed)]
         found, wrong = min(plans, key=lambda plan: judge.error(plan[0])) if links else ([], [])
         helpful = judge.helpful(found)
@@ -145,9 +146,9 @@ class _Found:
 class _Judge:
     """How far rounding moves the outputs, with some links equalized; `before` without any, `least` the best that was seen."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], step: Equalize) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], step: Equalize, outputs: Outputs | None) -> None:
         self.model, self.batches, self.step = model, batches, step
-        self.answers = Answers(model, batches)
+        self.answers = Answers(model, batches, outputs)
         self.trials: dict[frozenset[_Found], float] = {}
         self.before = self.least = self.error([])
 

@@ -78,11 +78,12 @@ class Factorize:
         RangeError when `size` or `macs` is less than the least that there is.
         """
         start = time.monotonic()
-        answers = Answers(model, task.calibration)
+        answers = Answers(model, task.calibration, task.outputs)
         work = _Work(self, model, task)
         made = work.made(work.asked()) if self.goals else work.within(answers)
         if not made.changes:
-            raise NothingChangedError(f"{self} would change nothing: {reasons(made.skipped)}; use a lower rank, energy or size.")
+            remedy = "use a lower rank, energy or size" if self.goals else "size=0.5 makes layers thin whatever it costs"
+            raise NothingChangedError(f"{self} would change nothing: {reasons(made.skipped)}; {remedy}.")
         moved = answers.moved(made.model)
         if moved > FAR:
             _log.warning(

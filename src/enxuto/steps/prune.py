@@ -188,6 +188,8 @@ class Prune:
         return lambda values, strength: self._whole(weight, self._own(self._units(weight, values, scored), sparsity, strength))
 
     def _why(self, values: Tensor, keep: Tensor) -> str:
+        if not bool(keep.any()):
+            return f"nothing of it stays ({self.scores} score, {self.scope}); scope='layer' takes as much of each"
         if self.pattern is not None:
             return f"the largest of every {self.pattern} stay ({self.scores} score)"
         if self.refit or not bool(keep.any()) or bool(keep.all()):

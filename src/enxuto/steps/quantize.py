@@ -108,7 +108,8 @@ class Quantize:
         rounded = rounded_by(self.rounding, given, task, chosen, self.tolerance)
         changes, kept = code_weights_(model, chosen, self.grid(), together=self._together, rounded=rounded)
         if self.biases is not None:
-            changes += code_biases_(model, self.layers, self.biases)
+            biases, left = code_biases_(model, self.layers, self.biases, given, task)
+            changes, kept = changes + biases, kept + left
         changes += round_inputs_(model, ranges)
         check_changed(self, changes, kept, "use fewer bits, or activations=8 for the inputs")
         skipped = (

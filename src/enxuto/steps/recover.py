@@ -92,7 +92,7 @@ class Recover:
         flat = all(tensor.ndim < 5 for tensor in [*student.parameters(), *student.buffers()])
         images = flat and any(isinstance(module, nn.Conv2d) for module in student.modules())
         if images:
-            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions train faster so
+            _lay_channels_last_(student, task.sample)
         batches, total = self.batches(task)
         paths, size = self.fitting(student, task)
         with checkpointed(student, paths):
@@ -327,3 +327,13 @@ def _checked(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) -> 
     if not value.requires_grad:
         raise TaskError("loss gave a number that does not depend on the outputs, so nothing can be learned; leave out .detach().")
     return value
+
+
+def _lay_channels_last_(student: nn.Module, sample: Batch) -> None:
+    """Convolutions train faster so; a network whose forward takes no such tensors, as by `view`, is left as it is."""
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with evaluating(student):
+            call(student, sample)
+    except RuntimeError:
+        student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

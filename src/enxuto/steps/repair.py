@@ -64,7 +64,7 @@ class Repair:
             why = f"{len(places)} norms and biases are where the original's are, as far as the samples show"
             why += f" ({reasons(left)})" if left else ""
             raise NothingChangedError(f"{self} would change nothing: {why}; leave the step out, or give more samples.")
-        original = Answers(task.model, batches)
+        original = Answers(task.model, batches, task.outputs)
         before, after = original.moved(given), original.moved(model)
         if not after <= before:
             raise NothingChangedError(

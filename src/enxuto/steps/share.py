@@ -54,7 +54,8 @@ class Share:
         rounded = rounded_by(self.rounding, given, task, chosen)
         changes, kept = code_weights_(model, chosen, self.grid(), rounded=rounded)
         if self.biases is not None:
-            changes += code_biases_(model, self.layers, self.biases)
+            biases, left = code_biases_(model, self.layers, self.biases, given, task)
+            changes, kept = changes + biases, kept + left
         check_changed(self, changes, kept, "use fewer bits")
         skipped = (*kept, *rounded.left(), *left_in_float(model, self.layers))
         return separate_(model, given), Record(
