@@ -27,6 +27,7 @@ from enxuto.task import Batch, Change, Task
 WHY_KEPT = "no more than the grid has codes"
 HARMLESS_BITS = 8
 HARMLESS = 0.02  # of the outputs' spread, by the biases in so many bits
+LEAST_SAMPLES = 8  # of a batch: fewer may lie close together by chance, and their spread is no measure
 
 
 def code_weights_(
@@ -144,8 +145,8 @@ def code_biases_(
 
 def _harm(given: nn.Module, layers: Patterns, bits: int, task: Task) -> dict[str, float]:
     """How far single biases in so many bits move the outputs on a batch, where that is too far."""
-    if batch_size(task.sample) < 2:
-        return {}  # one sample has no spread
+    if batch_size(task.sample) < LEAST_SAMPLES:
+        return {}
     answers = Answers(given, [task.sample], task.outputs)
 
     def moved(harm: Collection[str]) -> float:
@@ -155,9 +156,12 @@ def _harm(given: nn.Module, layers: Patterns, bits: int, task: Task) -> dict[str
 
     if moved(()) <= HARMLESS:
         return {}
-    keys = [key for key, *_ in _biases(given, layers)]
-    alone = {key: moved({*keys} - {key}) for key in keys}
-    return {key: each for key, each in alone.items() if HARMLESS < each < math.inf}
+    tied: dict[object, list[str]] = {}
+    for key, _, _, held in _biases(given, layers):
+        tied.setdefault(held, []).append(key)
+    every = {key for keys in tied.values() for key in keys}
+    alone = [(keys, moved(every - {*keys})) for keys in tied.values()]
+    return {key: each for keys, each in alone if HARMLESS < each < math.inf for key in keys}
 
 
 def _coded_biases(model: nn.Module, layers: Patterns, bits: int, left: Collection[str]) -> list[Change]:
