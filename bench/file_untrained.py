@@ -23,6 +23,10 @@ from torch import nn
 import common
 import enxuto as ex
 import peers
+from enxuto.artifact.checkpoints import FolderCheckpoints
+from enxuto.plan.history import Trial
+from enxuto.plan.search import next_of
+from enxuto.plan.untrained import Wish, untrained
 from enxuto.recipe import line
 from file_coders import NETWORKS, network
 
@@ -43,9 +47,14 @@ def main(names: list[str]) -> None:
             for way, places, tried in _ways(model, task, Path(folder)):
                 started = time.process_time()
                 best = _smallest(model, task, places, tried)
-                row = {"network": name, "way": way, **best, "seconds": time.process_time() - started}
-                rows.append(row)
-                print(row, flush=True)
+                rows.append({"network": name, "way": way, **best, "seconds": time.process_time() - started})
+                print(rows[-1], flush=True)
+            for prefix in ((), (ex.Fold(),)):
+                started = time.process_time()
+                best = _searched(model, task, prefix, Path(folder))
+                way = "thin layers, zeros, tolerance" + ", folded first" * len(prefix)
+                rows.append({"network": name, "way": way, **best, "seconds": time.process_time() - started})
+                print(rows[-1], flush=True)
     common.tell("file_untrained", "without training and labels: the smallest file at half a point of the validation", rows)
 
 
@@ -95,14 +104,12 @@ def _nncodec(peer: peers.Peer, model: nn.Module, task: ex.Task, fixed: dict[str,
 
 def _smallest(model: nn.Module, task: ex.Task, places: int, tried: Tried) -> dict[str, Any]:
     """The smallest file that loses at most half a point."""
-    evaluate = task.evaluate
-    assert evaluate is not None
-    before = _mean(evaluate, model)
+    before = _quality(task, model)
     passed: list[tuple[dict[str, Any], nn.Module]] = []
 
     def passes(place: int) -> bool:
         row, small = tried(place)
-        row["drop"] = before - _mean(evaluate, small)
+        row["drop"] = before - _quality(task, small)
         if row["drop"] <= MAX_DROP:
             passed.append((row, small))
         return bool(row["drop"] <= MAX_DROP)
@@ -113,10 +120,45 @@ def _smallest(model: nn.Module, task: ex.Task, places: int, tried: Tried) -> dic
         low, high = (middle + 1, high) if passes(middle) else (low, middle)
     for place in range(low + 1, min(places, low + 1 + BEYOND)):
         passes(place)
+    return _best(model, task, passed)
+
+
+def _searched(model: nn.Module, task: ex.Task, prefix: tuple[ex.Step, ...], folder: Path) -> dict[str, Any]:
+    """The smallest file among the recipes without training that `compress` begins with."""
+    bare, path, before = ex.Task(model, calibration=task.calibration, seed=task.seed), folder / "small.nxt", _quality(task, model)
+    checkpoints = FolderCheckpoints(folder)
+    recipes = untrained(prefix, Wish(_passes, _passes, lambda trial: trial.file_bytes, lambda trial: False))
+    passed: list[tuple[dict[str, Any], nn.Module]] = []
+    trial = None
+    while (recipe := next_of(recipes, trial)) is not None:
+        try:
+            small, _ = ex.run(bare, recipe, checkpoints=checkpoints, strict=True)
+        except (ex.errors.NothingChangedError, ex.errors.RangeError):
+            trial = None
+            continue
+        ex.save(small, path, original=model)
+        small, size = ex.load(path, into=model), path.stat().st_size
+        trial = Trial(0.0, "", size, 0.0, False, "", before - _quality(task, small))
+        if _passes(trial):
+            passed.append(({"setting": ", ".join(map(line, recipe)), "bytes": size, "drop": trial.drop}, small))
+    return _best(model, task, passed)
+
+
+def _passes(trial: Trial) -> bool:
+    return trial.drop <= MAX_DROP
+
+
+def _best(model: nn.Module, task: ex.Task, passed: Sequence[tuple[dict[str, Any], nn.Module]]) -> dict[str, Any]:
+    """The smallest, with what it loses on the test."""
     if not passed:
         return {"setting": "none loses so little", "bytes": None, "drop": None, "test drop": None}
     row, small = min(passed, key=lambda each: each[0]["bytes"])
     return {**row, "test drop": None if task.test is None else _mean(task.test, model) - _mean(task.test, small)}
+
+
+def _quality(task: ex.Task, model: nn.Module) -> float:
+    assert task.evaluate is not None
+    return _mean(task.evaluate, model)
 
 
 def _mean(judge: Callable[[nn.Module], object], model: nn.Module) -> float:
