@@ -21,7 +21,7 @@ TOLERANCES = (1e-5, 1e-2)
 """From careful to ruinous: between them a file of any size is found by halving, with as many bits for each weight as it needs."""
 HALVINGS = 6
 AROUND = (0.5, 4.0)  # times the tolerance that was best for layers less thin: where that for thinner ones is looked for
-FEWER_HALVINGS = 4
+FEWER_HALVINGS = 5
 COARSEST = 0.1  # of the outputs' spread, by one step of one value: nothing is left of a network
 THIN, THINNER = 0.5, 0.7  # of the weights' bytes in thin layers: first, and times what it was before
 THINNEST = 0.02
