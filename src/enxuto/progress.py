@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -47,6 +48,18 @@ def interrupting(check: Callable[[], None]) -> Iterator[None]:
         if heard is not None:
             for what in under_way:
                 heard(what, 1, 1)
+
+
+@contextmanager
+def unheard(logger: str | None = None) -> Iterator[None]:
+    """Within the block, a logger and those below it (the root without a name) warn of nothing: what they would say is known."""
+    named = logging.getLogger(logger)
+    level = named.level
+    named.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        named.setLevel(level)
 
 
 def say(what: str, done: int = 0, total: int = 0) -> None:

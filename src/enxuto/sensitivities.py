@@ -10,7 +10,6 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +33,7 @@ from enxuto.files import writable_folder, write_bytes
 from enxuto.layers.coded import plain_class, weight_names
 from enxuto.losses import PART, Depth, Fault, LayerLosses, Left, Loss, Sensitivity
 from enxuto.macs import total_macs
-from enxuto.progress import say
+from enxuto.progress import say, unheard
 from enxuto.recipe import line
 from enxuto.select import Patterns, matches
 from enxuto.sizes import file_bytes
@@ -270,7 +269,7 @@ class _Work:
         """The network after these steps; or why there is none."""
         try:
             for step in steps:
-                with repeatable(model), _quiet():
+                with repeatable(model), unheard("enxuto.steps"):
                     model = step(model, self.task)[0].eval()
         except RangeError:  # of a step that was checked before: Factorize, when a layer cannot be so thin
             return model, LEAST_RANKS
@@ -322,15 +321,3 @@ class _Work:
         start = f"{path}." if path else ""
         found = [p for p, m in self.model.named_modules() if p != path and p.startswith(start) and weight_names(m)]
         return [other[len(start) :] for other in found]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Steps do not warn of what is measured here anyway."""
-    log = logging.getLogger("enxuto.steps")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)

@@ -92,3 +92,16 @@ def test_a_network_that_views_its_channels_is_trained_as_it_is() -> None:
     task = ex.Task(Reader().eval(), calibration=[torch.rand(8, 1, 8, 16) for _ in range(2)])
     small, _ = ex.run(task, [ex.Prune(0.5), ex.Recover(epochs=1)])
     assert small(task.sample).shape == (8, 16, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ex.Quantize(biases=0), "biases=0 is outside"),
+        (lambda: ex.Share(biases=9), "biases=9 is outside"),
+        (lambda: ex.Quantize(tolerance=0.001, group=32), "group=32 and fit='mse'; leave these out, or tolerance"),
+    ],
+)
+def test_what_is_refused_is_named_as_it_was_given(make, words) -> None:
+    with pytest.raises(ex.Error, match=words):
+        make()

@@ -6,10 +6,8 @@ a CPU.
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +26,7 @@ from enxuto.exporters.integers import Placed, placed
 from enxuto.exporters.ranges import float_nodes, ranges
 from enxuto.exporters.tables import tables_in_integers_
 from enxuto.files import whole_file
+from enxuto.progress import unheard
 from enxuto.task import Batch
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")  # operators with a weight as second input, and an integer kernel
@@ -87,7 +86,7 @@ def quantize_onnx(
     properties = {item.key: item.value for item in proto.metadata_props}
     helper.set_model_props(proto, properties | {"onnx.quant.pre_process": "onnxruntime.quant"})  # else it asks for more
     try:
-        with _quiet():
+        with unheard():  # the quantizer puts its remarks on the root logger
             spans, masked = ranges(proto, batches, QUANTIZED)
             where = placed(proto.graph, QUANTIZED, float_nodes(proto.graph, masked))
             made = _quantized(proto, spans, where, overrides, weight_bits)
@@ -269,15 +268,3 @@ def _axis(node: onnx.NodeProto) -> int:
     if node.op_type == "Gemm":
         return 0 if any(item.name == "transB" and item.i for item in node.attribute) else 1
     return 1 if node.op_type == "MatMul" else 0
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the quantizer's remarks, which it puts on the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)

@@ -33,7 +33,10 @@ def _nearest(target: Any, scale: Any, largest: Any, entries: Any) -> Any:
 
 @hot
 def round_block(values: Any, asked: Any, errors: Any, ratio: Any, scales: Any, start: int, largest: int, entries: Any) -> None:
-    """Rounds the columns of a block from `start` on; errors of blocks before are in `asked`, those within by `ratio`."""
+    """Rounds the columns of a block from `start` on; errors of blocks before are in `asked`, those within by `ratio`.
+
+    Shapes: values, errors and scales float32 [rows, in]; asked [rows, block]; ratio [block, block]; entries [any].
+    """
     for row in range(len(values)):
         for column in range(start, start + len(ratio)):
             target = values[row, column] + asked[row, column - start]
@@ -51,6 +54,7 @@ def descend(made: Any, pull: Any, square: Any, scales: Any, largest: int, entrie
     """Moves each value to the best of the grid while the others of its row stay, the last column first, until none moves.
 
     `pull` is the error of each row times `square`, and is kept so.
+    Shapes: made, pull and scales float32 [rows, in]; square [in, in]; entries [any].
     """
     columns = made.shape[1]
     for row in range(len(made)):

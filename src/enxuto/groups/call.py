@@ -25,6 +25,19 @@ class Call:
     ledger: Ledger
     sources: Mapping[str, str]  # the graph node behind each tensor argument
 
+    def factors(self) -> tuple[str, str, Weight | None]:
+        """The names of both factors of matmul, mm, bmm or addmm; and the second where it is a weight of an activation.
+
+        Shapes: weight [in, out].
+        """
+        first, second = ("mat1", "mat2") if "mat1" in self.arguments else ("self", "other")
+        if "mat2" in self.arguments and self.name in ("mm", "bmm"):
+            first, second = "self", "mat2"
+        right = self.arguments[second]
+        if isinstance(right, Weight) and len(right.shape) == 2 and not isinstance(self.arguments[first], Weight):
+            return first, second, right
+        return first, second, None
+
     @property
     def name(self) -> str:
         """The operator without namespace and overload: "conv2d"."""

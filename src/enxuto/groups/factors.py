@@ -15,7 +15,7 @@ from enxuto.groups import homogeneous, shapes
 from enxuto.groups.call import Call, fixed
 from enxuto.groups.effects import Norm, touch
 from enxuto.groups.ledger import Value, Weight, along, line_of, squash, varying
-from enxuto.groups.shapes import Rule
+from enxuto.groups.shapes import Rule, named
 
 COMPUTED = "its weight is computed in forward"
 ELSEWHERE = "it works along a dimension that holds no channels"
@@ -41,12 +41,9 @@ def linear(call: Call) -> Value:
 
 def matmul(call: Call) -> Value:
     """matmul, mm, bmm, addmm: with a weight it is a linear layer; else the columns of the second factor pass."""
-    first, second = ("mat1", "mat2") if "mat1" in call.arguments else ("self", "other")
-    if "mat2" in call.arguments and call.name in ("mm", "bmm"):
-        first, second = "self", "mat2"
-    right = call.arguments[second]
-    if isinstance(right, Weight) and len(right.shape) == 2 and not isinstance(call.arguments[first], Weight):
-        return _product(call, first, right, out_dim=1, bias="self" if call.name == "addmm" else "")
+    first, second, weight = call.factors()
+    if weight is not None:
+        return _product(call, first, weight, out_dim=1, bias="self" if call.name == "addmm" else "")
     if call.name == "addmm":
         return call.freeze_all(MIXED)
     return _mixed(call, [call.labels(first)], call.labels(second))
@@ -229,29 +226,25 @@ def _bias(call: Call, name: str, line: Tensor) -> None:
         call.ledger.freeze(call.as_labels(value), "a bias is computed from it in forward", call.where)
 
 
-def _table(text: str, rule: Rule) -> dict[str, Rule]:
-    return dict.fromkeys(text.split(), rule)
-
-
 RULES: dict[str, Rule] = {
     "linear": linear,
-    **_table("matmul mm bmm addmm", matmul),
+    **named("matmul mm bmm addmm", matmul),
     "scaled_dot_product_attention": attention,
-    **_table("conv1d conv2d conv3d", convolution),
-    **_table("conv_transpose1d conv_transpose2d conv_transpose3d", transposed),
+    **named("conv1d conv2d conv3d", convolution),
+    **named("conv_transpose1d conv_transpose2d conv_transpose3d", transposed),
     "batch_norm": batch_norm,
-    **_table("layer_norm rms_norm group_norm instance_norm", norm),
+    **named("layer_norm rms_norm group_norm instance_norm", norm),
     "prelu": prelu,
-    **_table("embedding embedding_bag", embedding),
-    **_table("lstm gru rnn_tanh rnn_relu", recurrent),
-    **_table("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", recurrent_cell),
+    **named("embedding embedding_bag", embedding),
+    **named("lstm gru rnn_tanh rnn_relu", recurrent),
+    **named("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", recurrent_cell),
     **{name: rule for name, rule in shapes.SHAPES.items() if rule in (shapes.same, shapes.turned, shapes.indexed)},
     **dict.fromkeys((name for name, rule in shapes.SHAPES.items() if rule in MOVES), moved),
     **{name: shapes.unrelated for name, rule in shapes.SHAPES.items() if rule in (shapes.made, shapes.unrelated)},
     **{name: homogeneous.pointwise for name, rule in shapes.SHAPES.items() if rule is shapes.pointwise},
-    **_table("cat concat concatenate stack", homogeneous.joined),
-    **_table("pad constant_pad_nd", homogeneous.padded),
-    **_table("mean sum amax amin", shapes.reduced),
+    **named("cat concat concatenate stack", homogeneous.joined),
+    **named("pad constant_pad_nd", homogeneous.padded),
+    **named("mean sum amax amin", shapes.reduced),
     "cumsum": shapes.scanned,
     "pixel_shuffle": shapes.pixel_shuffle,
     "channel_shuffle": shapes.channel_shuffle,
@@ -259,5 +252,5 @@ RULES: dict[str, Rule] = {
     "glu": homogeneous.glu,
     "masked_fill": homogeneous.masked,
     "where": homogeneous.chosen,
-    **_table("softmax log_softmax _softmax _log_softmax logsumexp prod var std", homogeneous.mixing),
+    **named("softmax log_softmax _softmax _log_softmax logsumexp prod var std", homogeneous.mixing),
 }

@@ -69,12 +69,9 @@ def linear(call: Call) -> Value:
 
 def matmul(call: Call) -> Value:
     """matmul, mm, addmm: an activation times a weight is a linear layer; two activations mix their channels."""
-    first, second = ("mat1", "mat2") if "mat1" in call.arguments else ("self", "other")
-    if "mat2" in call.arguments and call.name in ("mm", "bmm"):
-        first, second = "self", "mat2"
-    right = call.arguments[second]
-    if isinstance(right, Weight) and len(right.shape) == 2 and not isinstance(call.arguments[first], Weight):
-        return _product(call, first, right, out_dim=1, bias="self" if call.name == "addmm" else "")
+    first, second, weight = call.factors()
+    if weight is not None:
+        return _product(call, first, weight, out_dim=1, bias="self" if call.name == "addmm" else "")
     left_labels, right_labels = call.labels(first), call.labels(second)
     if min(left_labels.ndim, right_labels.ndim) >= 2:
         mixes = {left_labels.ndim - 1} & set(varying(left_labels)) or {right_labels.ndim - 2} & set(varying(right_labels))

@@ -258,29 +258,30 @@ def _dims(value: object, ndim: int) -> list[int]:
     return list(range(ndim))
 
 
-def _table(text: str, rule: Rule) -> dict[str, Rule]:
+def named(text: str, rule: Rule) -> dict[str, Rule]:
+    """The same rule for each of the operators that are named."""
     return dict.fromkeys(text.split(), rule)
 
 
 SHAPES: dict[str, Rule] = {
-    **_table("dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ clone contiguous", same),
-    **_table("detach detach_ to _to_copy type_as alias lift_fresh lift_fresh_copy float double half", same),
-    **_table("t transpose permute", turned),
-    **_table("view _unsafe_view reshape view_as reshape_as flatten unflatten squeeze unsqueeze expand expand_as", moved),
-    **_table("repeat repeat_interleave tile flip roll movedim swapaxes numpy_T mT narrow_copy pixel_unshuffle", moved),
-    **_table("chunk split split_with_sizes tensor_split", parted),
-    **_table("slice narrow", sliced),
-    **_table("select unbind", picked),
-    **_table("index index_select gather", indexed),
-    **_table("cat concat concatenate stack", joined),
-    **_table("pad constant_pad_nd", padded),
-    **_table("mean sum amax amin max min var std norm linalg_vector_norm prod logsumexp all any argmax argmin", reduced),
-    **_table("softmax log_softmax cumsum cumprod _softmax _log_softmax sort", scanned),
-    **_table("zeros ones full empty zeros_like ones_like full_like empty_like", made),
-    **_table("new_zeros new_ones new_full new_empty", made),
-    **_table("arange linspace eye rand randn rand_like randn_like scalar_tensor tril_indices triu_indices", unrelated),
-    **_table("hardswish hardswish_ softmax2d silu relu6 relu6_ selu selu_ celu rrelu _prelu_kernel threshold", pointwise),
-    **_table("clamp clamp_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ logit log_sigmoid softsign tanhshrink", pointwise),
+    **named("dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ clone contiguous", same),
+    **named("detach detach_ to _to_copy type_as alias lift_fresh lift_fresh_copy float double half", same),
+    **named("t transpose permute", turned),
+    **named("view _unsafe_view reshape view_as reshape_as flatten unflatten squeeze unsqueeze expand expand_as", moved),
+    **named("repeat repeat_interleave tile flip roll movedim swapaxes numpy_T mT narrow_copy pixel_unshuffle", moved),
+    **named("chunk split split_with_sizes tensor_split", parted),
+    **named("slice narrow", sliced),
+    **named("select unbind", picked),
+    **named("index index_select gather", indexed),
+    **named("cat concat concatenate stack", joined),
+    **named("pad constant_pad_nd", padded),
+    **named("mean sum amax amin max min var std norm linalg_vector_norm prod logsumexp all any argmax argmin", reduced),
+    **named("softmax log_softmax cumsum cumprod _softmax _log_softmax sort", scanned),
+    **named("zeros ones full empty zeros_like ones_like full_like empty_like", made),
+    **named("new_zeros new_ones new_full new_empty", made),
+    **named("arange linspace eye rand randn rand_like randn_like scalar_tensor tril_indices triu_indices", unrelated),
+    **named("hardswish hardswish_ softmax2d silu relu6 relu6_ selu selu_ celu rrelu _prelu_kernel threshold", pointwise),
+    **named("clamp clamp_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ logit log_sigmoid softsign tanhshrink", pointwise),
     "pixel_shuffle": pixel_shuffle,
     "channel_shuffle": channel_shuffle,
     "native_channel_shuffle": channel_shuffle,

@@ -57,10 +57,10 @@ class Grid:
         raise NotImplementedError
 
 
-def check_bits(bits: int) -> None:
-    """Raises RangeError if bits is no whole number from 1 to 8."""
+def check_bits(bits: int, name: str = "bits") -> None:
+    """Raises RangeError, with the name of the argument, if bits is no whole number from 1 to 8."""
     if not whole(bits, 1, 8):
-        raise RangeError(f"{named('bits', bits)} is outside 1..8; use for example 4 or 8.")
+        raise RangeError(f"{named(name, bits)} is outside 1..8; use for example 4 or 8.")
 
 
 def finite(weight: Tensor, path: str) -> Tensor:

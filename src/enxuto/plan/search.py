@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from enxuto.plan.levels import FINISH_RATE, LEVEL, SPARSEST, first_density, leve
 from enxuto.plan.pace import seconds_per_epoch, seconds_seen
 from enxuto.plan.speed import channels_for_latency
 from enxuto.plan.untrained import Tries, Wish, untrained
-from enxuto.progress import interrupting
+from enxuto.progress import interrupting, unheard
 from enxuto.recipe import run
 from enxuto.sizes import format_bytes
 from enxuto.steps.channels import PruneChannels
@@ -159,7 +158,7 @@ class Search:
         Raises: TimeOver when the time ends before, and there is a result already or no hope of one.
         """
         try:
-            with interrupting(self._check_time), _unheard():
+            with interrupting(self._check_time), unheard("enxuto.steps"):  # each trial is judged
                 model, records = run(self.task, recipe, checkpoints=self.checkpoints, strict=True)
             self.pace_s = seconds_seen(self.task, recipe, records) or self.pace_s
             began = time.monotonic()
@@ -332,18 +331,6 @@ class Search:
         if tail:
             yield good + self._finish(3, round(3 * tail, 3))
             yield good + self._finish(4, round(4 * tail, 3))
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Inside, steps do not warn of what they may have done to quality: each trial is judged."""
-    steps = logging.getLogger("enxuto.steps")
-    level = steps.level
-    steps.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        steps.setLevel(level)
 
 
 def next_of(recipes: Tries, trial: Trial | None) -> tuple[Step, ...] | None:

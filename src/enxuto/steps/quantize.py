@@ -24,7 +24,7 @@ from enxuto.errors import RangeError, RecipeError
 from enxuto.evidence.histograms import Ranges, check_ranges, product_ranges
 from enxuto.layers.affine import Affine, Per
 from enxuto.layers.coded import plain_class, weight_names
-from enxuto.layers.grids import Grid
+from enxuto.layers.grids import Grid, check_bits
 from enxuto.layers.traits import traits
 from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns, matches
@@ -48,7 +48,7 @@ class Quantize:
     `tolerance` takes the place of bits: one scale a tensor, so that a step of any value in the network moves the outputs by this
     fraction of their spread, about 0.0003 (0.001 is a small file, 0.0001 a careful one). Best with "gptq": neighbours answer
     errors, so that steps are larger. Whole networks are smallest like this.
-    Raises: RangeError for bits outside 1..8, activations other than 8, or a tolerance beside bits, per or fit.
+    Raises: RangeError for bits outside 1..8, activations other than 8, or a tolerance beside bits, per, group or fit.
     Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference";
     for "gptq" Frantar et al. 2023, "GPTQ: accurate post-training quantization for generative pre-trained transformers".
     """
@@ -72,7 +72,7 @@ class Quantize:
         check_rounding(self.rounding)
         check_ranges(self.ranges)
         if self.biases is not None:
-            Affine(self.biases)
+            check_bits(self.biases, "biases")
         if self.activations not in (None, 8):
             raise RangeError(f"activations={self.activations} is not supported by any runtime here; use 8 or None.")
 
@@ -83,10 +83,10 @@ class Quantize:
             raise RangeError(
                 f"{named('tolerance', self.tolerance)} is a fraction of the outputs' spread in (0, 1); use for example 0.0003."
             )
-        if (self.bits, self.per, self.fit) != (8, "channel", "mse"):
+        if (self.bits, self.per, self.group, self.fit) != (8, "channel", 64, "mse"):
             raise RangeError(
-                f"tolerance={self.tolerance} says how fine each weight's grid is, and so do bits={self.bits}, per={self.per!r} "
-                f"and fit={self.fit!r}; leave these out, or tolerance."
+                f"tolerance={self.tolerance} says how fine each weight's grid is, and so do bits={self.bits}, per={self.per!r}, "
+                f"group={self.group} and fit={self.fit!r}; leave these out, or tolerance."
             )
 
     def grid(self) -> Grid:

@@ -9,8 +9,7 @@ from torch import nn
 
 from enxuto.copies import separate_
 from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
-from enxuto.layers.affine import Affine
-from enxuto.layers.grids import Grid
+from enxuto.layers.grids import Grid, check_bits
 from enxuto.layers.table import Table
 from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns
@@ -37,7 +36,7 @@ class Share:
         self.grid()
         check_rounding(self.rounding)
         if self.biases is not None:
-            Affine(self.biases)
+            check_bits(self.biases, "biases")
 
     def grid(self) -> Grid:
         """The grid every selected weight gets."""
