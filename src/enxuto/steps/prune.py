@@ -189,7 +189,8 @@ class Prune:
 
     def _why(self, values: Tensor, keep: Tensor) -> str:
         if not bool(keep.any()):
-            return f"nothing of it stays ({self.scores} score, {self.scope}); scope='layer' takes as much of each"
+            instead = "; scope='layer' takes as much of each" if self.scope == "global" else ""
+            return f"nothing of it stays ({self.scores} score, {self.scope}){instead}"
         if self.pattern is not None:
             return f"the largest of every {self.pattern} stay ({self.scores} score)"
         if self.refit or not bool(keep.any()) or bool(keep.all()):
