@@ -234,7 +234,7 @@ def test_other_dtypes_stay_what_they_are(dtype):
         ({"per": "row"}, "per='row'"),
         ({"group": 0}, "group=0"),
         ({"activations": 4}, "activations=4"),
-        ({"biases": 16}, "bits=16"),
+        ({"biases": 16}, "biases=16"),
         ({"fit": "max"}, "fit='max'"),
     ],
 )
