@@ -27,11 +27,11 @@ from torch import Tensor, nn
 import common
 import enxuto as ex
 from enxuto.batches import arguments
+from enxuto.calls import evaluating, float_outputs
 from enxuto.evaluation.latency import latencies
 from enxuto.evaluation.onnxmodel import OnnxModel, feeds
 from enxuto.evaluation.operators import integer_operators
 from enxuto.functional.likeness import Spread
-from enxuto.task import evaluating, float_outputs
 from file_coders import NETWORKS, network
 
 METHODS = ("MinMax", "Percentile", "Entropy")

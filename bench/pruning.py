@@ -17,10 +17,10 @@ from torch import nn
 import common
 import enxuto as ex
 from enxuto import data
+from enxuto.calls import evaluating, float_outputs
 from enxuto.evidence.pairs import NormPlace, agree_
 from enxuto.functional.likeness import Spread
 from enxuto.surgery import duplicate
-from enxuto.task import evaluating, float_outputs
 from file_coders import NETWORKS, network
 
 PATTERNS: tuple[tuple[str, dict[str, object]], ...] = (

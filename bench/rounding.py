@@ -16,8 +16,8 @@ from torch import nn
 
 import common
 import enxuto as ex
+from enxuto.calls import evaluating, float_outputs
 from enxuto.functional.likeness import Spread
-from enxuto.task import evaluating, float_outputs
 from file_coders import NETWORKS, network
 
 GRIDS: tuple[tuple[str, dict[str, object]], ...] = (

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 import enxuto as ex
 from common import tell
+from enxuto.calls import call
 from enxuto.recipe import line
 from enxuto.surgery import to_float
-from enxuto.task import call
 from stranger_networks import Stranger, stranger
 
 NETWORKS = 300

@@ -31,6 +31,8 @@ FLOORS: list[tuple[str, ...]] = [
     # first floor: modules
     ("layers",),
     ("outputs",),
+    ("calls",),
+    ("soundness",),
     ("task",),
     ("surgery",),
     ("reads",),
@@ -87,7 +89,7 @@ CATCH_ALL = {
     "enxuto.evaluation.fresh._main": "every error travels to the process that waits for it",
     "enxuto.groups.rehearse.__init__": "a model that does not run in double precision runs in its own",
     "enxuto.groups.rehearse.failure": "why a cut does not work is what it is asked for",
-    "enxuto.task._runs": "a network may fail in any way on a batch; whether it does is what is asked",
+    "enxuto.calls._runs": "a network may fail in any way on a batch; whether it does is what is asked",
     "enxuto.memory.prediction.predict": "a model that cannot be followed without values is run with them, whatever the reason",
     "enxuto.memory.trials.measured_pace": "a precision that does not run here, whatever the reason, is no choice",
     "enxuto.lessons._only_differences_count": "a loss may refuse in any way what no network gave; such values are no scores",
@@ -291,7 +293,7 @@ def test_the_reader_of_imports_sees_what_it_must():
         "enxuto.steps.fold",
         "enxuto.cli",
     }
-    assert "enxuto.task" in imports("enxuto.surgery", at_start=True)
+    assert "enxuto.copies" in imports("enxuto.surgery", at_start=True)
     assert "enxuto.functional.hot" in imports("enxuto.functional.table", at_start=False)
     assert "enxuto.functional.hot" not in imports("enxuto.functional.table", at_start=True)
 

@@ -9,6 +9,7 @@ import torch
 from enxuto.errors import LayerError, NothingChangedError, RangeError, RecipeError
 from enxuto.progress import listening
 from enxuto.recipe import from_data, from_yaml, line, run, to_data, to_yaml, was_skipped
+from enxuto.records import Record
 from enxuto.steps.channels import PruneChannels
 from enxuto.steps.equalize import Equalize
 from enxuto.steps.factorize import Factorize
@@ -19,7 +20,6 @@ from enxuto.steps.recover import Recover
 from enxuto.steps.repair import Repair
 from enxuto.steps.share import Share
 from enxuto.steps.table import STEPS
-from enxuto.task import Record
 from toys import Mlp, inputs, output, photograph, task_of, unchanged
 
 RECIPE = (

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from enxuto.batches import count
+from enxuto.calls import attempt, call, evaluating, finite_answers, first_tensor
 from enxuto.errors import RangeError, TargetError, TaskError
-from enxuto.task import Target, Task, attempt, call, count, evaluating, finite_answers, first_tensor
+from enxuto.task import Target, Task
 from toys import Mlp, ResidualCnn, inputs, photograph, seeded, unchanged
 
 X = torch.randn(2, 12)

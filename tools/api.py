@@ -17,7 +17,14 @@ HEAD = """# The names
 Made from the docstrings by `python tools/api.py`; a test keeps it current. `import enxuto as ex` has the names of the first part,
 `ex.memory` and `enxuto.runtime` those of the others. All arguments of steps stand in the recipe, by name.
 """
-KINDS = {"steps": "Steps", "task": "What you bring", "train": "Your own loop", "memory": "ex.memory", "runtime": "enxuto.runtime"}
+KINDS = {
+    "steps": "Steps",
+    "task": "What you bring",
+    "records": "What you bring",
+    "train": "Your own loop",
+    "memory": "ex.memory",
+    "runtime": "enxuto.runtime",
+}
 ORDER = ("What you bring", "Verbs", "Steps", "Your own loop", "ex.memory", "enxuto.runtime")
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from enxuto.layers.coded import keep_decoded_
     from enxuto.losses import Sensitivity
     from enxuto.recipe import run
+    from enxuto.records import Change, Record
     from enxuto.result import Result
     from enxuto.sensitivities import sensitivity
     from enxuto.steps.channels import PruneChannels
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
     from enxuto.steps.recover import Recover
     from enxuto.steps.repair import Repair
     from enxuto.steps.share import Share
-    from enxuto.task import Change, Record, Target, Task
+    from enxuto.task import Target, Task
     from enxuto.train import Schedule, convert, prepare
     from enxuto.verbs import evaluate, export, report, save
 
 _HOMES = {
-    "Change": "task",
+    "Change": "records",
     "Equalize": "steps.equalize",
     "Error": "errors",
     "Factorize": "steps.factorize",
@@ -43,7 +44,7 @@ _HOMES = {
     "Prune": "steps.prune",
     "PruneChannels": "steps.channels",
     "Quantize": "steps.quantize",
-    "Record": "task",
+    "Record": "records",
     "Recover": "steps.recover",
     "Repair": "steps.repair",
     "Result": "result",

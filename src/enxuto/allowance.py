@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from enxuto.batches import batch_size, leaves, parts, rows
+from enxuto.batches import Batch, batch_size, leaves, parts, rows
+from enxuto.calls import call, evaluating
 from enxuto.errors import LimitError, TaskError
 from enxuto.memory.prediction import predict, said_once
 from enxuto.memory.profile import ACTIVATIONS, INPUTS
 from enxuto.sizes import format_bytes, module_bytes, parse_bytes
 from enxuto.steps.recover import Recover
 from enxuto.surgery import duplicate
-from enxuto.task import Batch, Step, Task, call, evaluating
+from enxuto.task import Step, Task
 
 logger = logging.getLogger(__name__)
 LIBRARIES_BYTES = 400_000_000  # of the runtime, the exporter, the trainer and compiled loops (measured: 310 to 350 MB)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,17 @@ from enxuto.checks import named, whole
 from enxuto.errors import ShapeError, TaskError
 
 Part = Tensor | PackedSequence
+
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+"""Inputs of one call of the model: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+
+
+def count(batches: Iterable[Any]) -> int | None:
+    """How many batches there are, if they say so themselves."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader over a stream has __len__, and raises in it
+        return None
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from enxuto.task import Batch, evaluating, finite_answers
+from enxuto.batches import Batch
+from enxuto.calls import evaluating, finite_answers
 
 SENTINEL = 9.9e3  # the least magnitude of a value that masks: -1e4 plus a small value, -1e9, the smallest float, minus infinity
 INFINITE = 1e30  # no measured quantity is as large: a mask, or the sum of several

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import batch_size
+from enxuto.batches import Batch, batch_size
 from enxuto.errors import NothingChangedError
 from enxuto.evidence.histograms import Ranges, Span, fitted_ranges
 from enxuto.evidence.outputs import Answers
@@ -20,9 +20,10 @@ from enxuto.layers.computed import free
 from enxuto.layers.grids import CodedTensor, Grid
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.layers.traits import traits
+from enxuto.records import Change
 from enxuto.select import Patterns, matches
 from enxuto.surgery import Weight, borrowed, leaves_, twins, weights
-from enxuto.task import Batch, Change, Task
+from enxuto.task import Task
 
 WHY_KEPT = "no more than the grid has codes"
 HARMLESS_BITS = 8

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import batch_size, mapped
+from enxuto.calls import call, device_of, evaluating
 from enxuto.errors import TaskError
 from enxuto.functional.distill import same_values, soft_labels
 from enxuto.functional.likeness import Spread, class_axis, log_probabilities, probabilities
 from enxuto.outputs import output_tensors, said_of
-from enxuto.task import Task, call, device_of, evaluating
+from enxuto.task import Task
 
 SAMPLES = 256  # of calibration, which suffice for the spread of the teacher's outputs
 INVISIBLE = 1e-3  # part of what erasing the scores does to a loss, below which the loss did not see a change

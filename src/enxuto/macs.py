@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from enxuto.batches import batch_size
+from enxuto.batches import Batch, batch_size
+from enxuto.calls import call, evaluating
 from enxuto.layers.traits import traits
-from enxuto.task import Batch, call, evaluating
 
 
 def count_macs(model: nn.Module, batch: Batch) -> dict[str, int]:

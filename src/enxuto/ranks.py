@@ -9,13 +9,15 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
+from enxuto.calls import attempt, evaluating
 from enxuto.errors import RangeError
 from enxuto.evidence.moments import MomentsOf
 from enxuto.evidence.samples import moments_bytes
 from enxuto.functional.lowrank import damped, lost_by_rank
 from enxuto.functional.tucker import lost_by_ranks
 from enxuto.surgery import Weight
-from enxuto.task import Batch, Task, attempt, evaluating
+from enxuto.task import Task
 
 Form = Literal["auto", "svd", "tucker"]
 Least = Literal["outputs", "weights"]

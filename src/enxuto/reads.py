@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from enxuto.batches import leaves
+from enxuto.batches import Batch, leaves
+from enxuto.calls import attempt, evaluating
 from enxuto.errors import TaskError
 from enxuto.layers.coded import weight_names
 from enxuto.surgery import to_float
-from enxuto.task import Batch, attempt, evaluating
 
 
 def read_elsewhere(model: nn.Module, sample: Batch) -> dict[str, str]:

@@ -18,11 +18,12 @@ from torch import nn
 from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError
 from enxuto.evidence.kept import keeping
 from enxuto.progress import say
+from enxuto.records import Change, Record
 from enxuto.select import check_patterns
 from enxuto.steps.share import Share
 from enxuto.steps.table import STEPS
 from enxuto.surgery import borrowed, duplicate
-from enxuto.task import Change, Record, Step, Task
+from enxuto.task import Step, Task
 
 SKIPPED = "nothing to do"
 logger = logging.getLogger(__name__)

@@ -1,17 +1,45 @@
-"""Plain data that was written as JSON, read back into the dataclass it came from and checked on the way in. Needs no torch."""
+"""What steps say that they did, and plain data that was written as JSON, read back into its dataclass. Needs no torch."""
 
 from __future__ import annotations
 
 import math
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import TypeVar
 
 from enxuto.errors import ArtifactError
 
 Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one step did to one layer, and why, in words a person can read."""
+
+    path: str
+    what: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one step did: the layers it changed, those it left alone with the reason, and its figures."""
+
+    step: str
+    changes: tuple[Change, ...] = ()
+    skipped: tuple[Change, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def reasons(changes: Iterable[Change]) -> str:
+    """Why layers were left alone: five reasons at most, each once with the layers that it holds for; empty for none."""
+    paths: dict[str, list[str]] = {}
+    for change in changes:
+        paths.setdefault(change.why, []).append(f"'{change.path}'")
+    return "; ".join(f"{', '.join(named[:5])}{', ...' if len(named) > 5 else ''}: {why}" for why, named in [*paths.items()][:5])
 
 
 def from_plain(kind: type[Kind], data: object, file: str, remedy: str) -> Kind:

@@ -11,8 +11,9 @@ from enxuto.functional.refit import refit
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.matrices import matrix_of, weight_of
 from enxuto.layers.traits import traits
+from enxuto.records import Change
 from enxuto.surgery import Weight, twins
-from enxuto.task import Change, Task
+from enxuto.task import Task
 
 ROUNDS = (0.488, 0.784, 0.936, 0.992, 1.0)  # how much of what goes has gone: the cubic of Zhu, Gupta 2017, at fifths
 STEPS, LAST_STEPS = 10, 50  # of a refit: within the rounds, and at the end

@@ -20,7 +20,8 @@ from enxuto.files import write_bytes
 from enxuto.memory.footprint import Footprint, footprints
 from enxuto.plan.history import Trial
 from enxuto.recipe import to_data
-from enxuto.task import Record, Step, Target, Task
+from enxuto.records import Record
+from enxuto.task import Step, Target, Task
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,9 @@ from enxuto.functional.feedback import Feedback
 from enxuto.layers.affine import Affine, AffineTensor
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.matrices import matrix_of, weight_of
+from enxuto.records import Change
 from enxuto.surgery import Weight
-from enxuto.task import Change, Task
+from enxuto.task import Task
 
 Rounding = Literal["nearest", "gptq"]
 FITTED = "one scale, 8 bits"

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
 from enxuto.evidence.gradients import squared_gradients
 from enxuto.evidence.norms import squared_inputs
 from enxuto.functional.scores import lamp, magnitude, taylor, wanda
+from enxuto.records import Change
 from enxuto.surgery import Weight
-from enxuto.task import Batch, Change, Task
+from enxuto.task import Task
 
 Evidence = Callable[[nn.Module, Iterable[Batch], Sequence[Weight], int], tuple[dict[str, Tensor], dict[str, str]]]
 """Of a model, batches, weights and a seed: a tensor for each weight, and of weights without any, why."""

@@ -20,6 +20,7 @@ from enxuto.allowance import allowed
 from enxuto.artifact.digest import task_digest
 from enxuto.artifact.save import layer_bytes, save
 from enxuto.batches import batch_size
+from enxuto.calls import evaluating, finite_answers, repeatable
 from enxuto.changes import arguments, changes, steps_of
 from enxuto.checks import named, whole
 from enxuto.errors import ArtifactError, LayerError, NothingChangedError, RangeError, ShapeError, TaskError
@@ -39,7 +40,7 @@ from enxuto.select import Patterns, matches
 from enxuto.sizes import file_bytes
 from enxuto.steps.quantize import Quantize
 from enxuto.surgery import borrowed, left_in_float, to_float, twins, weights
-from enxuto.task import Step, Task, evaluating, finite_answers, repeatable
+from enxuto.task import Step, Task
 from enxuto.thin import thinnable
 
 SAMPLES = 64  # unless asked otherwise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from enxuto.layers.computed import MASKED, computed, has_computed, without_compu
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.lowrank import THIN
 from enxuto.layers.rehearsal import Rehearsal
+from enxuto.records import Change
 from enxuto.select import Patterns, matches, select
-from enxuto.task import Change
 
 
 def duplicate(model: nn.Module) -> nn.Module:
@@ -180,14 +180,6 @@ def left_in_float(model: nn.Module, layers: Patterns = "*") -> Iterator[Change]:
             key = f"{path}.{name}" if path else name
             why = f"a parameter that {type(module).__name__} holds itself; no layer kind covers it"
             yield Change(key, "left in float", why)
-
-
-def reasons(changes: Iterable[Change]) -> str:
-    """Why layers were left alone: five reasons at most, each once with the layers that it holds for; empty for none."""
-    paths: dict[str, list[str]] = {}
-    for change in changes:
-        paths.setdefault(change.why, []).append(f"'{change.path}'")
-    return "; ".join(f"{', '.join(named[:5])}{', ...' if len(named) > 5 else ''}: {why}" for why, named in [*paths.items()][:5])
 
 
 def leaves_(model: nn.Module, chosen: list[Weight]) -> list[Rehearsal]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
+from enxuto.calls import float_outputs
 from enxuto.errors import TaskError
 from enxuto.functional.lowrank import squares
 from enxuto.layers.coded import decode_, plain_class, sources, weight_names
@@ -15,9 +17,9 @@ from enxuto.layers.lowrank import THIN, LowRankConv, LowRankLinear, TuckerConv
 from enxuto.layers.traits import standard, traits
 from enxuto.ranks import Ranks
 from enxuto.reads import read_elsewhere
+from enxuto.records import Change
 from enxuto.select import Patterns, select
 from enxuto.surgery import Weight, borrowed, replace_, twins
-from enxuto.task import Batch, Change, float_outputs
 
 
 def thinnable(model: nn.Module, layers: Patterns, sample: Batch) -> tuple[dict[str, nn.Module], list[Change]]:

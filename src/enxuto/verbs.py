@@ -13,6 +13,7 @@ from torch import nn
 
 from enxuto.artifact.save import Entry, load
 from enxuto.artifact.save import save as save_model
+from enxuto.batches import Batch
 from enxuto.errors import ExportError, OutputError, TaskError
 from enxuto.evaluation.compare import TOLERANCE
 from enxuto.evaluation.measurement import Evaluation
@@ -24,7 +25,7 @@ from enxuto.losses import Sensitivity, newest_sensitivity
 from enxuto.measure import ORIGINAL, measure, save_original
 from enxuto.reports import Document, read_document, write_html
 from enxuto.result import Result
-from enxuto.task import Batch, Task
+from enxuto.task import Task
 
 PathLike = str | os.PathLike[str]
 

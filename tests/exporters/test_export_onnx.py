@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import enxuto as ex
+from enxuto.calls import call
 from enxuto.errors import ExportError, OutputError
 from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.quality import agreement
 from enxuto.exporters.onnx import to_onnx
-from enxuto.task import call
 
 
 class Words(nn.Module):

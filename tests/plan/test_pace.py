@@ -12,7 +12,8 @@ from torch import nn
 
 import enxuto as ex
 from enxuto.plan import pace
-from enxuto.task import Record, Task
+from enxuto.records import Record
+from enxuto.task import Task
 from toys import Mlp, task_of
 
 BATCHES = 100

@@ -49,7 +49,9 @@ def test_eight_bits_hardly_change_the_outputs():
     assert float((output(model, x) - output(task.model, x)).norm() / output(task.model, x).norm()) < 0.02
 
 
-@pytest.mark.parametrize(("arguments", "words"), [({"bits": 0}, "bits=0"), ({"bits": 12}, "bits=12"), ({"biases": 0}, "biases=0")])
+@pytest.mark.parametrize(
+    ("arguments", "words"), [({"bits": 0}, "bits=0"), ({"bits": 12}, "bits=12"), ({"biases": 0}, "biases=0")]
+)
 def test_arguments_that_make_no_sense_are_refused_at_once(arguments, words):
     with pytest.raises(RangeError, match=words):
         Share(**arguments)

@@ -18,7 +18,8 @@ from enxuto.artifact.save import load, save
 from enxuto.errors import ArtifactError
 from enxuto.files import write_bytes
 from enxuto.recipe import to_data
-from enxuto.task import Change, Record, Step, Task
+from enxuto.records import Change, Record
+from enxuto.task import Step, Task
 
 logger = logging.getLogger(__name__)
 

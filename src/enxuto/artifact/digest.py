@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from enxuto.task import Task, count
+from enxuto.batches import count
+from enxuto.task import Task
 
 _log = logging.getLogger(__name__)
 MOST_BYTES = 2**28  # of a tensor that are read whole; of a larger one as many, in evenly spread blocks

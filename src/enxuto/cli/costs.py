@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
+from enxuto.calls import call, evaluating
 from enxuto.layers.coded import plain_class, weight_names
 from enxuto.macs import count_macs
 from enxuto.sizes import tensor_bytes
 from enxuto.surgery import to_float
-from enxuto.task import Batch, call, evaluating
 
 WARM_UPS = 3
 LEAST_REPEATS, MOST_REPEATS, LONGEST_S = 5, 50, 2.0

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from enxuto.artifact.save import ledger, load
-from enxuto.batches import rows
+from enxuto.batches import Batch, rows
 from enxuto.errors import ArtifactError, ExportError
 from enxuto.evaluation.compare import count_parameters
 from enxuto.evaluation.fresh import UnpicklableError, in_fresh_process
@@ -30,7 +30,7 @@ from enxuto.reports import Document
 from enxuto.reports.document import Measured
 from enxuto.sizes import file_bytes
 from enxuto.surgery import to_float
-from enxuto.task import Batch, Evaluate, Task
+from enxuto.task import Evaluate, Task
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from enxuto.calls import evaluating, first_tensor
 from enxuto.errors import RangeError, ShapeError
-from enxuto.task import evaluating, first_tensor
 
 
 class Batches:

@@ -16,7 +16,7 @@ from statistics import median
 
 from torch import Tensor, nn
 
-from enxuto.batches import rows
+from enxuto.batches import Batch, rows
 from enxuto.errors import Error
 from enxuto.evaluation.doubts import blank_quality, seen_before
 from enxuto.evaluation.environment import environment
@@ -31,7 +31,7 @@ from enxuto.evaluation.quality import agreement, paired_change, quality
 from enxuto.macs import count_macs
 from enxuto.sizes import file_bytes
 from enxuto.surgery import to_float
-from enxuto.task import Batch, Evaluate, Task
+from enxuto.task import Evaluate, Task
 
 logger = logging.getLogger(__name__)
 _ORIGINAL = "original"  # key of the original's own .onnx among the timed files

@@ -15,7 +15,7 @@ from enxuto.evaluation.fresh import in_fresh_process
 from enxuto.evaluation.session import Array, open_session
 
 if TYPE_CHECKING:
-    from enxuto.task import Batch
+    from enxuto.batches import Batch
 
 SHORTEST_MS = 2.0  # a sample is the mean of so many calls that it lasts at least this long: clocks and schedulers are coarse
 FINE_S = 1e-5  # a clock that is coarser cannot time a sample

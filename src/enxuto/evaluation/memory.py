@@ -20,7 +20,7 @@ from enxuto.evaluation.fresh import in_fresh_process
 from enxuto.evaluation.session import Array, open_session
 
 if TYPE_CHECKING:
-    from enxuto.task import Batch
+    from enxuto.batches import Batch
 
 _RUNS = 3  # the runtime plans its arena in the first run and settles in the second
 _RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs: sets the peak resident size to the present one

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import batch_size
+from enxuto.batches import Batch, batch_size
+from enxuto.calls import evaluating, finite_answers
 from enxuto.errors import Error, TaskError
 from enxuto.evaluation.measurement import Interval
 from enxuto.functional.likeness import Spread, log_probabilities, probabilities, same_classes, same_entries
 from enxuto.outputs import Kind, Outputs, output_tensors, said_of
-from enxuto.task import Batch, Evaluate, evaluating, finite_answers
+from enxuto.task import Evaluate
 
 CONFIDENCE = 0.95
 

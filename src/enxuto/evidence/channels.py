@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from enxuto.batches import parts
+from enxuto.batches import Batch, parts
 from enxuto.calibrate import value_range, watch_inputs
 from enxuto.evidence.samples import small_batch
-from enxuto.task import Batch
 
 CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
 

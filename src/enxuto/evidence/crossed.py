@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
 from enxuto.evidence.moments import Moments, Sums, chosen, named_few, seeds
 from enxuto.evidence.products import Product, Watch
 from enxuto.progress import counted
 from enxuto.surgery import Weight
-from enxuto.task import Batch
 
 MANY = 32  # times at most that both networks run on the batches, however many weights are asked for
 UNPAIRED = "the changed network multiplies it in another order than before"

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import leaves
+from enxuto.batches import Batch, leaves
+from enxuto.calls import attempt, evaluating, repeatable
 from enxuto.evidence.samples import in_parts
-from enxuto.task import Batch, attempt, evaluating, repeatable
 
 
 @dataclass

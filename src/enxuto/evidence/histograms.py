@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
 from enxuto.calibrate import value_range, watch_inputs
 from enxuto.errors import RangeError
 from enxuto.evidence.products import Product, watch
@@ -16,7 +17,6 @@ from enxuto.functional.affine import activation_grid
 from enxuto.functional.ranges import least_squares_range, percentile_range
 from enxuto.layers.activations import ActivationGrid
 from enxuto.surgery import to_float
-from enxuto.task import Batch
 
 Ranges = Literal["minmax", "percentile", "mse", "best"]
 BINS = 4096

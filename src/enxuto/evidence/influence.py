@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from enxuto.batches import Batch
+from enxuto.calls import evaluating, finite_answers
 from enxuto.evidence.gradients import UNREACHED, squared_gradients
 from enxuto.evidence.kept import Answer, keep, known
 from enxuto.functional.likeness import Spread
 from enxuto.outputs import Outputs, output_tensors, said_of
 from enxuto.surgery import Weight
-from enxuto.task import Batch, evaluating, finite_answers
 
 QUESTION = "influence"
 

@@ -11,12 +11,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
 from enxuto.evidence.kept import Answer, keep, known
 from enxuto.evidence.products import Product, watch
 from enxuto.layers.matrices import matrix_of
 from enxuto.progress import counted
 from enxuto.surgery import Weight
-from enxuto.task import Batch
 
 QUESTION = "moments"
 UNSEEN = "no product with it is seen on the calibration batches"

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
 from enxuto.evidence.moments import Moments, moments
 from enxuto.layers.matrices import matrix_of, weight_of
 from enxuto.surgery import Weight
-from enxuto.task import Batch
 
 
 def squared_inputs(

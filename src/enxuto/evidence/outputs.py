@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
+from enxuto.calls import attempt, evaluating, repeatable
 from enxuto.functional.likeness import Spread, log_probabilities, probabilities, same_classes, same_entries
 from enxuto.outputs import Outputs, output_tensors, said_of
-from enxuto.task import Batch, attempt, evaluating, repeatable
 
 
 class Answers:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from enxuto.batches import Batch
+from enxuto.calls import evaluating, finite_answers
 from enxuto.functional.paired import Moved, Paired, row_moments
 from enxuto.progress import counted
-from enxuto.task import Batch, evaluating, finite_answers
 
 UNREACHED = "no calibration batch reaches it"
 OTHER_SHAPE = "its values have another shape than the original's"

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from enxuto.batches import leaves
+from enxuto.batches import Batch, leaves
+from enxuto.calls import attempt, evaluating
 from enxuto.evidence.pairs import NormPlace, OutputPlace
 from enxuto.layers.coded import plain_class, sources
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.traits import standard, traits
-from enxuto.task import Batch, Change, attempt, evaluating
+from enxuto.records import Change
 
 LEFT = "left alone"
 NO_TWIN = "the original has no such layer there"

@@ -18,8 +18,9 @@ from torch.nn.functional import pad
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from enxuto.batches import Batch
+from enxuto.calls import evaluating, finite_answers
 from enxuto.surgery import to_float
-from enxuto.task import Batch, evaluating, finite_answers
 
 aten = torch.ops.aten
 

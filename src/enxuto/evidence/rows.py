@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
 from enxuto.evidence.moments import seeds
 from enxuto.evidence.products import Product, watch
-from enxuto.task import Batch
 
 ROWS = 256  # of each weight
 

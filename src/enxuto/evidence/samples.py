@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import batch_size, leaves, parts, rows
+from enxuto.batches import Batch, batch_size, leaves, parts, rows
+from enxuto.calls import attempt, call, evaluating, slow_attention
 from enxuto.sizes import parse_bytes, tensor_bytes
-from enxuto.task import Batch, Task, attempt, call, evaluating, slow_attention
+from enxuto.task import Task
 
 TRACED_SAMPLES = 2  # one would let a forced squeeze() swallow the batch dimension
 LEAST_BYTES = 1 << 25  # that what is kept of a forward pass may take, however small the network is

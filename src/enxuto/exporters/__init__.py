@@ -16,8 +16,8 @@ from enxuto.files import whole_file
 if TYPE_CHECKING:
     from torch import nn
 
+    from enxuto.batches import Batch
     from enxuto.rounding import Rounding
-    from enxuto.task import Batch
 
 Precision = Literal["fp32", "int8"]
 LARGE_ERROR = 0.1  # of an output, as a share of its norm or of how far it differs between samples: 20 dB; beyond, a note says so

@@ -12,12 +12,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import arguments, leaves, rows
+from enxuto.batches import Batch, arguments, leaves, rows
+from enxuto.calls import call, evaluating
 from enxuto.evaluation.onnxmodel import OnnxModel, feeds
 from enxuto.evaluation.session import Array, open_session
 from enxuto.exporters import LARGE_ERROR
 from enxuto.functional.likeness import Spread
-from enxuto.task import Batch, call, evaluating
 
 ROUNDING_ERROR = 1e-5  # of an output, as a share of its norm, that float32 explains
 _ROWS = 8  # of a batch, whose every tensor is compared

@@ -21,13 +21,13 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from torch import Tensor
 
+from enxuto.batches import Batch
 from enxuto.errors import Error, ExportError
 from enxuto.exporters.integers import Placed, placed
 from enxuto.exporters.ranges import float_nodes, ranges
 from enxuto.exporters.tables import tables_in_integers_
 from enxuto.files import whole_file
 from enxuto.progress import unheard
-from enxuto.task import Batch
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")  # operators with a weight as second input, and an integer kernel
 SAME_GRID = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool")  # output on the grid of the input

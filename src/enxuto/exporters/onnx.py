@@ -28,7 +28,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 
-from enxuto.batches import arguments, batch_size, leaves, mapped, resized, rows
+from enxuto.batches import Batch, arguments, batch_size, leaves, mapped, resized, rows
+from enxuto.calls import call, evaluating
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, structure
 from enxuto.exporters.operators import table_made_once
@@ -36,7 +37,6 @@ from enxuto.exporters.recurrent import any_length
 from enxuto.files import whole_file
 from enxuto.groups.trace import silent
 from enxuto.outputs import returned_as
-from enxuto.task import Batch, call, evaluating
 
 TOLERANCE = 1e-3  # largest difference to torch, relative to the largest output; float32 kernels differ by 1e-7 to 1e-5
 WITHOUT_KERNELS = (torch.bfloat16,)

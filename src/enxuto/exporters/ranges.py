@@ -18,11 +18,10 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, create_calibrator
 
-from enxuto.batches import arguments
+from enxuto.batches import Batch, arguments
 from enxuto.calibrate import SENTINEL, value_range
 from enxuto.evaluation.onnxmodel import feeds
 from enxuto.evaluation.session import Array, open_session
-from enxuto.task import Batch
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 STOPS = (

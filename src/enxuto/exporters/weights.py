@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
 from enxuto.calibrate import input_ranges
 from enxuto.encode import code_weights_
 from enxuto.errors import TaskError
@@ -16,7 +17,7 @@ from enxuto.layers.coded import coded_tensors, weight_names
 from enxuto.layers.traits import traits
 from enxuto.rounding import Rounding, rounded_by
 from enxuto.surgery import borrowed, to_float, weights
-from enxuto.task import Batch, Task
+from enxuto.task import Task
 
 BITS = 7  # two products of 8 by 8 bits overflow the 16 that processors without an int8 dot product add them in
 

@@ -11,10 +11,10 @@ from itertools import pairwise
 import numpy as np
 from torch import nn
 
+from enxuto.batches import Batch
 from enxuto.cut import Group
 from enxuto.groups.scores import FloatArray
 from enxuto.macs import count_macs
-from enxuto.task import Batch
 
 
 class MacModel:

@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from enxuto.batches import Batch
 from enxuto.cut import Group, Slice
 from enxuto.evidence.samples import small_batch
 from enxuto.groups.ledger import Axis, Ledger
 from enxuto.groups.rehearse import rehearse
 from enxuto.groups.trace import Trace, Untraceable, trace
 from enxuto.groups.zeros import live_channels
+from enxuto.records import Change
 from enxuto.surgery import to_float
-from enxuto.task import Batch, Change
 
 Key = tuple[str, int]
 Signature = tuple[tuple[Key, int], ...]

@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
 from enxuto.evidence.samples import small_batch
 from enxuto.groups.effects import Effect, Factors, Norm
 from enxuto.groups.factors import rule_for
 from enxuto.groups.rehearse import Stage, faulty, same_numbers
 from enxuto.groups.trace import Untraceable, trace
+from enxuto.records import Change
 from enxuto.surgery import borrowed, to_float
-from enxuto.task import Batch, Change
 
 IntArray = npt.NDArray[np.int64]
 LEFT = "not equalized"

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import doubled, leaves
+from enxuto.batches import Batch, doubled, leaves
+from enxuto.calls import call, evaluating, repeatable
 from enxuto.copies import separate_
 from enxuto.cut import Group, cut_, tensor_at
 from enxuto.functional.likeness import largest
 from enxuto.surgery import borrowed
-from enxuto.task import Batch, call, evaluating, repeatable
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
 from enxuto.cut import Group, Slice, tensor_at
 from enxuto.evidence.gradients import drawn
-from enxuto.task import Batch
 
 FloatArray = npt.NDArray[np.float64]
 PIECE = 1 << 17  # numbers that are taken to double precision at once

@@ -17,7 +17,8 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram, _trace
 from torch.export.graph_signature import InputKind
 
-from enxuto.batches import arguments, unclassed
+from enxuto.batches import Batch, arguments, unclassed
+from enxuto.calls import slow_attention
 from enxuto.copies import copied
 from enxuto.groups import shapes
 from enxuto.groups.call import Call, fixed, substituted
@@ -25,7 +26,6 @@ from enxuto.groups.layers import LAYERS
 from enxuto.groups.ledger import Ledger, Value, Weight
 from enxuto.groups.shapes import Rule
 from enxuto.outputs import returned_as
-from enxuto.task import Batch, slow_attention
 
 Rules = Callable[[Call], Rule | None]
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from torch import nn
 from torch.export import ExportedProgram
 
+from enxuto.batches import Batch
 from enxuto.checks import named, whole
 from enxuto.errors import RangeError
 from enxuto.layers.coded import weight_names
@@ -21,7 +22,6 @@ from enxuto.memory.flow import Flow, blocks, live_bytes, peak_bytes
 from enxuto.memory.order import better_order
 from enxuto.memory.read import Bits, exported, flow_of, folded_norms, plain
 from enxuto.sizes import format_bytes
-from enxuto.task import Batch
 
 FLOAT_BYTES = 4
 

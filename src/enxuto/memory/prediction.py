@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from enxuto.batches import leaves, mapped, resized
+from enxuto.batches import Batch, leaves, mapped, resized
 from enxuto.copies import copied
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.recording import measured
@@ -20,7 +20,6 @@ from enxuto.memory.tracker import Tracker
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own
 from enxuto.memory.workspace import Workspaces, complete_
 from enxuto.sizes import tensor_bytes
-from enxuto.task import Batch
 
 logger = logging.getLogger(__name__)
 COMPILES = "torchao."

@@ -17,14 +17,14 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from enxuto.batches import rows
+from enxuto.batches import Batch, rows
+from enxuto.calls import attempt, evaluating
 from enxuto.checks import named
 from enxuto.errors import ExportError, RangeError, TaskError
 from enxuto.groups.trace import Untraceable, export, module_path
 from enxuto.layers.coded import sources
 from enxuto.memory.flow import Buffer, Flow, Operation
 from enxuto.surgery import to_float
-from enxuto.task import Batch, attempt, evaluating
 
 Bits = Literal[8, 32]
 Value = str | tuple["Value", ...] | None  # the buffer that holds a tensor, several of them, or None for a constant

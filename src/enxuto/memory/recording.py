@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from enxuto import batches
-from enxuto.batches import leaves, mapped, resized
+from enxuto.batches import Batch, leaves, mapped, resized
 from enxuto.copies import copied
 from enxuto.errors import Error, TaskError
 from enxuto.memory.profile import INPUTS, Profile
 from enxuto.memory.tracker import Tracker
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision, check_device, of_its_own
-from enxuto.task import Batch
 
 _QUIET = "99"
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096

@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import leaves
+from enxuto.batches import Batch, leaves
+from enxuto.calls import call
 from enxuto.checks import named, whole
 from enxuto.errors import RangeError, TaskError
-from enxuto.task import Batch, call
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Sequence
 
+from enxuto.records import Record
 from enxuto.steps.recover import Recover
-from enxuto.task import Record, Step, Task
+from enxuto.task import Step, Task
 
 LATE = ("lightning_fabric", "torch._dynamo")
 """What is imported only when it is needed: seconds that must not be taken for work, and in which Ctrl-C costs the exports."""

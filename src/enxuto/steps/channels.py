@@ -22,9 +22,10 @@ from enxuto.groups import Groups, find_groups
 from enxuto.groups.budget import MacModel, Order, cheapest, order
 from enxuto.groups.scores import FloatArray, magnitude, taylor
 from enxuto.macs import total_macs
+from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches, select
-from enxuto.surgery import borrowed, reasons, to_float
-from enxuto.task import Change, Record, Task
+from enxuto.surgery import borrowed, to_float
+from enxuto.task import Task
 
 MULTIPLES = (8, 4, 2, 1)  # measured on ResNet-20 in ONNX Runtime: docs/prune-channels.md
 CLOSE = 0.9  # of the goal: fewer MACs left than that are too few, and a finer multiple is tried

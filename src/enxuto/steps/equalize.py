@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from enxuto.batches import Batch
 from enxuto.checks import named, whole, within
 from enxuto.copies import separate_
 from enxuto.encode import code_weights_, input_ranges, round_inputs_
@@ -24,9 +25,10 @@ from enxuto.groups.rehearse import faulty
 from enxuto.layers.affine import Affine, Per
 from enxuto.layers.coded import Coded
 from enxuto.outputs import Outputs
+from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches, select
-from enxuto.surgery import borrowed, reasons, weights
-from enxuto.task import Batch, Change, Record, Task
+from enxuto.surgery import borrowed, weights
+from enxuto.task import Task
 
 By = Literal["best", "weights", "inputs"]
 TRIALS = 24  # networks that are rounded to find the links that help

@@ -16,9 +16,10 @@ from enxuto.evidence.outputs import Answers
 from enxuto.functional.allocate import cheapest_steps
 from enxuto.layers.coded import weight_names
 from enxuto.ranks import Form, Least, Offer, Ranks, Shape, SquaresOf, check_ranks, offers, shapes
+from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns
-from enxuto.surgery import Weight, borrowed, reasons
-from enxuto.task import Change, Record, Task
+from enxuto.surgery import Weight, borrowed
+from enxuto.task import Task
 from enxuto.thin import thin_, thinnable, thinned
 
 STAY = 0.05  # of what outputs spread over the samples: what a network may lose unasked, at most 0.28 points in bench/ranks.py

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import leaves, mapped
+from enxuto.batches import Batch, leaves, mapped
+from enxuto.calls import call, evaluating, float_outputs
 from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, TaskError
 from enxuto.evidence.samples import small_batch
@@ -19,9 +20,10 @@ from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.matrices import matrix_of, weight_of
 from enxuto.layers.traits import standard, traits
+from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches
-from enxuto.surgery import borrowed, duplicate, reasons, replace_
-from enxuto.task import Batch, Change, Record, Task, call, evaluating, float_outputs
+from enxuto.surgery import borrowed, duplicate, replace_
+from enxuto.task import Task
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 SAME = 0.02  # relative difference of outputs that rounding explains, in bfloat16 too

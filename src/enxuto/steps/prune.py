@@ -23,11 +23,12 @@ from enxuto.functional.keep import (
     spread,
 )
 from enxuto.layers.matrices import matrix_of, weight_of
+from enxuto.records import Change, Record
 from enxuto.refitting import Refitted
 from enxuto.scoring import SCORES, Scored, in_training
 from enxuto.select import Patterns
 from enxuto.surgery import Weight, borrowed, leaves_, left_in_float, weights
-from enxuto.task import Change, Record, Task
+from enxuto.task import Task
 
 SCOPES = ("global", "layer", "row")
 

@@ -26,10 +26,11 @@ from enxuto.layers.affine import Affine, Per
 from enxuto.layers.coded import plain_class, weight_names
 from enxuto.layers.grids import Grid, check_bits
 from enxuto.layers.traits import traits
+from enxuto.records import Change, Record
 from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns, matches
 from enxuto.surgery import borrowed, left_in_float, weights
-from enxuto.task import Change, Record, Task
+from enxuto.task import Task
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from enxuto.batches import parts, samples
+from enxuto.batches import Batch, count, parts, samples
+from enxuto.calls import attempt, call, device_of, evaluating, first_tensor
 from enxuto.checks import named, whole, within
 from enxuto.errors import RangeError, TaskError
 from enxuto.functional.likeness import Spread
@@ -22,9 +23,10 @@ from enxuto.lessons import Lesson, lessons, settled, taught
 from enxuto.memory.checkpoint import checkpointed
 from enxuto.outputs import LOSS
 from enxuto.progress import counted
+from enxuto.records import Change, Record
 from enxuto.sizes import parse_bytes
 from enxuto.surgery import borrowed, duplicate
-from enxuto.task import Batch, Change, Record, Task, attempt, call, count, device_of, evaluating, first_tensor
+from enxuto.task import Task
 from enxuto.train import rehearse_, settle_
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from enxuto.evidence.pairs import NormPlace, OutputPlace, Place, agree_
 from enxuto.evidence.places import LEFT, holder, norm_places, output_places
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.matrices import matrix_of, weight_of
+from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches, select
-from enxuto.surgery import Weight, borrowed, reasons
-from enxuto.task import Change, Record, Task
+from enxuto.surgery import Weight, borrowed
+from enxuto.task import Task
 
 HELD = 2.0  # how much worse than on a fitted grid a bias may lie on the grid that it has
 

@@ -11,10 +11,11 @@ from enxuto.copies import separate_
 from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_biases_on_, rehearse_on_
 from enxuto.layers.grids import Grid, check_bits
 from enxuto.layers.table import Table
+from enxuto.records import Record
 from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns
 from enxuto.surgery import borrowed, left_in_float, weights
-from enxuto.task import Record, Task
+from enxuto.task import Task
 
 
 @dataclass(frozen=True)
