@@ -55,7 +55,7 @@ def main(names: list[str]) -> None:
                 way = "thin layers, zeros, tolerance" + ", folded first" * len(prefix)
                 rows.append({"network": name, "way": way, **best, "seconds": time.process_time() - started})
                 print(rows[-1], flush=True)
-    common.tell("file_untrained", "without training and labels: the smallest file at half a point of the validation", rows)
+        common.tell("file_untrained", "without training and labels: the smallest file at half a point of the validation", rows)
 
 
 def _ways(model: nn.Module, task: ex.Task, folder: Path) -> Iterator[tuple[str, int, Tried]]:
@@ -127,7 +127,7 @@ def _searched(model: nn.Module, task: ex.Task, prefix: tuple[ex.Step, ...], fold
     """The smallest file among the recipes without training that `compress` begins with."""
     bare, path, before = ex.Task(model, calibration=task.calibration, seed=task.seed), folder / "small.nxt", _quality(task, model)
     checkpoints = FolderCheckpoints(folder)
-    recipes = untrained(prefix, Wish(_passes, _passes, lambda trial: trial.file_bytes, lambda trial: False))
+    recipes = untrained([prefix], Wish(_passes, _passes, lambda trial: trial.file_bytes, lambda trial: False))
     passed: list[tuple[dict[str, Any], nn.Module]] = []
     trial = None
     while (recipe := next_of(recipes, trial)) is not None:

@@ -116,7 +116,7 @@ def test_no_recipe_goes_below_the_smallest_file(tmp_path: Path) -> None:
 
 
 def test_a_missed_goal_is_explained(tmp_path: Path) -> None:
-    found = search(tmp_path, ex.Target(size=700, max_drop=0.0), seconds=3)
+    found = search(tmp_path, ex.Target(size=700, max_drop=0.1), seconds=3)
     found.run()
     missed = [line for line in judge(found.target, _evaluation(found)) if not line.met]
     assert [line.goal for line in missed] == ["size"]

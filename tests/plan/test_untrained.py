@@ -8,7 +8,8 @@ import pytest
 
 import enxuto as ex
 from enxuto.plan.history import Trial
-from enxuto.plan.untrained import HALVINGS, IDLE, Recipe, Wish, untrained
+from enxuto.plan.search import next_of
+from enxuto.plan.untrained import HALVINGS, IDLE, Recipe, Tries, Wish, folded_or_not, untrained
 
 
 def parts(recipe: Recipe) -> tuple[float, float]:
@@ -25,7 +26,7 @@ def play(best_size: float, allowed: float = 0.005) -> list[tuple[float, float, T
         cost=lambda trial: trial.file_bytes,
         enough=lambda trial: False,
     )
-    recipes, tried, trial = untrained((), wish), [], None
+    recipes, tried, trial = untrained([()], wish), [], None
     for _ in range(200):
         try:
             recipe = recipes.send(trial)
@@ -56,7 +57,7 @@ def test_the_tolerance_is_near_the_coarsest_that_will_do() -> None:
 
 def test_sizes_that_bring_nothing_end_it() -> None:
     wish = Wish(lambda trial: True, lambda trial: True, lambda trial: trial.file_bytes, lambda trial: False)
-    recipes, sizes, trial = untrained((), wish), [], None
+    recipes, sizes, trial = untrained([()], wish), [], None
     for _ in range(200):
         try:
             sizes.append(parts(recipes.send(trial))[0])
@@ -68,11 +69,11 @@ def test_sizes_that_bring_nothing_end_it() -> None:
 
 def test_a_network_that_takes_no_such_step_is_left_at_once() -> None:
     wish = Wish(lambda trial: True, lambda trial: True, lambda trial: trial.file_bytes, lambda trial: False)
-    recipes = untrained((ex.Fold(),), wish)
+    recipes = untrained([(ex.Fold(),)], wish)
     assert parts(next(recipes))[0] == 1
     with pytest.raises(StopIteration):
         recipes.send(None)
-    recipes = untrained((), wish)
+    recipes = untrained([()], wish)
     next(recipes)
     asked = [parts(recipes.send(Trial(0.0, "", 1000, 0.0, False, "", 0.0))) for _ in range(HALVINGS)]
     assert asked[-1][0] < 1
@@ -80,3 +81,22 @@ def test_a_network_that_takes_no_such_step_is_left_at_once() -> None:
     assert [type(step) for step in pruned] == [ex.Prune, ex.Quantize]
     with pytest.raises(StopIteration):
         recipes.send(None)
+
+
+@pytest.mark.parametrize("ruin", [True, False])
+def test_whether_folding_pays_is_tried_not_believed(ruin: bool) -> None:
+    """Folded files are smaller here; where folding ruins the network none of them will do."""
+    wish = Wish(lambda t: t.drop <= 0.005, lambda t: t.drop <= 0.005, lambda t: t.file_bytes, lambda t: False)
+    tried: list[Recipe] = []
+    chosen: list[Recipe] = []
+
+    def family() -> Tries:
+        chosen.append((yield from untrained(folded_or_not((), (ex.Fold(),)), wish)))
+
+    recipes, trial = family(), None
+    while (recipe := next_of(recipes, trial)) is not None:
+        tried.append(recipe)
+        folded = ex.Fold() in recipe
+        trial = Trial(0.0, "", 900 if folded else 1000, 0.0, False, "", 0.5 if folded and ruin else 0.0)
+    assert chosen == [() if ruin else (ex.Fold(),)]
+    assert all((ex.Fold() in recipe) is not ruin for recipe in tried[2 * HALVINGS :])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from enxuto.plan.history import Trial
 from enxuto.plan.levels import FINISH_RATE, SPARSEST, level, level_densities, trained
-from enxuto.plan.untrained import Recipe, Tries, Wish, untrained
+from enxuto.plan.untrained import Recipe, Tries, Wish, folded_or_not, untrained
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
@@ -94,11 +94,12 @@ class Fitting:
             cost=lambda trial: trial.drop,
             enough=lambda trial: TIGHT * self.limit <= trial.file_bytes <= self.limit,
         )
-        recipes, trial = untrained((*self.base, *self.fold), wish), None
+        recipes, trial = untrained(folded_or_not(self.base, self.fold), wish), None
         while not self.lossless:
             try:
                 recipe = recipes.send(trial)
-            except StopIteration:
+            except StopIteration as end:
+                self.fold = end.value[len(self.base) :]
                 return
             trial = yield from self._asked(recipe)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from enxuto.plan.history import End, History, Trial, in_words, search_key
 from enxuto.plan.levels import FINISH_RATE, LEVEL, SPARSEST, first_density, level, trained
 from enxuto.plan.pace import seconds_per_epoch, seconds_seen
 from enxuto.plan.speed import channels_for_latency
-from enxuto.plan.untrained import Tries, Wish, untrained
+from enxuto.plan.untrained import Recipe, Tries, Wish, folded_or_not, untrained
 from enxuto.progress import interrupting, unheard
 from enxuto.recipe import run
 from enxuto.sizes import format_bytes
@@ -265,7 +265,7 @@ class Search:
         if self.free:
             yield self.base + self._finish(8, 0)
             return
-        yield from self._untrained()
+        self.fold = yield from self._untrained()
         for coding in CODINGS[:2]:  # nothing trained: seconds, and something is in hand
             for step in coding:
                 yield (*self.base, *self.fold, step)
@@ -280,15 +280,16 @@ class Search:
             epochs = min(LONGER * epochs, EPOCHS[-1])
             yield from self._ladder(epochs, max(EPOCHS[0], round(epochs / 2, 3)))
 
-    def _untrained(self) -> Tries:
-        """Thin layers and the coarsest tolerance that loses little enough; nothing trained."""
+    def _untrained(self) -> Generator[Recipe, Trial | None, Recipe]:
+        """Thin layers and the coarsest tolerance that loses little enough, nothing trained; and whether folding pays."""
         wish = Wish(
             does=lambda trial: trial.drop <= self.target.drop,
             coarser=lambda trial: trial.drop <= self.target.drop,
             cost=lambda trial: trial.file_bytes,
             enough=lambda trial: False,
         )
-        yield from untrained((*self.base, *self.fold), wish)
+        prefix = yield from untrained(folded_or_not(self.base, self.fold), wish)
+        return prefix[len(self.base) :]
 
     def _ladder(self, epochs: float, tail: float) -> Tries:
         """Level by level fewer weights, each level trained from the one before, until the goal or too much is lost."""

@@ -6,7 +6,7 @@ Fewer, finer numbers are often smaller than many coarse ones: how thin pays is f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from enxuto.plan.history import Trial
@@ -40,23 +40,46 @@ class Wish:
     enough: Callable[[Trial], bool]
 
 
-def untrained(prefix: Recipe, wish: Wish) -> Tries:
+def untrained(prefixes: Sequence[Recipe], wish: Wish) -> Generator[Recipe, Trial | None, Recipe]:
     """Whole layers first, then ever thinner ones, each with the tolerance that is best for it, until that brings nothing; and the
-    best of them with some zeros."""
-    best, idle, size, around, halvings = math.inf, 0, 1.0, TOLERANCES, HALVINGS
-    found: Recipe | None = None
+    best of them with some zeros. Returns the beginning, of those given, that whole layers are smallest behind."""
+    prefix, best, tolerance = yield from _begun(prefixes, wish)
+    if tolerance is None:
+        return prefix
+    found, idle, size = prefix, 0, THIN
+    around = _around(tolerance)
     while idle < IDLE and size >= THINNEST:
-        steps = prefix if size == 1 else (*prefix, Factorize(size=round(size, 3)))
-        cost, tolerance = yield from _halved(steps, wish, around, halvings)
+        steps = (*prefix, Factorize(size=round(size, 3)))
+        cost, tolerance = yield from _halved(steps, wish, around, FEWER_HALVINGS)
         if tolerance is None:
             break  # not to be applied, and thinner layers neither
         idle = 0 if cost < best else idle + 1
         if cost < best or math.isinf(best):
-            found, around = steps, (tolerance * AROUND[0], min(tolerance * AROUND[1], COARSEST))
-        best, halvings = min(best, cost), FEWER_HALVINGS
-        size = THIN if size == 1 else size * THINNER
-    if found is not None:
-        yield from _halved((*found, Prune(ZEROS, scores="wanda", refit=True)), wish, around, FEWER_HALVINGS)
+            found, around = steps, _around(tolerance)
+        best = min(best, cost)
+        size *= THINNER
+    yield from _halved((*found, Prune(ZEROS, scores="wanda", refit=True)), wish, around, FEWER_HALVINGS)
+    return prefix
+
+
+def _begun(prefixes: Sequence[Recipe], wish: Wish) -> Generator[Recipe, Trial | None, tuple[Recipe, float, float | None]]:
+    """The beginning that costs least, with its cost and its tolerance: which one it is only trying tells, as folded batch norms
+    make some networks smaller and ruin others."""
+    best: tuple[Recipe, float, float | None] = (prefixes[0], math.inf, None)
+    for prefix in prefixes:
+        cost, tolerance = yield from _halved(prefix, wish, TOLERANCES, HALVINGS)
+        if tolerance is not None and (cost < best[1] or best[2] is None):
+            best = (prefix, cost, tolerance)
+    return best
+
+
+def folded_or_not(base: Recipe, fold: Recipe) -> tuple[Recipe, ...]:
+    """The beginnings to try: with batch norms folded, where there are any, and without."""
+    return ((*base, *fold), base) if fold else (base,)
+
+
+def _around(tolerance: float) -> tuple[float, float]:
+    return tolerance * AROUND[0], min(tolerance * AROUND[1], COARSEST)
 
 
 def _halved(
