@@ -19,7 +19,7 @@ import common
 import enxuto as ex
 from enxuto.errors import Error
 from enxuto.ranks import Form, Least, SquaresOf, offers, shapes
-from enxuto.surgery import Weight
+from enxuto.sites import Site
 from enxuto.thin import thinnable
 from file_coders import NETWORKS, network
 
@@ -77,7 +77,7 @@ def _energies(model: nn.Module, task: ex.Task, least: Least) -> dict[float, floa
     layers, _ = thinnable(model, "*", task.sample)
     every = {path: m for path, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))}
     sizes = shapes(model, every, task.sample)
-    weights = {path: Weight(path, "weight", layer) for path, layer in layers.items()}
+    weights = {path: Site(path, "weight", layer) for path, layer in layers.items()}
     square = SquaresOf(model, task, [*weights.values()], least)
     curves = {path: offers(weight.read(), sizes[path], "svd", square(weight)) for path, weight in weights.items()}
     curves = {path: [each for each in curve if not sizes[path].grows(each.ranks)] for path, curve in curves.items()}

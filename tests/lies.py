@@ -26,7 +26,7 @@ from enxuto.layers.coded import weight_names
 from enxuto.layers.kinds import SIZES, describe
 from enxuto.layers.lowrank import LowRankConv, LowRankLinear, TuckerConv
 from enxuto.layers.rules import FORBIDDEN
-from enxuto.surgery import Weight
+from enxuto.sites import Site
 
 VALUES: list[Any] = [-1, 0, 1, 2, 3, 7, 20_000, 2**30, 2**31, 2**62, 2**70, True, False, None, 0.5, 1e300, "x", "same", [], [2]]
 VALUES += [[2, 2], [0, 0], [-1, -1], [20_000] * 2, [2**30] * 2, [2**40], ["x", "y"], [[1]], [1] * 9, {}, {"device": "cpu"}]
@@ -102,7 +102,7 @@ def honest(folder: Path) -> Iterator[Honest]:
         for grid in (None, Affine(8), Affine(4, "tensor"), Table(3)):
             network = Holder(copy.deepcopy(layer))
             for name in weight_names(network.layer) if grid is not None else ():
-                weight = Weight("layer", name, network.layer)
+                weight = Site("layer", name, network.layer)
                 weight.code_(grid.encode(weight.read()))
             if grid is not None and not weight_names(layer):
                 continue
@@ -111,7 +111,7 @@ def honest(folder: Path) -> Iterator[Honest]:
             yield Honest(f"{kind}, {grid}", *read(folder / "honest.nxt"), fresh, x)
     wide = Holder(nn.Linear(1024, 1024))
     fresh = copy.deepcopy(wide)
-    Weight("layer", "weight", wide.layer).code_(Affine(8).encode(wide.layer.weight))
+    Site("layer", "weight", wide.layer).code_(Affine(8).encode(wide.layer.weight))
     save(wide, folder / "honest.nxt", original=fresh)
     yield Honest("Linear, wide", *read(folder / "honest.nxt"), fresh, torch.randn(1, 1024))
 

@@ -12,9 +12,9 @@ from enxuto.artifact.save import load, save
 from enxuto.errors import RangeError, ShapeError
 from enxuto.recipe import run
 from enxuto.scoring import SCORES
+from enxuto.sites import sites
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
-from enxuto.surgery import weights
 from enxuto.task import Task
 from enxuto.train import convert, prepare
 from test_rounding import SHAPES, data, lost, task
@@ -31,7 +31,7 @@ def test_every_score_takes_as_many_in_every_scope_with_and_without_refit(kind: t
     before = photograph(given.model)
     plain, _ = Prune(0.6, scores=scores, scope=scope)(given.model, given)  # type: ignore[arg-type]
     refit, _ = Prune(0.6, scores=scores, scope=scope, refit=True)(given.model, given)  # type: ignore[arg-type]
-    for one, other in zip(weights(plain), weights(refit), strict=True):
+    for one, other in zip(sites(plain), sites(refit), strict=True):
         assert int((one.read() == 0).sum()) == int((other.read() == 0).sum())
     assert unchanged(given.model, before)
 
@@ -68,7 +68,7 @@ def test_outputs_change_less_by_the_data_than_by_magnitude(scores: str) -> None:
 def test_each_row_has_as_many_zeros() -> None:
     given = task(ResidualCnn)
     small, _ = Prune(0.7, scores="wanda", scope="row", refit=True)(given.model, given)
-    for weight in weights(small):
+    for weight in sites(small):
         rows = weight.read().flatten(1)
         assert ((rows == 0).sum(1) == round(0.7 * rows.shape[1])).all()
 
@@ -79,7 +79,7 @@ def test_blocks_stay_or_go_as_a_whole(scores: str, refit: bool) -> None:
     given = task(Mlp)
     step = Prune(0.5, scores=scores, block=(8, 2), layers=["fc1", "fc2"], refit=refit)  # type: ignore[arg-type]
     small, record = step(given.model, given)
-    for weight in weights(small, ["fc1", "fc2"]):
+    for weight in sites(small, ["fc1", "fc2"]):
         rows, width = weight.read().shape
         zeros = (weight.read() == 0).view(rows // 8, 8, width // 2, 2).float().mean((1, 3))
         assert set(zeros.flatten().tolist()) <= {0.0, 1.0}
@@ -154,7 +154,7 @@ def test_a_table_that_is_a_layer_too_is_not_refit_and_coded_weights_stay_on_thei
         "embed.weight",
         "mix.weight",
     }
-    for before, after in zip(weights(coded), weights(pruned), strict=True):
+    for before, after in zip(sites(coded), sites(pruned), strict=True):
         assert torch.equal(after.read()[after.read() != 0], before.read()[after.read() != 0])
 
 
@@ -163,7 +163,7 @@ def test_pruning_further_never_revives_a_zero(scores: str) -> None:
     given = task(ResidualCnn)
     first, _ = Prune(0.4, scores=scores, scope="layer", refit=True)(given.model, given)  # type: ignore[arg-type]
     second, _ = Prune(0.7, scores=scores, scope="layer", refit=True)(first, given)  # type: ignore[arg-type]
-    for before, after in zip(weights(first), weights(second), strict=True):
+    for before, after in zip(sites(first), sites(second), strict=True):
         assert not after.read()[before.read() == 0].any()
         assert int((after.read() == 0).sum()) == round(0.7 * after.read().numel())
 
@@ -185,7 +185,7 @@ def test_in_training_scores_that_need_data_are_magnitude(scores: str) -> None:
         convert(prepare(given, [Prune(0.5, scores=each, scope="row", refit=True)]))  # type: ignore[arg-type]
         for each in (scores, "magnitude")
     )
-    for one, other in zip(weights(by_data), weights(plain), strict=True):
+    for one, other in zip(sites(by_data), sites(plain), strict=True):
         assert torch.equal(one.read(), other.read())
         assert int((one.read() == 0).sum()) == round(0.5 * one.read().numel())
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from enxuto.errors import ArtifactError, LayerError
-from enxuto.layers import Affine, Coded, Rehearsal, Table, code_
-from enxuto.surgery import duplicate, leaves_, left_in_float, replace_, to_float, twins, weights
+from enxuto.errors import ArtifactError
+from enxuto.layers import Affine, Coded, Table, code_
+from enxuto.surgery import duplicate, replace_, to_float
 from enxuto.task import Task
 from toys import Mlp, ResidualCnn, Tied, output, photograph, seeded, unchanged
 
@@ -34,38 +34,6 @@ def test_a_replacement_goes_under_every_name_and_takes_over_the_mode():
     assert not new.training
 
 
-def test_weights_come_once_in_the_order_of_the_model():
-    model = seeded(Tied)
-    assert [weight.key for weight in weights(model)] == ["embed.weight", "mix.weight"]
-    assert [twin.key for twin in twins(model, weights(model)[0])] == ["embed.weight", "head.weight"]
-    with pytest.raises(LayerError):
-        weights(nn.Sequential(nn.ReLU()))
-
-
-@pytest.mark.parametrize("grid", [None, Affine(8), Table(5)], ids=str)
-def test_what_is_written_is_read_and_ties_hold(grid):
-    model = seeded(Tied)
-    weight = weights(model)[0]
-    if grid:
-        tensor = grid.encode(weight.read())
-        for twin in twins(model, weight):
-            twin.code_(tensor)
-    values = weight.read().clone()
-    values[3] = 0
-    weight.write_(values)
-    assert torch.equal(weight.read(), values)
-    assert torch.equal(model.head.weight, values)
-    assert len(twins(model, weight)) == 2
-
-
-def test_leaves_are_made_once_for_all_names():
-    model = seeded(Tied)
-    first = leaves_(model, weights(model))
-    assert all(isinstance(leaf, Rehearsal) for leaf in first)
-    assert all(a is b for a, b in zip(leaves_(model, weights(model)), first, strict=True))
-    assert model.head.coded["weight"] is model.embed.coded["weight"]
-
-
 def test_to_float_is_a_plain_model_with_the_same_outputs_and_ties():
     model = seeded(Tied)
     tensor = Table(3).encode(model.embed.weight)
@@ -78,26 +46,6 @@ def test_to_float_is_a_plain_model_with_the_same_outputs_and_ties():
     assert plain.embed.weight is plain.head.weight
     assert torch.equal(output(plain, x), output(model, x))
     assert unchanged(model, before)
-
-
-def test_parameters_that_no_layer_kind_covers_are_named():
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.table, self.shift = nn.Linear(2, 2), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-
-    model = nn.Sequential(Odd(), nn.MultiheadAttention(4, 2, add_bias_kv=True))
-    assert [change.path for change in left_in_float(model)] == ["0.table", "1.bias_k", "1.bias_v"]
-    assert [change.path for change in left_in_float(model, "1")] == ["1.bias_k", "1.bias_v"]
-    assert not list(left_in_float(seeded(Mlp)))
-
-
-def test_a_weight_of_a_model_that_is_one_layer_has_a_key():
-    layer = nn.Linear(3, 2)
-    assert [weight.key for weight in weights(layer)] == ["weight"]
-    code_(layer, "weight", Affine(4).encode(layer.weight))
-    assert [weight.key for weight in weights(layer)] == ["weight"]
-    assert torch.equal(to_float(layer).weight, layer.weight)
 
 
 def test_a_decoder_leaves_its_cache_out_in_copies_only():

@@ -7,6 +7,7 @@ from enxuto.artifact.save import load, save
 from enxuto.errors import RangeError, RecipeError, ShapeError
 from enxuto.layers import Affine, Coded, LowRankLinear, Rehearsal, Table
 from enxuto.recipe import run
+from enxuto.sites import sites
 from enxuto.steps.channels import PruneChannels
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.fold import Fold
@@ -14,7 +15,7 @@ from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
-from enxuto.surgery import to_float, weights
+from enxuto.surgery import to_float
 from enxuto.task import Task
 from enxuto.train import Schedule, convert, prepare
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
@@ -43,7 +44,7 @@ def fit(model, x, y, *, steps=12, schedule=None, rate=1e-2, kind=torch.optim.Ada
 
 
 def sparsity(model):
-    found = [weight.read() for weight in weights(model)]
+    found = [weight.read() for weight in sites(model)]
     return sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)
 
 
@@ -73,10 +74,10 @@ def test_a_plain_loop_trains_what_will_ship(kind, recipe, gradual, tmp_path):
         assert gone == round(0.8 * total)
     if recipe == "Prune, Share":
         assert gone >= round(0.8 * total)
-        assert all(len(weight.read().unique()) <= 8 for weight in weights(shipped))
+        assert all(len(weight.read().unique()) <= 8 for weight in sites(shipped))
     if "Factorize" in recipe:
         assert any(type(module).__name__.startswith("LowRank") for module in shipped.modules())
-    assert all(isinstance(w.module, Coded) for w in weights(shipped)) == (recipe != "Prune")
+    assert all(isinstance(w.module, Coded) for w in sites(shipped)) == (recipe != "Prune")
     save(shipped, tmp_path / "a.nxt", original=task.model)
     assert torch.equal(output(load(tmp_path / "a.nxt", into=seeded(kind, seed=1)), x), output(shipped, x))
 
@@ -96,17 +97,17 @@ def test_nothing_is_projected_before_the_schedule_begins_and_all_of_it_at_its_en
     total = sparsity(model)[1]
     assert counts[-1] >= round(0.75 * total)
     assert len(set(counts)) > 4
-    assert all(len(row.unique()) <= 7 for weight in weights(model) for row in weight.read())
+    assert all(len(row.unique()) <= 7 for weight in sites(model) for row in weight.read())
 
 
 def test_gradients_reach_pruned_weights_so_that_they_may_come_back():
     x, y = inputs(Mlp), torch.arange(8) % 5
     steps = [Prune(sparsity=0.8)]
     model = prepare(Task(seeded(Mlp), calibration=[x]), steps)
-    first = [weight.read() == 0 for weight in weights(model)]
+    first = [weight.read() == 0 for weight in sites(model)]
     fit(model, x, y, steps=40, rate=3e-2)
     steps[0].rehearse_(model, 1.0)
-    second = [weight.read() == 0 for weight in weights(model)]
+    second = [weight.read() == 0 for weight in sites(model)]
     assert any(bool((a & ~b).any()) for a, b in zip(first, second, strict=True))
     assert sum(int(z.sum()) for z in second) == round(0.8 * sum(z.numel() for z in second))
 
@@ -174,7 +175,7 @@ def test_a_layer_of_another_dtype_trains_in_it_and_ships_to_the_bit(kind, dtype,
         fit(model, x, y, steps=4, schedule=Schedule(model, steps, batches=4), kind=torch.optim.SGD)
         shipped = convert(model)
         assert torch.equal(output(shipped, x), output(model.eval(), x))
-    assert {weight.read().dtype for weight in weights(shipped)} == {torch.float32, dtype}
+    assert {weight.read().dtype for weight in sites(shipped)} == {torch.float32, dtype}
     save(shipped, tmp_path / "a.nxt", original=task.model)
     loaded = load(tmp_path / "a.nxt", into=short(kind, dtype))
     assert torch.equal(output(loaded, x), output(shipped, x))
@@ -284,7 +285,7 @@ def test_what_is_compressed_stays_so_in_a_loop_of_ones_own(kind, optimizer, then
         made.step()
     shipped = convert(model)
     assert [type(module) for module in shipped.modules()] == [type(module) for module in compressed.modules()]
-    for before, after in zip(weights(compressed), weights(shipped), strict=True):
+    for before, after in zip(sites(compressed), sites(shipped), strict=True):
         assert bool((after.read()[before.read() == 0] == 0).all())
         assert type(after.tensor) is type(before.tensor)
         assert Share(3) not in then or len(after.read().unique()) <= 8
@@ -300,11 +301,11 @@ def test_the_last_step_that_names_a_weight_decides_also_in_training():
             if gradual:
                 Schedule(model, steps, batches=1).step()
             alone, _ = run(task, steps)
-            for trained, one in zip(weights(convert(model)), weights(alone), strict=True):
+            for trained, one in zip(sites(convert(model)), sites(alone), strict=True):
                 assert trained.tensor.grid == one.tensor.grid == grid
         coded, _ = steps[0](task.model, task)
         shipped = convert(prepare(Task(coded, calibration=task.calibration), steps[1:]))
-        assert all(weight.tensor.grid == grid for weight in weights(shipped))
+        assert all(weight.tensor.grid == grid for weight in sites(shipped))
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ def test_a_grid_that_a_later_step_replaced_does_not_come_back_in_a_schedule(step
         now = dict(model.named_parameters())
         assert all(now[name] is parameter for name, parameter in before.items())  # those an optimizer knows
         assert all(torch.equal(now[name], values) for name, values in learned.items())
-    assert all(weight.tensor.grid == grid for weight in weights(convert(model)))
+    assert all(weight.tensor.grid == grid for weight in sites(convert(model)))
 
 
 def test_a_weight_that_is_zero_throughout_stays_so_and_is_named(caplog):
@@ -350,8 +351,8 @@ def test_a_model_that_is_prepared_again_takes_the_grid_of_now():
     x = inputs(Mlp)
     model = prepare(Task(seeded(Mlp), calibration=[x]), [Quantize(8), Quantize(4)])
     again = prepare(Task(model, calibration=[x]), [Quantize(8)])
-    assert all(weight.tensor.grid == Affine(8) for weight in weights(again))
-    assert all(weight.tensor.grid == Affine(4) for weight in weights(model))
+    assert all(weight.tensor.grid == Affine(8) for weight in sites(again))
+    assert all(weight.tensor.grid == Affine(4) for weight in sites(model))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ belong together is found in `groups`; which are worth keeping is decided by the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from enxuto.errors import RangeError
 from enxuto.layers.coded import Coded, code_
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.traits import traits
+from enxuto.sites import Site, held_by, together
 
 IntArray = npt.NDArray[np.int64]
 
@@ -95,17 +96,17 @@ def cut_(model: nn.Module, removed: Iterable[tuple[Group, Collection[int]]]) -> 
         for part in group.slices:
             keep = keeps.setdefault((part.path, part.name, part.dim), np.ones(len(part.unit_of), dtype=bool))
             keep[part.indices(units)] = False
+    ties = _ties(model)
     touched: dict[nn.Module, None] = {}
     for (path, name, dim), keep in keeps.items():
         if keep.all():
             continue
         owner = model.get_submodule(path)
-        sharers = list(_sharers(model, _held(owner, name)))
+        touched[owner] = None
         take_(owner, name, dim, torch.from_numpy(keep))
-        for module, alias in sharers:
-            if (module, alias) != (owner, name):
-                _put_(module, alias, _held(owner, name))
-        touched.update(dict.fromkeys([owner, *(module for module, _ in sharers)]))
+        for place in ties.get((owner, name), ()):
+            _put_(place.module, place.name, _held(owner, name))
+            touched[place.module] = None
     for module in touched:
         traits(module).settle_(module)
 
@@ -142,9 +143,7 @@ def _put_(module: nn.Module, name: str, value: object) -> None:
         setattr(module, name, value)
 
 
-def _sharers(model: nn.Module, tensor: object) -> Iterator[tuple[nn.Module, str]]:
-    for module in model.modules():
-        coded = module.coded.items() if isinstance(module, Coded) else ()
-        for name, other in [*module._parameters.items(), *module._buffers.items(), *coded]:
-            if other is tensor and other is not None:
-                yield module, name
+def _ties(model: nn.Module) -> dict[tuple[nn.Module, str], list[Site]]:
+    """All places of each parameter or buffer, by each of them."""
+    every = [Site(path, name, module) for path, module in model.named_modules() for name in (*held_by(module), *module._buffers)]
+    return {(place.module, place.name): same for same in together(every).values() for place in same}

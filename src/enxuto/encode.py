@@ -15,14 +15,15 @@ from enxuto.evidence.outputs import Answers
 from enxuto.functional.affine import PIECE, activation_grid
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.affine import Affine
-from enxuto.layers.coded import Coded, code_, coded_names, dense, weight_names
+from enxuto.layers.coded import Coded, weight_names
 from enxuto.layers.computed import free
 from enxuto.layers.grids import CodedTensor, Grid
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.layers.traits import traits
 from enxuto.records import Change
 from enxuto.select import Patterns, matches
-from enxuto.surgery import Weight, borrowed, leaves_, twins, weights
+from enxuto.sites import Site, parameters, sites, together
+from enxuto.surgery import borrowed
 from enxuto.task import Task
 
 WHY_KEPT = "no more than the grid has codes"
@@ -32,14 +33,13 @@ LEAST_SAMPLES = 8  # of a batch: fewer may lie close together by chance, and the
 
 
 def code_weights_(
-    model: nn.Module,
-    chosen: Sequence[Weight],
+    chosen: Sequence[Site],
     grid: Grid,
     *,
     together: bool = False,
-    rounded: Callable[[Weight, CodedTensor], CodedTensor] | None = None,
+    rounded: Callable[[Site, CodedTensor], CodedTensor] | None = None,
 ) -> tuple[list[Change], list[Change]]:
-    """Codes every chosen weight, and the layers tied to it with the very same codes; `together` with one scale for all.
+    """Codes every chosen weight, in all layers that hold it, in place; `together` with one scale for all.
 
     `rounded` gives other codes on the grid that was fitted; without it each value has the nearest.
     What was done, and what was left: a weight that shares no more values than the grid has codes keeps them, as a scale for
@@ -53,8 +53,7 @@ def code_weights_(
         values, before = weight.read(), weight.tensor
         if rounded is not None:
             tensor = rounded(weight, tensor)
-        for twin in twins(model, weight):
-            twin.code_(tensor)
+        weight.code_(tensor)
         lost = f"; no longer {before.symbols} shared values" if isinstance(before, CodedTensor) and before.grid.shares else ""
         changes.append(Change(weight.key, _words(grid, tensor), _error(values, tensor()) + lost))
     return changes, [Change(weight.key, f"keeps its {_values(weight)} shared values", WHY_KEPT) for weight in kept]
@@ -93,7 +92,7 @@ def _stays(held: object, grid: Grid) -> bool:
     return named is not None and named.shares and named.bits <= grid.bits
 
 
-def _values(weight: Weight) -> int:
+def _values(weight: Site) -> int:
     return weight.tensor.symbols if isinstance(weight.tensor, CodedTensor) else int(weight.read().unique().numel())
 
 
@@ -105,9 +104,7 @@ def _words(asked: Grid, tensor: CodedTensor) -> str:
 
 def rehearse_on_(model: nn.Module, layers: Patterns, grid: Grid, *, now: bool, together: bool = False) -> None:
     """Lets the float leaves of the chosen weights be seen on the grid, fitted to them as they are; later, unless `now`."""
-    chosen = weights(model, layers)
-    pairs = zip(chosen, leaves_(model, chosen), strict=True)
-    fresh = [(weight, leaf) for weight, leaf in pairs if _waits(leaf, grid)]
+    fresh = [(weight, leaf) for weight in sites(model, layers) if _waits(leaf := weight.rehearsal_(), grid)]
     values = ((leaf.kept().detach(), weight.path) for weight, leaf in fresh)
     for (_, leaf), tensor in zip(fresh, _encoded(values, grid, together), strict=True):
         leaf.see_(tensor, now=now or leaf.grid is not None)
@@ -157,55 +154,53 @@ def _harm(given: nn.Module, layers: Patterns, bits: int, task: Task) -> dict[str
 
     if moved(()) <= HARMLESS:
         return {}
-    tied: dict[object, list[str]] = {}
-    for key, _, _, held in _biases(given, layers):
-        tied.setdefault(held, []).append(key)
-    every = {key for keys in tied.values() for key in keys}
-    alone = [(keys, moved(every - {*keys})) for keys in tied.values()]
+    tied = [[place.key for place in same] for same in together(_biases(given, layers)).values()]
+    every = {key for keys in tied for key in keys}
+    alone = [(keys, moved(every - {*keys})) for keys in tied]
     return {key: each for keys, each in alone if HARMLESS < each < math.inf for key in keys}
 
 
 def _coded_biases(model: nn.Module, layers: Patterns, bits: int, left: Collection[str]) -> list[Change]:
     changes = []
     shared: dict[Tensor | nn.Module, CodedTensor] = {}
-    for key, module, name, held in _biases(model, layers):
-        values = dense(held)
-        if key in left:
+    for bias in _biases(model, layers):
+        values, held = bias.read(), bias.tensor
+        if bias.key in left:
             continue
         if isinstance(held, CodedTensor) and held.grid == _bias_grid(values, bits):
             continue
-        tensor = shared.setdefault(held, _bias_grid(values, bits).encode(values, key))
-        code_(module, name, tensor)
-        changes.append(Change(key, f"{tensor.grid.bits} bits", _error(values, tensor())))
+        tensor = shared.setdefault(held, _bias_grid(values, bits).encode(values, bias.key))
+        bias.code_(tensor)
+        changes.append(Change(bias.key, f"{tensor.grid.bits} bits", _error(values, tensor())))
     return changes
 
 
 def rehearse_biases_on_(model: nn.Module, layers: Patterns, bits: int, *, now: bool) -> None:
     """Lets float leaves of the biases be seen on their grids; later, unless `now`. Their zeros learn, but where a mask was."""
     shared: dict[Tensor | nn.Module, Rehearsal] = {}
-    for key, module, name, held in _biases(model, layers):
+    for bias in _biases(model, layers):
+        held = bias.tensor
         if not isinstance(held, Rehearsal) and held not in shared:
             learns = not isinstance(held, Tensor) or held.requires_grad
-            shared[held] = Rehearsal(dense(held), keep=free(module, name, dense(held)), learns=learns)
+            shared[held] = Rehearsal(bias.read(), keep=free(bias.module, bias.name, bias.read()), learns=learns)
         leaf = held if isinstance(held, Rehearsal) else shared[held]
-        code_(module, name, leaf)
+        bias.code_(leaf)
         grid = _bias_grid(leaf.leaf.detach(), bits)
         if _waits(leaf, grid):
-            leaf.see_(grid.encode(leaf.leaf.detach(), key), now=now or leaf.grid is not None)
+            leaf.see_(grid.encode(leaf.leaf.detach(), bias.key), now=now or leaf.grid is not None)
 
 
-def _biases(model: nn.Module, layers: Patterns) -> list[tuple[str, nn.Module, str, Tensor | nn.Module]]:
-    """Key, module, name and tensor (or tensor module) of everything with one dimension in weighted layers and norms."""
-    found: list[tuple[str, nn.Module, str, Tensor | nn.Module]] = []
-    for path, module in model.named_modules():
-        if not matches(path, layers) or not (weight_names(module) or traits(module).norm):
-            continue
-        coded = {name: module.get_submodule(f"coded.{name}") for name in coded_names(module) if name not in weight_names(module)}
-        for name, held in [*module._parameters.items(), *coded.items()]:
-            flat = not isinstance(held, (Tensor, CodedTensor)) or (len(held.shape) == 1 and held.shape[0] > 0)
-            if held is not None and flat:
-                found.append((f"{path}.{name}" if path else name, module, name, held))
-    return found
+def _biases(model: nn.Module, layers: Patterns) -> list[Site]:
+    """Every place of what has one dimension in weighted layers and norms."""
+    return [
+        site
+        for site in parameters(model)
+        if matches(site.path, layers)
+        and (weight_names(site.module) or traits(site.module).norm)
+        and len(site.shape) == 1
+        and site.shape[0]
+        and site.name not in weight_names(site.module)
+    ]
 
 
 def _bias_grid(values: Tensor, bits: int) -> Affine:

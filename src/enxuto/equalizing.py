@@ -14,7 +14,7 @@ from enxuto.functional.affine import activation_grid, to_codes
 from enxuto.functional.equalize import EQUAL_RANGES, EQUAL_ROWS, Balance, protected, smoothed, whole_powers
 from enxuto.groups.links import Link, Part, held, scale_, vector
 from enxuto.layers.affine import Affine
-from enxuto.layers.matrices import matrix_of
+from enxuto.sites import Site
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 POWERS = (0.25, 0.5, 0.75)
@@ -133,13 +133,12 @@ class Scaled:
         whole = held(self.model, key).detach()
         values, by = whole[few].double(), by.expand_as(whole)[few]
         rounded = self._rounded(values * by).double() / by
-        module = self.model.get_submodule(parts[0].path)
         inputs = seen.inputs.double()
         others = inputs
         for part in reads:
             own = _first(seen, self._matrix(key, self._spread(part, vector(self.model, part, factors))))[:, None, :]
             others = self._rounded_inputs(inputs / own) * own
-        one, two = (_rows(seen, matrix_of(module, tensor), few) for tensor in (values, rounded))
+        one, two = (_rows(seen, self._matrix(key, tensor), few) for tensor in (values, rounded))
         right = inputs @ one.transpose(1, 2)
         wrong = (others @ two.transpose(1, 2) - right).square().mean(1).flatten()
         gains = self.gains.get(key, torch.ones(len(self._matrix(key, whole)), dtype=torch.float64))[seen.start : seen.stop]
@@ -202,7 +201,8 @@ class Scaled:
         return line.view([-1 if dim == part.dim else 1 for dim in range(len(shape))]).expand(shape)
 
     def _matrix(self, key: str, values: Tensor) -> Tensor:
-        return matrix_of(self.model.get_submodule(key.rpartition(".")[0]), values)
+        path, _, name = key.rpartition(".")
+        return Site(path, name, self.model.get_submodule(path)).matrix(values)
 
     def _rounded(self, values: Tensor) -> Tensor:
         grid = self.grid.suited(values)

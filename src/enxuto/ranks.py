@@ -16,7 +16,7 @@ from enxuto.evidence.moments import MomentsOf
 from enxuto.evidence.samples import moments_bytes
 from enxuto.functional.lowrank import damped, lost_by_rank
 from enxuto.functional.tucker import lost_by_ranks
-from enxuto.surgery import Weight
+from enxuto.sites import Site
 from enxuto.task import Task
 
 Form = Literal["auto", "svd", "tucker"]
@@ -95,10 +95,10 @@ class SquaresOf:
     """The second moments by which a layer's outputs are weighed, in the order of the layers; None where weights alone count, and
     for those of which `missing` has the reason."""
 
-    def __init__(self, model: nn.Module, task: Task, weights: Sequence[Weight], least: Least) -> None:
+    def __init__(self, model: nn.Module, task: Task, weights: Sequence[Site], least: Least) -> None:
         self.moments = MomentsOf(model, task.calibration, weights if least == "outputs" else (), moments_bytes(task), task.seed)
 
-    def __call__(self, weight: Weight) -> Tensor | None:
+    def __call__(self, weight: Site) -> Tensor | None:
         """Damped second moments [in, in]."""
         found = self.moments(weight.key)
         return damped(found[0].square[0]) if found else None
@@ -123,14 +123,14 @@ def shapes(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch) -> d
 
 
 def _shape(layer: nn.Module, places: Sequence[tuple[int, int]]) -> Shape:
-    out, inputs, *kernel = Weight("", "weight", layer).read().shape
+    out, inputs, *kernel = Site("", "weight", layer).shape
     return Shape(out, inputs, math.prod(kernel), *map(sum, zip(*places, strict=True)))
 
 
 def _counter(places: list[tuple[int, int]]) -> Callable[..., None]:
     def count(layer: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor], outputs: Tensor) -> None:
         given = next(iter((*args, *named.values())))
-        out, inputs = Weight("", "weight", layer).read().shape[:2]
+        out, inputs = Site("", "weight", layer).shape[:2]
         places.append((given.numel() // inputs, outputs.numel() // out))
 
     return count

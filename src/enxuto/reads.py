@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from enxuto.batches import Batch, leaves
 from enxuto.calls import attempt, evaluating
 from enxuto.errors import TaskError
-from enxuto.layers.coded import weight_names
+from enxuto.sites import Site, sites
 from enxuto.surgery import to_float
 
 
@@ -22,8 +22,7 @@ def read_elsewhere(model: nn.Module, sample: Batch) -> dict[str, str]:
     The sample is run once. What only asks for a dtype or a size computes nothing.
     """
     plain = to_float(model)
-    owners = {id(m._parameters[name]): path for path, m in plain.named_modules() for name in weight_names(m)}
-    seen = _Reads(owners)
+    seen = _Reads({id(site.tensor): site for site in sites(plain)})
     handles = []
     for path, module in plain.named_modules():
         handles += [
@@ -44,7 +43,7 @@ def read_elsewhere(model: nn.Module, sample: Batch) -> dict[str, str]:
 class _Reads(TorchDispatchMode):
     """Notes each operation that takes a weight, and the module in which it runs."""
 
-    def __init__(self, owners: Mapping[int, str]) -> None:
+    def __init__(self, owners: Mapping[int, Site]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.owners = owners
         self.running: list[str] = [""]
@@ -65,7 +64,8 @@ class _Reads(TorchDispatchMode):
     ) -> Any:
         named = dict(kwargs or {})
         for tensor in leaves((args, named)):
-            path = self.owners.get(id(tensor))
-            if path is not None and path not in self.running and func is not torch.ops.aten.detach.default:
-                self.found.setdefault(path, self.running[-1])
+            site = self.owners.get(id(tensor))
+            paths = [place.path for place in site.places] if site is not None else []
+            if not {*paths} & {*self.running} and func is not torch.ops.aten.detach.default:
+                self.found |= {path: self.running[-1] for path in paths if path not in self.found}
         return func(*args, **named)

@@ -17,9 +17,8 @@ from enxuto.functional.affine import largest_code
 from enxuto.functional.feedback import Feedback
 from enxuto.layers.affine import Affine, AffineTensor
 from enxuto.layers.grids import CodedTensor
-from enxuto.layers.matrices import matrix_of, weight_of
 from enxuto.records import Change
-from enxuto.surgery import Weight
+from enxuto.sites import Site
 from enxuto.task import Task
 
 Rounding = Literal["nearest", "gptq"]
@@ -29,7 +28,7 @@ FITTED = "one scale, 8 bits"
 class Rounded(Protocol):
     """Gives weights codes on the grid that was fitted to them."""
 
-    def __call__(self, weight: Weight, coded: CodedTensor) -> CodedTensor:
+    def __call__(self, weight: Site, coded: CodedTensor) -> CodedTensor:
         """The weight on the grid of `coded`, which holds the nearest values."""
 
     def left(self) -> Sequence[Change]:
@@ -43,7 +42,7 @@ def check_rounding(rounding: str) -> None:
 
 
 def rounded_by(
-    rounding: Rounding, model: nn.Module, task: Task, weights: Sequence[Weight], tolerance: float | None = None
+    rounding: Rounding, model: nn.Module, task: Task, weights: Sequence[Site], tolerance: float | None = None
 ) -> Rounded:
     """What rounds these weights of the model, in their order; with `tolerance`, on a scale for each as `Steps` says."""
     return ROUNDINGS[rounding](model, task, weights, None if tolerance is None else Steps(model, task, weights, tolerance))
@@ -56,11 +55,11 @@ class Steps:
     Source: the equal slopes of Shoham, Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers", at high rates.
     """
 
-    def __init__(self, model: nn.Module, task: Task, weights: Sequence[Weight], tolerance: float) -> None:
+    def __init__(self, model: nn.Module, task: Task, weights: Sequence[Site], tolerance: float) -> None:
         self.tolerance = tolerance
         self.influence, self.missing = influence(model, task.calibration, weights, task.seed, task.outputs)
 
-    def __call__(self, weight: Weight, coded: CodedTensor, answered: float = 1.0) -> CodedTensor:
+    def __call__(self, weight: Site, coded: CodedTensor, answered: float = 1.0) -> CodedTensor:
         """The nearest values on this scale, where neighbours answer all but a part of each error; `coded` where nothing is known.
 
         A scale so fine that 8 bits do not hold the largest value is made as coarse as they need.
@@ -78,10 +77,10 @@ class Steps:
 class Nearest:
     """Leaves each value where it is nearest."""
 
-    def __init__(self, model: nn.Module, task: Task, weights: Sequence[Weight], steps: Steps | None = None) -> None:
+    def __init__(self, model: nn.Module, task: Task, weights: Sequence[Site], steps: Steps | None = None) -> None:
         self.steps = steps
 
-    def __call__(self, weight: Weight, coded: CodedTensor) -> CodedTensor:
+    def __call__(self, weight: Site, coded: CodedTensor) -> CodedTensor:
         """The nearest values on the scale of the steps, or `coded` itself."""
         return coded if self.steps is None else self.steps(weight, coded)
 
@@ -93,11 +92,11 @@ class Nearest:
 class SecondOrder:
     """Rounds a weight so that its products with the inputs of the calibration batches change least."""
 
-    def __init__(self, model: nn.Module, task: Task, weights: Sequence[Weight], steps: Steps | None = None) -> None:
+    def __init__(self, model: nn.Module, task: Task, weights: Sequence[Site], steps: Steps | None = None) -> None:
         self.moments = MomentsOf(model, task.calibration, weights, moments_bytes(task), task.seed)
         self.nearest = Nearest(model, task, weights, steps)
 
-    def __call__(self, weight: Weight, coded: CodedTensor) -> CodedTensor:
+    def __call__(self, weight: Site, coded: CodedTensor) -> CodedTensor:
         """The weight on the grid of `coded`, or on the scale of the steps; the nearest values where no product is known."""
         answers = [(rows, Feedback.of(square, each.doubt)) for each in self.moments(weight.key) for rows, square in each.parts()]
         if self.nearest.steps is not None:
@@ -105,12 +104,12 @@ class SecondOrder:
         if not answers:
             return coded
         grid = coded.values()
-        made = matrix_of(weight.module, weight.read()).to(torch.float32, copy=True)
-        scale = matrix_of(weight.module, grid.scale)
+        made = weight.matrix().to(torch.float32, copy=True)
+        scale = weight.matrix(grid.scale)
         for rows, each in answers:
             each.round_(made[rows], scale[rows], grid.largest, grid.entries, zero=grid.zero)
         answers.clear()  # before anything else takes memory
-        rounded = coded.recode(weight_of(weight.module, made, coded.shape))
+        rounded = coded.recode(weight.shaped(made))
         rounded.dtype = coded.dtype
         return rounded
 
@@ -130,7 +129,7 @@ def _answered(answers: Sequence[tuple[slice, Feedback]]) -> float:
     return math.exp(left) / (sum(count * each.mean for count, each in alive) / total)
 
 
-ROUNDINGS: Mapping[str, Callable[[nn.Module, Task, Sequence[Weight], Steps | None], Rounded]] = {
+ROUNDINGS: Mapping[str, Callable[[nn.Module, Task, Sequence[Site], Steps | None], Rounded]] = {
     "nearest": Nearest,
     "gptq": SecondOrder,
 }

@@ -12,10 +12,10 @@ from enxuto.evidence.gradients import squared_gradients
 from enxuto.evidence.norms import squared_inputs
 from enxuto.functional.scores import lamp, magnitude, taylor, wanda
 from enxuto.records import Change
-from enxuto.surgery import Weight
+from enxuto.sites import Site
 from enxuto.task import Task
 
-Evidence = Callable[[nn.Module, Iterable[Batch], Sequence[Weight], int], tuple[dict[str, Tensor], dict[str, str]]]
+Evidence = Callable[[nn.Module, Iterable[Batch], Sequence[Site], int], tuple[dict[str, Tensor], dict[str, str]]]
 """Of a model, batches, weights and a seed: a tensor for each weight, and of weights without any, why."""
 
 
@@ -38,12 +38,12 @@ SCORES: Mapping[str, Score] = {
 class Scored:
     """Scores some weights of a model; by magnitude where the calibration batches say nothing of one."""
 
-    def __init__(self, scores: str, model: nn.Module, task: Task, weights: Sequence[Weight]) -> None:
+    def __init__(self, scores: str, model: nn.Module, task: Task, weights: Sequence[Site]) -> None:
         self.score, self.evidence, self.missing = SCORES[scores], dict[str, Tensor](), dict[str, str]()
         if self.score.evidence is not None:
             self.evidence, self.missing = self.score.evidence(model, task.calibration, weights, task.seed)
 
-    def __call__(self, weight: Weight, values: Tensor) -> Tensor:
+    def __call__(self, weight: Site, values: Tensor) -> Tensor:
         """How much each of these values of a weight matters. Shapes: as the weight."""
         if self.score.evidence is None:
             return self.score.of(values)
@@ -51,7 +51,7 @@ class Scored:
             return magnitude(values)
         return self.score.of(values, self.evidence[weight.key])
 
-    def forget(self, weight: Weight) -> None:
+    def forget(self, weight: Site) -> None:
         """Gives back the memory of what the batches said of a weight that will not be scored again."""
         self.evidence.pop(weight.key, None)
 

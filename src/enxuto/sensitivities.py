@@ -37,9 +37,10 @@ from enxuto.macs import total_macs
 from enxuto.progress import say, unheard
 from enxuto.recipe import line
 from enxuto.select import Patterns, matches
+from enxuto.sites import left_in_float, sites
 from enxuto.sizes import file_bytes
 from enxuto.steps.quantize import Quantize
-from enxuto.surgery import borrowed, left_in_float, to_float, twins, weights
+from enxuto.surgery import borrowed, to_float
 from enxuto.task import Step, Task
 from enxuto.thin import thinnable
 
@@ -144,7 +145,7 @@ class _Work:
         self, task: Task, layers: Patterns, changes: Sequence[Loss], quantize: Quantize, samples: int, kept: _Kept
     ) -> None:
         self.model = borrowed(task.model).eval()
-        self.weights = weights(self.model, layers)
+        self.weights = sites(self.model, layers)
         self.chosen, self.changes, self.quantize, self.kept = layers, changes, quantize, kept
         self.paths = list(dict.fromkeys(weight.path for weight in self.weights))
         most, evidence = self._affordable(task, samples)
@@ -206,7 +207,7 @@ class _Work:
     def _left(self) -> Iterator[Left]:
         yield from (Left(path=change.path, why=change.why) for change in left_in_float(self.model, self.chosen))
         for weight in self.weights:
-            for twin in twins(self.model, weight):
+            for twin in weight.tied:
                 if twin.path not in self.paths and matches(twin.path, self.chosen):
                     yield Left(path=twin.path, why=f"its weight is that of '{weight.path}', with which it changes")
 

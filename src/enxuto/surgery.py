@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch import nn
 
 from enxuto.copies import copied
 from enxuto.errors import ArtifactError
-from enxuto.layers.coded import Coded, code_, decode_, weight_names
-from enxuto.layers.computed import MASKED, computed, has_computed, without_computed_
-from enxuto.layers.grids import CodedTensor
+from enxuto.layers.coded import Coded, decode_
+from enxuto.layers.computed import MASKED, has_computed, without_computed_
 from enxuto.layers.lowrank import THIN
-from enxuto.layers.rehearsal import Rehearsal
-from enxuto.records import Change
-from enxuto.select import Patterns, matches, select
 
 
 def duplicate(model: nn.Module) -> nn.Module:
@@ -97,99 +89,3 @@ def to_float(model: nn.Module) -> nn.Module:
 def without_computed(model: nn.Module) -> nn.Module:
     """The model itself, or a copy with plain parameters where masks, weight or spectral norms compute them."""
     return duplicate(model) if has_computed(model) else model
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """One weight of one layer, plain or coded: where it is and how to read and write it."""
-
-    path: str
-    name: str
-    module: nn.Module
-
-    @property
-    def key(self) -> str:
-        """The parameter's full name, "fc1.weight"."""
-        return f"{self.path}.{self.name}" if self.path else self.name
-
-    @property
-    def tensor(self) -> Tensor | CodedTensor | Rehearsal:
-        """What the layer keeps: a parameter, or a tensor module."""
-        if isinstance(self.module, Coded) and self.name in self.module.coded:
-            return self.module.coded[self.name]  # type: ignore[return-value]
-        return self.module._parameters[self.name]  # type: ignore[return-value]
-
-    def read(self) -> Tensor:
-        """The values, decoded and detached."""
-        tensor = self.tensor
-        with torch.no_grad():
-            return (tensor if isinstance(tensor, Tensor) else tensor()).detach()
-
-    def write_(self, values: Tensor) -> None:
-        """Puts other values of the same shape in; a coded weight keeps its grid."""
-        tensor = self.tensor
-        if isinstance(tensor, CodedTensor):
-            tensor.become_(tensor.recode(values))
-        elif isinstance(tensor, Rehearsal):
-            tensor.leaf.data = values.to(tensor.leaf)  # whoever else holds the old values keeps them
-        else:
-            tensor.data = values.to(tensor)
-
-    def code_(self, tensor: nn.Module) -> None:
-        """Puts a tensor module in the weight's place."""
-        code_(self.module, self.name, tensor)
-
-
-def weights(model: nn.Module, layers: Patterns = "*") -> list[Weight]:
-    """The weights (not biases, not norms) of all layers that match; one that two layers share comes once.
-
-    Raises: LayerError when no layer matches.
-    """
-    found, seen = [], set()
-    for path, module in select(model, layers, lambda module: bool(weight_names(module))):
-        for name in weight_names(module):
-            weight = Weight(path, name, module)
-            if id(weight.tensor) not in seen:
-                seen.add(id(weight.tensor))
-                found.append(weight)
-    return found
-
-
-def twins(model: nn.Module, weight: Weight) -> list[Weight]:
-    """Every place that holds the very same tensor: the weight itself, and layers tied to it."""
-    return [
-        Weight(path, name, module)
-        for path, module in model.named_modules()
-        for name in weight_names(module)
-        if Weight(path, name, module).tensor is weight.tensor
-    ]
-
-
-def left_in_float(model: nn.Module, layers: Patterns = "*") -> Iterator[Change]:
-    """The parameters of two or more dimensions that no layer kind covers, and that a step therefore leaves alone."""
-    for path, module in model.named_modules():
-        for name, reason in computed(module).items():
-            if matches(path or name, layers):
-                yield Change(f"{path}.{name}" if path else name, "left in float", reason)
-        if isinstance(module, ParametrizationList):
-            continue
-        names = weight_names(module)
-        for name, parameter in module._parameters.items():
-            if parameter is None or parameter.ndim < 2 or name in names or not matches(path or name, layers):
-                continue
-            key = f"{path}.{name}" if path else name
-            why = f"a parameter that {type(module).__name__} holds itself; no layer kind covers it"
-            yield Change(key, "left in float", why)
-
-
-def leaves_(model: nn.Module, chosen: list[Weight]) -> list[Rehearsal]:
-    """The rehearsals of the chosen weights, made where there is none yet, under every name a weight has."""
-    found = []
-    for weight in chosen:
-        leaf = weight.tensor
-        if not isinstance(leaf, Rehearsal):
-            leaf = Rehearsal.of(leaf)
-            for twin in twins(model, weight):
-                twin.code_(leaf)
-        found.append(leaf)
-    return found

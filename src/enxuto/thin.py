@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from enxuto.ranks import Ranks
 from enxuto.reads import read_elsewhere
 from enxuto.records import Change
 from enxuto.select import Patterns, select
-from enxuto.surgery import Weight, borrowed, replace_, twins
+from enxuto.sites import Site, sites
+from enxuto.surgery import borrowed, replace_
 
 
 def thinnable(model: nn.Module, layers: Patterns, sample: Batch) -> tuple[dict[str, nn.Module], list[Change]]:
@@ -28,9 +29,10 @@ def thinnable(model: nn.Module, layers: Patterns, sample: Batch) -> tuple[dict[s
     Raises: LayerError when no layer is selected.
     """
     reads = read_elsewhere(model, sample)
+    tied = {place.key: site.places for site in sites(model) for place in site.places}
     found, left = {}, []
     for path, layer in select(model, layers, lambda module: traits(module).product):
-        reason = _refusal(model, path, layer) or reads.get(path, "")
+        reason = _refusal(model, path, layer, tied) or reads.get(path, "")
         if reason:
             left.append(Change(path, "left alone", reason))
         else:
@@ -38,7 +40,7 @@ def thinnable(model: nn.Module, layers: Patterns, sample: Batch) -> tuple[dict[s
     return found, left
 
 
-def _refusal(model: nn.Module, path: str, layer: nn.Module) -> str:
+def _refusal(model: nn.Module, path: str, layer: nn.Module, tied: Mapping[str, Sequence[Site]]) -> str:
     owner = model.get_submodule(path.rpartition(".")[0])
     if "weight" not in weight_names(layer):
         return "its weight is computed from other parameters"
@@ -48,9 +50,9 @@ def _refusal(model: nn.Module, path: str, layer: nn.Module) -> str:
         return "a grouped convolution is no single matrix"
     if not path:
         return "it is the whole model; wrap it, as in nn.Sequential(layer)"
-    tied = [twin.path for twin in twins(model, Weight(path, "weight", layer)) if twin.module is not layer]
-    if tied:
-        return f"its weight is also that of '{tied[0]}', which keeps it"
+    others = [place.path for place in tied[f"{path}.weight"] if place.module is not layer]
+    if others:
+        return f"its weight is also that of '{others[0]}', which keeps it"
     if isinstance(owner, THIN):
         return "it is one part of a factorized layer"
     if isinstance(owner, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
@@ -73,17 +75,17 @@ def thinned(path: str, layer: nn.Module, ranks: Ranks, square: Tensor | None) ->
     layer = borrowed(layer)
     decode_(layer)
     thin = _made(layer, ranks, square)
-    matrix = Weight(path, "weight", layer).read().flatten(1)
+    matrix = Site(path, "weight", layer).matrix()
     whole = squares(matrix, square)
     kept = 1 - squares(matrix - thin.weight.detach().flatten(1), square) / whole if whole else 1.0
     for name, part in thin.named_children() if "weight" in grids else ():
-        weight = Weight(f"{path}.{name}", "weight", part)
+        weight = Site(f"{path}.{name}", "weight", part)
         values = weight.read()
         weight.code_(grids["weight"].suited(values).encode(values, weight.path))  # its groups may not divide the thin layer
     if "weight" in grids and input_grid is not None:
         thin.down.input_grid = input_grid
     if "bias" in grids:
-        bias = Weight(f"{path}.up", "bias", thin.up)
+        bias = Site(f"{path}.up", "bias", thin.up)
         bias.code_(grids["bias"].encode(bias.read(), bias.path))
     return Thinned(thin, kept)
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from enxuto.copies import without_graphs_
-from enxuto.errors import LayerError, RangeError, RecipeError
+from enxuto.errors import RangeError, RecipeError
 from enxuto.layers.coded import Coded, code_, decode_, dense, sources
 from enxuto.layers.computed import free
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
-from enxuto.surgery import Weight, duplicate, twins, weights
+from enxuto.sites import sites
+from enxuto.surgery import duplicate
 from enxuto.task import Step, Task
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def prepare(task: Task, steps: Sequence[Step] = (), *, gradual: bool = False) ->
     for leaf in model.modules():
         if isinstance(leaf, Rehearsal):
             leaf.passed = ()  # these steps are the ones to decide
-    for weight in all_weights(model):
+    for weight in sites(model):
         if not bool(weight.read().count_nonzero()):
             _log.warning("'%s' is zero throughout and stays so; give it small values before if it is to learn.", weight.key)
     projected = ""
@@ -135,13 +136,9 @@ def rehearse_(model: nn.Module) -> nn.Module:
 
     Which zeros: all of weights, and of other parameters what `free` leaves out.
     """
-    for weight in all_weights(model):
-        if isinstance(weight.tensor, Rehearsal):
-            continue
+    for weight in sites(model):
         if isinstance(weight.tensor, CodedTensor) or bool((weight.read() == 0).any()):
-            leaf = Rehearsal.of(weight.tensor)
-            for twin in twins(model, weight):
-                twin.code_(leaf)
+            weight.rehearsal_()
     shared: dict[nn.Module | Tensor, Rehearsal] = {}  # tied parameters stay tied
     for module in list(model.modules()):  # biases, norms, and parameters that no layer kind covers
         if isinstance(module, (Rehearsal, ParametrizationList)):
@@ -181,11 +178,3 @@ def settle_(model: nn.Module) -> nn.Module:
         if isinstance(module, Coded) and not sources(module):
             decode_(module)
     return without_graphs_(model)
-
-
-def all_weights(model: nn.Module) -> list[Weight]:
-    """The weights of the model; none when no layer kind is known."""
-    try:
-        return weights(model)
-    except LayerError:
-        return []

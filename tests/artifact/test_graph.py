@@ -17,7 +17,8 @@ from enxuto.artifact.container import Reader, read, write
 from enxuto.artifact.graph import GRAPH, decoded, onnx_bytes
 from enxuto.artifact.pack import pack
 from enxuto.errors import ArtifactError, ExportError
-from enxuto.surgery import to_float, weights
+from enxuto.sites import sites
+from enxuto.surgery import to_float
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, seeded
 
 NETWORKS = ("lenet-300-100", "lenet-5", "resnet-8", "transformer", "gru")
@@ -125,7 +126,7 @@ def test_the_weights_are_not_kept_twice(tmp_path):
     ex.save(small, tmp_path / "b.nxt", original=model)
     assert (tmp_path / "a.nxt").stat().st_size - (tmp_path / "b.nxt").stat().st_size < 1500
     assert sum(entry.bytes for entry in entries if entry.kind == "graph") < 1200
-    assert len(list(weights(small))) == 2
+    assert len(list(sites(small))) == 2
 
 
 def test_a_result_needs_no_samples_and_a_model_does(tmp_path):

@@ -24,6 +24,7 @@ from enxuto.errors import ArtifactError, OutputError, TaskError
 from enxuto.layers import Affine, Coded, Rehearsal
 from enxuto.measure import save_original
 from enxuto.recipe import run
+from enxuto.sites import sites
 from enxuto.steps.channels import PruneChannels
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.fold import Fold
@@ -31,7 +32,6 @@ from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
-from enxuto.surgery import weights
 from enxuto.task import Task
 from enxuto.train import all_weights
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
@@ -151,7 +151,7 @@ def test_tied_weights_take_their_bytes_once_and_stay_tied(step, known, tmp_path)
         assert loaded.head.coded["weight"] is loaded.embed.coded["weight"]
     else:
         assert loaded.head.weight is loaded.embed.weight
-    assert [weight.path for weight in weights(loaded)] == ["embed", "mix"]
+    assert [weight.path for weight in sites(loaded)] == ["embed", "mix"]
 
 
 class Shared(nn.Module):
@@ -273,7 +273,7 @@ def test_a_file_says_of_the_grid_all_that_later_steps_ask(tmp_path):
     for step in (Quantize(3, fit="absmax"), Quantize(4, "fc2", per="group", group=4), Quantize(8, per="tensor"), Share(5)):
         small, _ = step(model, task)
         loaded = back(small, tmp_path / "a.nxt", seeded(Mlp), model)
-        for before, after in zip(weights(small), weights(loaded), strict=True):
+        for before, after in zip(sites(small), sites(loaded), strict=True):
             grid = getattr(before.tensor, "grid", None)
             used = Affine(grid.bits, grid.per, fit=grid.fit) if isinstance(grid, Affine) and grid.per != "group" else grid
             assert getattr(after.tensor, "grid", None) == used
@@ -650,7 +650,7 @@ def test_what_cannot_be_kept_is_refused_and_no_file_is_made(tmp_path):
     sparse = nn.Module()
     sparse.register_buffer("index", torch.eye(3).to_sparse())
     training = nn.Sequential(nn.Linear(2, 2))
-    weights(training)[0].code_(Rehearsal(training[0].weight))
+    sites(training)[0].code_(Rehearsal(training[0].weight))
     for model, words in (
         (sparse, "to_dense"),
         (training, "still in training"),

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from enxuto.evidence.crossed import MANY, UNPAIRED, CrossedOf, crossed
 from enxuto.evidence.moments import UNSEEN, moments
-from enxuto.surgery import duplicate, weights
+from enxuto.sites import sites
+from enxuto.surgery import duplicate
 from test_rounding import SHAPES, data
 from toys import Block, Mlp, seeded
 
@@ -17,7 +18,7 @@ BATCHES = [torch.randn(40, 12, generator=torch.Generator().manual_seed(seed)) fo
 
 def changed(model: nn.Module) -> nn.Module:
     made = duplicate(model)
-    for weight in weights(made):
+    for weight in sites(made):
         weight.write_(weight.read() * 0.5)
     return made
 
@@ -36,7 +37,7 @@ def test_moments_are_those_of_the_copy_and_of_the_copy_with_the_original() -> No
 @pytest.mark.parametrize("kind", [*SHAPES])
 def test_a_copy_that_is_the_same_has_the_moments_of_the_original_twice(kind: type[nn.Module]) -> None:
     model = seeded(kind)
-    keys = [weight.key for weight in weights(model)]
+    keys = [weight.key for weight in sites(model)]
     whole, _ = moments(model, [data(kind, 1)], keys, 2)
     found, missing = crossed(model, duplicate(model), [data(kind, 1)], keys, 2)
     assert (found.keys(), missing) == (whole.keys(), {})
@@ -49,8 +50,8 @@ def test_a_copy_that_is_the_same_has_the_moments_of_the_original_twice(kind: typ
 def test_the_copy_is_seen_as_it_is_when_a_weight_is_asked_for() -> None:
     model = Mlp().eval()
     copy = duplicate(model)
-    asked = CrossedOf(model, copy, BATCHES, weights(copy))
-    first = weights(copy)[0]
+    asked = CrossedOf(model, copy, BATCHES, sites(copy))
+    first = sites(copy)[0]
     assert asked(first.key)
     first.write_(first.read() * 0)
     [(own, _)] = asked("fc2.weight")
@@ -68,8 +69,8 @@ def test_of_many_weights_neighbours_are_watched_together() -> None:
             runs.append(1)
             return iter([torch.randn(4, 3)])
 
-    asked = CrossedOf(model, model, Batches(), weights(model))
-    assert all(asked(weight.key) for weight in weights(model))
+    asked = CrossedOf(model, model, Batches(), sites(model))
+    assert all(asked(weight.key) for weight in sites(model))
     assert len(runs) == 22
 
 
@@ -85,8 +86,8 @@ def test_what_is_not_seen_or_seen_in_another_order_is_said() -> None:
 
     model = Turning().eval()
     copy = duplicate(model)
-    weights(copy)[0].write_(torch.zeros(4, 4))
-    found, missing = crossed(model, copy, [torch.randn(3, 4)], [weight.key for weight in weights(model)])
+    sites(copy)[0].write_(torch.zeros(4, 4))
+    found, missing = crossed(model, copy, [torch.randn(3, 4)], [weight.key for weight in sites(model)])
     assert not found
     assert missing == {"first.weight": UNPAIRED, "second.weight": UNPAIRED, "idle.weight": UNSEEN}
 

@@ -14,7 +14,7 @@ from enxuto.evidence.influence import influence
 from enxuto.evidence.kept import keeping
 from enxuto.evidence.moments import MomentsOf
 from enxuto.recipe import run
-from enxuto.surgery import weights
+from enxuto.sites import sites
 
 KEYS = ["fc1.weight", "fc2.weight"]
 
@@ -31,8 +31,8 @@ class Batches:
 
 
 def asked(model, batches):
-    of = MomentsOf(model, batches, weights(model))
-    return [each.square for weight in weights(model) for each in of(weight.key)], influence(model, batches, weights(model))
+    of = MomentsOf(model, batches, sites(model))
+    return [each.square for weight in sites(model) for each in of(weight.key)], influence(model, batches, sites(model))
 
 
 def same(one, other):

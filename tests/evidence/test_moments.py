@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from enxuto.evidence.moments import Moments, MomentsOf, by_rows, moments
-from enxuto.surgery import weights
+from enxuto.sites import sites
 from toys import Mlp
 
 BATCHES = [torch.randn(40, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
@@ -40,8 +40,8 @@ def test_a_limit_makes_several_passes_with_the_same_result() -> None:
             passes.append(1)
             return iter(BATCHES)
 
-    whole, parts = (MomentsOf(model, Batches(), weights(model), limit) for limit in (1 << 20, 1))
-    for weight in weights(model):
+    whole, parts = (MomentsOf(model, Batches(), sites(model), limit) for limit in (1 << 20, 1))
+    for weight in sites(model):
         [one], [other] = whole(weight.key), parts(weight.key)
         assert torch.equal(one.square, other.square)
     assert len(passes) == 1 + 3
@@ -95,8 +95,8 @@ def test_what_has_no_moments_has_a_reason() -> None:
             return self.used(self.table(x))
 
     model = Two().eval()
-    of = MomentsOf(model, [torch.tensor([[1, 2]])], weights(model))
-    assert [len(of(weight.key)) for weight in weights(model)] == [1, 0, 0]
+    of = MomentsOf(model, [torch.tensor([[1, 2]])], sites(model))
+    assert [len(of(weight.key)) for weight in sites(model)] == [1, 0, 0]
     assert of.missing == {
         "idle.weight": "no product with it is seen on the calibration batches",
         "table.weight": "its rows are looked up, and multiply nothing",
@@ -105,7 +105,7 @@ def test_what_has_no_moments_has_a_reason() -> None:
 
 def test_inputs_too_large_to_be_squared_are_named() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
-    of = MomentsOf(model, [torch.full((2, 4), 1e25)], weights(model))
+    of = MomentsOf(model, [torch.full((2, 4), 1e25)], sites(model))
     assert not of("0.weight")
     assert of.missing == {"0.weight": "the squares of its inputs are too large for 32 bits"}
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from enxuto.evidence.gradients import UNREACHED, squared_gradients
 from enxuto.evidence.moments import UNSEEN, moments
 from enxuto.evidence.norms import squared_inputs
-from enxuto.surgery import weights
+from enxuto.sites import sites
 from toys import Block, Mlp, ResidualCnn, inputs, seeded
 
 KINDS: list[type[nn.Module]] = [Mlp, ResidualCnn, Block]
@@ -18,9 +18,9 @@ KINDS: list[type[nn.Module]] = [Mlp, ResidualCnn, Block]
 @pytest.mark.parametrize("kind", KINDS)
 def test_squared_inputs_are_the_diagonal_of_the_moments_in_every_row(kind: type[nn.Module]) -> None:
     model = seeded(kind)
-    found, missing = squared_inputs(model, [inputs(kind)], weights(model), 3)
+    found, missing = squared_inputs(model, [inputs(kind)], sites(model), 3)
     whole, _ = moments(model, [inputs(kind)], list(found), 3)
-    for weight in weights(model):
+    for weight in sites(model):
         spread = found[weight.key].flatten(1)
         for each in whole[weight.key]:
             for rows, square in each.parts():
@@ -34,7 +34,7 @@ def test_squared_inputs_are_the_diagonal_of_the_moments_in_every_row(kind: type[
 def test_every_group_of_a_convolution_has_its_own_inputs(layer: nn.Module) -> None:
     scales = torch.tensor([1.0, 1.0, 5.0, 5.0]).view(1, 4, 1, 1)
     images = torch.randn(4, 4, 9, 9, generator=torch.Generator().manual_seed(0)) * scales
-    found, _ = squared_inputs(layer, [images], weights(layer))
+    found, _ = squared_inputs(layer, [images], sites(layer))
     spread = found["weight"]
     assert spread.shape == layer.weight.shape
     first, second = spread.chunk(2)  # of either kind: of inputs for the transposed one
@@ -48,7 +48,7 @@ def test_outputs_gradients_squared_are_those_of_every_output_and_sample() -> Non
     for sample in batch:
         for output in model(sample[None])[0]:
             expected += torch.autograd.grad(output, model.fc2.weight, retain_graph=True)[0].square() / len(batch)
-    runs = [squared_gradients(model, [batch], weights(model), seed)[0]["fc2.weight"] for seed in range(40)]
+    runs = [squared_gradients(model, [batch], sites(model), seed)[0]["fc2.weight"] for seed in range(40)]
     torch.testing.assert_close(torch.stack(runs).mean(0), expected, rtol=0.25, atol=float(expected.mean()) / 20)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -63,7 +63,7 @@ def test_labels_gradients_squared_are_the_fisher_information() -> None:
             expected += (
                 log.exp().detach() * torch.autograd.grad(log, model.fc2.weight, retain_graph=True)[0].square() / len(batch)
             )
-    runs = [squared_gradients(model, [batch], weights(model), seed, "labels")[0]["fc2.weight"] for seed in range(60)]
+    runs = [squared_gradients(model, [batch], sites(model), seed, "labels")[0]["fc2.weight"] for seed in range(60)]
     torch.testing.assert_close(torch.stack(runs).mean(0), expected, rtol=0.3, atol=float(expected.mean()) / 10)
 
 
@@ -77,8 +77,8 @@ def test_what_the_batches_do_not_reach_is_said() -> None:
             return self.fc(x)
 
     model = Idle().eval()
-    found, missing = squared_inputs(model, [torch.randn(3, 4)], weights(model))
+    found, missing = squared_inputs(model, [torch.randn(3, 4)], sites(model))
     assert (list(found), missing) == (["fc.weight"], {"idle.weight": UNSEEN})
-    found, missing = squared_gradients(model, [torch.randn(3, 4)], weights(model))
+    found, missing = squared_gradients(model, [torch.randn(3, 4)], sites(model))
     assert (list(found), missing) == (["fc.weight"], {"idle.weight": UNREACHED})
-    assert squared_gradients(model, [torch.randn(3, 4)], weights(model, "idle")) == ({}, {"idle.weight": UNREACHED})
+    assert squared_gradients(model, [torch.randn(3, 4)], sites(model, "idle")) == ({}, {"idle.weight": UNREACHED})

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.evidence.products import Product, watch
-from enxuto.layers.matrices import matrix_of, weight_of
-from enxuto.surgery import weights
+from enxuto.sites import Site, sites
 
 images = torch.randn(2, 4, 9, 8, generator=torch.Generator().manual_seed(0))
 wide = images.to(memory_format=torch.channels_last)
@@ -32,7 +31,7 @@ LAYERS: dict[str, tuple[nn.Module, Tensor, int]] = {  # the layer, its input, an
 
 def seen(model: nn.Module, *batches: object) -> tuple[list[tuple[Product, Tensor]], dict[str, str]]:
     found: list[tuple[Product, Tensor]] = []
-    keys = [weight.key for weight in weights(model)]
+    keys = [weight.key for weight in sites(model)]
     otherwise = watch(model, batches, keys, lambda product: found.append((product, product.inputs(torch.arange(product.count)))))
     return found, otherwise
 
@@ -41,19 +40,19 @@ def seen(model: nn.Module, *batches: object) -> tuple[list[tuple[Product, Tensor
 def test_the_matrix_times_the_inputs_is_the_output(name: str) -> None:
     layer, given, axis = LAYERS[name]
     [(product, inputs)], otherwise = seen(layer, given)
-    matrix = matrix_of(layer, layer.weight.detach())
+    matrix = Site("", "weight", layer).matrix()
     made = torch.einsum("gni,goi->ngo", inputs, matrix.view(product.groups, -1, product.width)).flatten(1)
     with torch.no_grad():
         outputs = layer(given).movedim(axis, -1) - (layer.bias if layer.bias is not None else 0)
     torch.testing.assert_close(made, outputs.reshape(product.count, -1))
     assert (product.key, product.start, product.stop, otherwise) == ("weight", 0, len(matrix), {})
-    assert torch.equal(weight_of(layer, matrix, layer.weight.shape), layer.weight)
+    assert torch.equal(Site("", "weight", layer).shaped(matrix), layer.weight)
 
 
 def test_a_bilinear_layer_meets_all_products_of_its_two_inputs() -> None:
     layer, given = nn.Bilinear(3, 4, 5, bias=False), (torch.randn(2, 3), torch.randn(2, 4))
     [(_, inputs)], _ = seen(layer, given)
-    torch.testing.assert_close(inputs[0] @ matrix_of(layer, layer.weight.detach()).T, layer(*given).detach())
+    torch.testing.assert_close(inputs[0] @ Site("", "weight", layer).matrix().T, layer(*given).detach())
 
 
 def test_recurrent_layers_show_each_step_also_packed_and_onednn_stays_as_it_was() -> None:

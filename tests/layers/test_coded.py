@@ -10,7 +10,8 @@ from torch import nn
 from enxuto.layers import Affine, Table, code_, decode_, weight_names
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import Coded, coded_class, plain_class
-from enxuto.surgery import duplicate, to_float, weights
+from enxuto.sites import sites
+from enxuto.surgery import duplicate, to_float
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -101,7 +102,7 @@ def equal(a, b):
 
 def coded(make, grid):
     layer = make().eval()
-    for weight in weights(layer):
+    for weight in sites(layer):
         weight.code_(grid.encode(weight.read(), weight.path))
     return layer
 
@@ -114,10 +115,10 @@ def reference(layer, make):
         for name, t in layer.state_dict().items()
         if not name.endswith(("codes", "scale", "codebook"))
     }
-    for weight in weights(layer):
+    for weight in sites(layer):
         values[weight.key] = weight.read()
     plain.load_state_dict(values)
-    for weight in weights(plain):
+    for weight in sites(plain):
         weight.tensor.requires_grad_(False)  # else torch may take another kernel, with other last bits
     return plain
 
@@ -264,11 +265,11 @@ class Doubled(nn.Module):
 
 
 def test_a_parametrized_weight_is_left_alone_and_named():
-    from enxuto.surgery import left_in_float
+    from enxuto.sites import left_in_float
 
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
     nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
-    assert [weight.path for weight in weights(model)] == ["1"]
+    assert [weight.path for weight in sites(model)] == ["1"]
     (change,) = left_in_float(model)
     assert change.path == "0.weight"
     assert "Doubled computes it from other parameters" in change.why

@@ -16,7 +16,8 @@ from enxuto.artifact.structure import GRIDS
 from enxuto.encode import code_weights_, rehearse_on_
 from enxuto.layers.grids import CodedTensor, Grid, Values, finite
 from enxuto.layers.packing import pack
-from enxuto.surgery import duplicate, weights
+from enxuto.sites import sites
+from enxuto.surgery import duplicate
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,17 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_saved_loaded_pruned_exported_and_told_of(tmp_path):
     task = task_of(Mlp)
     model = duplicate(task.model)
-    changes, _ = code_weights_(model, weights(model), Powers())
+    changes, _ = code_weights_(sites(model), Powers())
     assert "4 bits, 16 values" in changes[0].what
     ex.save(model, tmp_path / "small.nxt", original=task.model)
     loaded = ex.load(tmp_path / "small.nxt", into=task.model)
-    assert all(isinstance(each.tensor, PowersTensor) for each in weights(loaded))
+    assert all(isinstance(each.tensor, PowersTensor) for each in sites(loaded))
     assert torch.equal(output(loaded, task.sample), output(model, task.sample))
     pruned, _ = ex.Prune(0.5)(model, task)
-    assert all(isinstance(each.tensor, PowersTensor) for each in weights(pruned))
-    assert float(torch.cat([each.read().flatten() == 0 for each in weights(pruned)]).float().mean()) >= 0.49
+    assert all(isinstance(each.tensor, PowersTensor) for each in sites(pruned))
+    assert float(torch.cat([each.read().flatten() == 0 for each in sites(pruned)]).float().mean()) >= 0.49
     smaller, _ = ex.PruneChannels(sparsity=0.25)(model, task)
-    assert any(isinstance(each.tensor, PowersTensor) for each in weights(smaller))
+    assert any(isinstance(each.tensor, PowersTensor) for each in sites(smaller))
     written = ex.export(model, tmp_path / "small.onnx", calibration=task.calibration)
     assert written.path.stat().st_size > 0
 
@@ -131,5 +132,5 @@ def test_it_learns_in_a_users_loop():
     assert losses[-1] < losses[0]
     trained = output(model, task.sample)
     frozen = ex.convert(model)
-    assert all(isinstance(each.tensor, PowersTensor) for each in weights(frozen))
+    assert all(isinstance(each.tensor, PowersTensor) for each in sites(frozen))
     assert torch.allclose(output(frozen, task.sample), trained, atol=1e-6)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import enxuto as ex
 from enxuto.evidence.influence import influence
-from enxuto.surgery import weights
+from enxuto.sites import sites
 
 BATCHES = [torch.randn(64, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
 
@@ -56,10 +56,10 @@ class Two(nn.Module):
 def test_an_output_that_is_ignored_moves_nothing() -> None:
     torch.manual_seed(0)
     model = Two().eval()
-    found, missing = influence(model, BATCHES, weights(model), outputs={"hidden": "ignore"})
+    found, missing = influence(model, BATCHES, sites(model), outputs={"hidden": "ignore"})
     assert set(found) == {"inner.weight", "last.weight"}
     assert set(missing) == {"wide.weight"}
-    both, _ = influence(model, BATCHES, weights(model))
+    both, _ = influence(model, BATCHES, sites(model))
     alone = {key: both[key] / found[key] for key in found}
     assert all(share == pytest.approx(1, rel=0.3) for share in alone.values()), "each output counts in its own spread"
     _, record = ex.Factorize(size=0.6, layers="wide")(model, ex.Task(model, calibration=BATCHES, outputs={"hidden": "ignore"}))

@@ -3,17 +3,17 @@ import torch
 from torch import nn
 
 from enxuto.errors import LayerError, NothingChangedError, RangeError, ShapeError
+from enxuto.sites import sites
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
-from enxuto.surgery import weights
 from enxuto.task import Task
 from enxuto.train import convert, prepare
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 
 
 def zeros(model, layers="*"):
-    found = [weight.read() for weight in weights(model, layers)]
+    found = [weight.read() for weight in sites(model, layers)]
     return sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)
 
 
@@ -31,15 +31,15 @@ def test_global_sparsity_is_exact_to_one_weight(kind, scores, sparsity):
 def test_sparsity_in_each_layer_is_exact_in_each():
     task = task_of(Mlp)
     model, _ = Prune(sparsity=0.8, scope="layer")(task.model, task)
-    for weight in weights(model):
+    for weight in sites(model):
         assert int((weight.read() == 0).sum()) == round(0.8 * weight.read().numel())
 
 
 def test_what_stays_is_untouched_and_larger_than_what_went():
     task = task_of(Mlp)
     model, _ = Prune(sparsity=0.7, scores="magnitude")(task.model, task)
-    before = torch.cat([w.read().flatten() for w in weights(task.model)])
-    after = torch.cat([w.read().flatten() for w in weights(model)])
+    before = torch.cat([w.read().flatten() for w in sites(task.model)])
+    after = torch.cat([w.read().flatten() for w in sites(model)])
     stays = after != 0
     assert torch.equal(before[stays], after[stays])
     assert before[~stays].abs().max() <= before[stays].abs().min()
@@ -48,14 +48,14 @@ def test_what_stays_is_untouched_and_larger_than_what_went():
 def test_a_pruned_zero_is_the_positive_one():
     task = task_of(Mlp)
     model, _ = Prune(sparsity=0.9)(task.model, task)
-    for weight in weights(model):
+    for weight in sites(model):
         assert not bool(torch.signbit(weight.read()[weight.read() == 0]).any())
 
 
 def test_a_pattern_keeps_two_of_four():
     task = task_of(Mlp)
     model, _ = Prune(pattern="2:4")(task.model, task)
-    for weight in weights(model):
+    for weight in sites(model):
         assert bool(((weight.read().reshape(-1, 4) != 0).sum(dim=1) == 2).all())
 
 
@@ -106,7 +106,7 @@ def test_coded_weights_are_pruned_on_their_grid(first):
     gone, total = zeros(model)
     assert gone >= round(0.9 * total)
     assert record.figures["sparsity"] == gone / total
-    for before, after in zip(weights(coded), weights(model), strict=True):
+    for before, after in zip(sites(coded), sites(model), strict=True):
         assert type(after.tensor) is type(before.tensor)
         stays = after.read() != 0
         if first != Share(1):  # whose two values make room for zero
@@ -136,7 +136,7 @@ def test_tied_weights_are_pruned_once_and_stay_tied(first):
 def test_layers_of_any_size_are_pruned_alike(size):
     task = task_of(Mlp)
     with torch.no_grad():
-        for weight in weights(task.model):
+        for weight in sites(task.model):
             weight.write_(weight.read() * (size if weight.path == "fc2" else 1.0))
     plain = task_of(Mlp)
     model, _ = Prune(sparsity=0.8)(task.model, plain)
@@ -196,7 +196,7 @@ def test_a_pruned_model_runs_and_is_deterministic():
 @pytest.mark.parametrize("rehearsed", [False, True])
 def test_a_pattern_leaves_the_layers_it_does_not_divide_and_names_them(rehearsed):
     task = task_of(ResidualCnn)
-    first = weights(task.model)[0]
+    first = sites(task.model)[0]
     assert first.read()[0].numel() % 4
     step = Prune(pattern="2:4")
     if rehearsed:
@@ -205,6 +205,6 @@ def test_a_pattern_leaves_the_layers_it_does_not_divide_and_names_them(rehearsed
         model, record = step(task.model, task)
         assert [(change.path, change.what) for change in record.skipped] == [(first.key, "left alone")]
         assert "this has 8 by 27 weights" in record.skipped[0].why
-    assert torch.equal(weights(model)[0].read(), first.read())
-    for weight in weights(model)[1:]:
+    assert torch.equal(sites(model)[0].read(), first.read())
+    for weight in sites(model)[1:]:
         assert bool(((weight.read().reshape(-1, 4) != 0).sum(dim=1) <= 2).all())

@@ -8,12 +8,12 @@ from enxuto import zoo
 from enxuto.errors import NothingChangedError, RangeError, ShapeError
 from enxuto.layers import ActivationGrid, AffineTensor, TableTensor
 from enxuto.layers.affine import Affine
+from enxuto.sites import sites
 from enxuto.sizes import module_bytes
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
-from enxuto.surgery import weights
 from enxuto.task import Task
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 
@@ -30,14 +30,14 @@ def test_eight_bits_hardly_change_the_outputs_and_make_the_model_small(kind, ste
     before, after = output(task.model, x), output(model, x)
     assert float((after - before).norm() / before.norm()) < 0.03
     assert module_bytes(model) < module_bytes(task.model)
-    assert {change.path for change in record.changes} == {weight.key for weight in weights(task.model, step.layers)}
+    assert {change.path for change in record.changes} == {weight.key for weight in sites(task.model, step.layers)}
 
 
 @pytest.mark.parametrize("bits", range(1, 8))
 def test_fewer_bits_are_fewer_values_and_fewer_bytes(bits):
     task = task_of(Mlp)
     model, _ = Quantize(bits, per="tensor")(task.model, task)
-    for weight in weights(model):
+    for weight in sites(model):
         assert len(weight.read().unique()) <= 2**bits
     assert module_bytes(model) <= module_bytes(Quantize(bits + 1, per="tensor")(task.model, task)[0])
 
@@ -50,7 +50,7 @@ def test_a_pruned_weight_stays_zero_after_coding(coder, bits, per):
     pruned, _ = Prune(sparsity=0.7)(task.model, task)
     step = coder(bits, per=per, group=4) if coder is Quantize else coder(bits)
     model, _ = step(pruned, task)
-    for before, after in zip(weights(pruned), weights(model), strict=True):
+    for before, after in zip(sites(pruned), sites(model), strict=True):
         assert bool((after.read()[before.read() == 0] == 0).all())
 
 
@@ -62,7 +62,7 @@ def test_one_bit_refuses_a_pruned_model_and_sharing_two_values_keeps_its_zeros()
         Quantize(1)(pruned, task)
     assert unchanged(pruned, before)
     model, _ = Share(1)(pruned, task)
-    for zeroed, after in zip(weights(pruned), weights(model), strict=True):
+    for zeroed, after in zip(sites(pruned), sites(model), strict=True):
         assert bool((after.read()[zeroed.read() == 0] == 0).all())
         assert len(after.read().unique()) == 2
 
@@ -96,7 +96,7 @@ def test_quantizing_twice_is_quantizing_once(step):
     task = task_of(ResidualCnn)
     once, _ = step(task.model, task)
     twice, _ = step(once, task)
-    for a, b in zip(weights(once), weights(twice), strict=True):
+    for a, b in zip(sites(once), sites(twice), strict=True):
         assert torch.equal(a.read(), b.read())
 
 
@@ -105,9 +105,9 @@ def test_quantizing_twice_is_quantizing_once(step):
 def test_a_network_on_one_scale_is_that_of_all_its_weights_as_one(bits, fit):
     task = task_of(ResidualCnn)
     model, _ = Quantize(bits, per="network", fit=fit)(task.model, task)
-    together = torch.cat([weight.read().flatten() for weight in weights(task.model)])
+    together = torch.cat([weight.read().flatten() for weight in sites(task.model)])
     alone = Affine(bits, "tensor", fit=fit).encode(together)
-    found = torch.cat([weight.read().flatten() for weight in weights(model)])
+    found = torch.cat([weight.read().flatten() for weight in sites(model)])
     assert torch.equal(found, alone())
 
 
@@ -212,7 +212,7 @@ def test_no_kind_of_layer_is_skipped_in_silence(layer):
     task = Task(model, calibration=[torch.randn(shape)])
     for step in (Quantize(4), Share(3), Prune(sparsity=0.5)):
         smaller, record = step(model, task)
-        assert {change.path for change in record.changes} == {weight.key for weight in weights(model)} != set()
+        assert {change.path for change in record.changes} == {weight.key for weight in sites(model)} != set()
         assert smaller[0](torch.randn(shape)) is not None
 
 
@@ -258,11 +258,11 @@ def test_a_weight_that_shares_few_values_keeps_them(bits, per):
     task = task_of(ResidualCnn)
     shared, _ = Share(4)(task.model, task)
     model, record = Quantize(bits, per=per, activations=8)(shared, task)
-    assert [change.what for change in record.skipped] == ["keeps its 16 shared values"] * len(weights(shared))
+    assert [change.what for change in record.skipped] == ["keeps its 16 shared values"] * len(sites(shared))
     assert record.changes
     assert all(change.what == "input in 8 bits" for change in record.changes)
     trained, _ = Recover(epochs=2)(model, task)
-    for before, after, later in zip(weights(shared), weights(model), weights(trained), strict=True):
+    for before, after, later in zip(sites(shared), sites(model), sites(trained), strict=True):
         assert torch.equal(before.read(), after.read())
         assert isinstance(later.tensor, TableTensor)
         assert len(later.read().unique()) <= 16
@@ -274,7 +274,7 @@ def test_fewer_bits_than_a_table_are_what_was_asked_for_and_said():
     task = task_of(Mlp)
     shared, _ = Share(4)(task.model, task)
     model, record = Quantize(2)(shared, task)
-    assert all(isinstance(weight.tensor, AffineTensor) and weight.tensor.grid.bits == 2 for weight in weights(model))
+    assert all(isinstance(weight.tensor, AffineTensor) and weight.tensor.grid.bits == 2 for weight in sites(model))
     assert all("no longer 16 shared values" in change.why for change in record.changes)
 
 
@@ -282,7 +282,7 @@ def test_fewer_bits_than_a_table_are_what_was_asked_for_and_said():
 def test_the_documented_group_works_on_every_network_of_the_zoo(name):
     task = Task(zoo.build(name, in_channels=3, image_size=32), calibration=[torch.randn(1, 3, 32, 32)])
     model, record = Quantize(bits=4, per="group", group=64)(task.model, task)
-    for weight, change in zip(weights(model), record.changes, strict=True):
+    for weight, change in zip(sites(model), record.changes, strict=True):
         inputs, grid = weight.read()[0].numel(), weight.tensor.grid
         assert grid.bits == 4
         if inputs % 64 == 0:

@@ -11,12 +11,12 @@ from enxuto.errors import RangeError, TaskError
 from enxuto.layers import Coded, Rehearsal
 from enxuto.lessons import lessons, settled
 from enxuto.recipe import run
+from enxuto.sites import sites
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
-from enxuto.surgery import weights
 from enxuto.task import Task
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
 
@@ -39,7 +39,7 @@ def test_zeros_stay_zero_and_the_rest_learns(kind, first):
     task = labelled(kind)
     small, _ = run(task, first)
     model, record = Recover(learning_rate=1e-2)(small, task)
-    for before, after in zip(weights(small), weights(model), strict=True):
+    for before, after in zip(sites(small), sites(model), strict=True):
         assert type(before.tensor) is type(after.tensor)
         assert bool((after.read()[before.read() == 0] == 0).all())
         assert not torch.equal(before.read(), after.read())
@@ -55,7 +55,7 @@ def test_codes_and_grids_learn(first):
     assert not torch.equal(before.codes, after.codes)
     grids = [tensor.scale if hasattr(tensor, "scale") else tensor.codebook for tensor in (before, after)]
     assert not torch.equal(*grids)
-    assert len(weights(model)[0].read().unique()) <= 2**8
+    assert len(sites(model)[0].read().unique()) <= 2**8
 
 
 def test_recovering_brings_the_outputs_nearer_to_the_teacher():
@@ -111,7 +111,7 @@ def test_tied_weights_stay_tied(first):
     task = Task(seeded(Tied), calibration=[torch.arange(6).view(2, 3)])
     small, _ = first(task.model, task)
     model, _ = Recover()(small, task)
-    own, twin = weights(model)[0], model.head
+    own, twin = sites(model)[0], model.head
     assert torch.equal(own.read(), twin.weight)
     if isinstance(model.head, Coded):
         assert model.head.coded["weight"] is model.embed.coded["weight"]

@@ -3,9 +3,9 @@ import torch
 
 from enxuto.errors import NothingChangedError, RangeError
 from enxuto.layers import TableTensor
+from enxuto.sites import sites
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
-from enxuto.surgery import weights
 from toys import Block, Mlp, ResidualCnn, inputs, output, photograph, task_of, unchanged
 
 
@@ -15,17 +15,17 @@ def test_each_weight_takes_at_most_so_many_values(kind, bits):
     task = task_of(kind)
     before = photograph(task.model)
     model, record = Share(bits)(task.model, task)
-    for weight in weights(model):
+    for weight in sites(model):
         assert isinstance(weight.tensor, TableTensor)
         assert len(weight.read().unique()) <= 2**bits
-    assert len(record.changes) == len(weights(task.model))
+    assert len(record.changes) == len(sites(task.model))
     assert unchanged(task.model, before)
 
 
 def test_shared_values_are_nearer_than_a_uniform_grid_of_as_many():
     task = task_of(Mlp)
     shared, uniform = Share(3)(task.model, task)[0], Quantize(3, per="tensor")(task.model, task)[0]
-    for own, a, b in zip(weights(task.model), weights(shared), weights(uniform), strict=True):
+    for own, a, b in zip(sites(task.model), sites(shared), sites(uniform), strict=True):
         assert float((a.read() - own.read()).norm()) < float((b.read() - own.read()).norm())
 
 
@@ -38,8 +38,8 @@ def test_sharing_twice_is_sharing_once(bits):
     ):
         Share(bits, biases=8)(once, task)
     twice, record = Share(bits, biases=4)(once, task)
-    assert len(record.skipped) == len(weights(once))
-    for a, b in zip(weights(once), weights(twice), strict=True):
+    assert len(record.skipped) == len(sites(once))
+    for a, b in zip(sites(once), sites(twice), strict=True):
         assert torch.equal(a.read(), b.read())
 
 

@@ -12,7 +12,7 @@ from enxuto.batches import Batch
 from enxuto.evidence.moments import Moments, Sums, chosen, named_few, seeds
 from enxuto.evidence.products import Product, Watch
 from enxuto.progress import counted
-from enxuto.surgery import Weight
+from enxuto.sites import Site
 
 MANY = 32  # times at most that both networks run on the batches, however many weights are asked for
 UNPAIRED = "the changed network multiplies it in another order than before"
@@ -26,7 +26,7 @@ class CrossedOf:
     """
 
     def __init__(
-        self, model: nn.Module, copy: nn.Module, batches: Iterable[Batch], weights: Sequence[Weight], seed: int = 0
+        self, model: nn.Module, copy: nn.Module, batches: Iterable[Batch], weights: Sequence[Site], seed: int = 0
     ) -> None:
         self.model, self.copy, self.batches, self.seed = model, copy, batches, seed
         self.waiting = [weight.key for weight in weights]

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from enxuto.evidence.channels import Inputs
 from enxuto.evidence.depth import Grown
 from enxuto.functional.faults import beyond_neighbours, largest_beside, peak
-from enxuto.layers.matrices import matrix_of
 from enxuto.losses import Fault
-from enxuto.surgery import Weight
+from enxuto.sites import Site
 
 OUTLIER = 16.0  # times the middle channel: of 255 codes the middle one has 16 then
 PEAK = 16.0  # times the root mean square of a row: at 4 bits a step is as large as two of it then
@@ -40,10 +39,10 @@ def input_faults(inputs: Mapping[str, Inputs], layers: Sequence[str]) -> Iterato
             yield Fault(kind="dead channels", path=path, value=share, limit=DEAD, count=dead, total=len(sizes))
 
 
-def weight_faults(weights: Sequence[Weight]) -> Iterator[Fault]:
+def weight_faults(weights: Sequence[Site]) -> Iterator[Fault]:
     """Rows of weights with a peak."""
     for weight in weights:
-        row, times = peak(matrix_of(weight.module, weight.read()))
+        row, times = peak(weight.matrix())
         if times > PEAK:
             yield Fault(kind="weight outliers", path=weight.path, value=times, limit=PEAK, channel=row)
 

@@ -14,7 +14,8 @@ from enxuto.evidence.samples import in_parts
 from enxuto.functional.likeness import class_axis, probabilities
 from enxuto.outputs import output_tensors
 from enxuto.progress import counted
-from enxuto.surgery import Weight, to_float
+from enxuto.sites import Site
+from enxuto.surgery import to_float
 
 PASSES = 32  # over a batch; 128 kept 0.5 points more or less on ResNet-8 without channels, no trend
 UNREACHED = "the outputs do not depend on it on the calibration batches"
@@ -26,7 +27,7 @@ Of = Literal["outputs", "labels"]
 def squared_gradients(
     model: nn.Module,
     batches: Iterable[Batch],
-    weights: Sequence[Weight],
+    weights: Sequence[Site],
     seed: int = 0,
     of: Of = "outputs",
     *,

@@ -13,13 +13,13 @@ from enxuto.evidence.gradients import UNREACHED, squared_gradients
 from enxuto.evidence.kept import Answer, keep, known
 from enxuto.functional.likeness import Spread
 from enxuto.outputs import Outputs, output_tensors, said_of
-from enxuto.surgery import Weight
+from enxuto.sites import Site
 
 QUESTION = "influence"
 
 
 def influence(
-    model: nn.Module, batches: Iterable[Batch], weights: Sequence[Weight], seed: int = 0, outputs: Outputs | None = None
+    model: nn.Module, batches: Iterable[Batch], weights: Sequence[Site], seed: int = 0, outputs: Outputs | None = None
 ) -> tuple[dict[str, float], dict[str, str]]:
     """The root of the mean square of what one unit of one value of a weight adds to the outputs, to first order, in units of
     their spread; and of weights that move nothing, why.

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from enxuto.batches import Batch
 from enxuto.evidence.kept import Answer, keep, known
 from enxuto.evidence.products import Product, watch
-from enxuto.layers.matrices import matrix_of
 from enxuto.progress import counted
-from enxuto.surgery import Weight
+from enxuto.sites import Site
 
 QUESTION = "moments"
 UNSEEN = "no product with it is seen on the calibration batches"
@@ -55,7 +54,7 @@ class MomentsOf:
     """
 
     def __init__(
-        self, model: nn.Module, batches: Iterable[Batch], weights: Sequence[Weight], limit_bytes: int | None = None, seed: int = 0
+        self, model: nn.Module, batches: Iterable[Batch], weights: Sequence[Site], limit_bytes: int | None = None, seed: int = 0
     ) -> None:
         self.model, self.batches, self.seed = model, batches, seed
         self.limit = limit_bytes or sum(2 * parameter.numel() for parameter in model.parameters())
@@ -236,6 +235,6 @@ def chosen(product: Product, generator: torch.Generator) -> Tensor:
     return torch.randint(product.count, (rows,), generator=generator).sort().values
 
 
-def _square_bytes(weight: Weight) -> int:
-    width = matrix_of(weight.module, weight.read()).shape[1]
+def _square_bytes(weight: Site) -> int:
+    width = weight.matrix().shape[1]
     return 4 * width * width * int(getattr(weight.module, "groups", 1))

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from enxuto.batches import Batch
 from enxuto.evidence.moments import Moments, moments
-from enxuto.layers.matrices import matrix_of, weight_of
-from enxuto.surgery import Weight
+from enxuto.sites import Site
 
 
 def squared_inputs(
-    model: nn.Module, batches: Iterable[Batch], weights: Sequence[Weight], seed: int = 0
+    model: nn.Module, batches: Iterable[Batch], weights: Sequence[Site], seed: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The mean square of the input that each value of a weight multiplies; and of weights without any, why.
 
@@ -24,14 +23,13 @@ def squared_inputs(
     return {weight.key: _spread(weight, found[weight.key]) for weight in weights if weight.key in found}, missing
 
 
-def _spread(weight: Weight, found: Sequence[Moments]) -> Tensor:
+def _spread(weight: Site, found: Sequence[Moments]) -> Tensor:
     """As the weight; zero in rows that no product reads where one reads others."""
-    values = weight.read()
-    rows, width = matrix_of(weight.module, values).shape
+    rows, width = weight.matrix().shape
     spread = found[0].square[:1].expand(rows, width)
     if len(found) > 1 or len(found[0].square) > 1 or found[0].stop - found[0].start < rows:
         spread = spread.new_zeros(rows, width)
         for each in found:
             for few, square in each.parts():
                 spread[few] = square
-    return weight_of(weight.module, spread, values.shape)
+    return weight.shaped(spread)

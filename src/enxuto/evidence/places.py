@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,10 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from enxuto.batches import Batch, leaves
 from enxuto.calls import attempt, evaluating
 from enxuto.evidence.pairs import NormPlace, OutputPlace
-from enxuto.layers.coded import plain_class, sources
+from enxuto.layers.coded import plain_class
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.traits import standard, traits
 from enxuto.records import Change
+from enxuto.sites import Site, held_by, parameters, together
 
 LEFT = "left alone"
 NO_TWIN = "the original has no such layer there"
@@ -50,16 +50,16 @@ def output_places(
     The sample is run once, to see into which layers norms were folded: what such a layer gives, the norm gave.
     Raises: TaskError when the network fails on the sample.
     """
-    held = Counter(id(tensor) for module in model.modules() for tensor in _tensors(module).values())
+    held = together(parameters(model))
     known = {path for path, _ in original.named_modules()}
     folded = _folded(model, original, sample)
     inner: set[str] = set()
     for path in paths:
         module = model.get_submodule(path)
-        if path not in inner and _adds_its_bias_last(module) and "bias" in _tensors(holder(model, path)):
+        if path not in inner and _adds_its_bias_last(module) and "bias" in held_by(holder(model, path)):
             inner.add(".".join(filter(None, (path, traits(module).bias))))
             reason = "" if path in known else NO_TWIN
-            if held[id(_tensors(holder(model, path))["bias"])] > 1:
+            if len(held[id(held_by(holder(model, path))["bias"])]) > 1:
                 reason = "its bias is also that of another layer"
             axis = traits(module).axis(module)
             takes = gains and _takes_gains(holder(model, path), held)
@@ -69,16 +69,10 @@ def output_places(
         yield from _hidden(path, module)
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor | nn.Module]:
-    """What a layer itself holds, plain or coded."""
-    plain = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
-    return {**plain, **dict(sources(module).items())}
-
-
-def _takes_gains(layer: nn.Module, held: Mapping[int, int]) -> bool:
+def _takes_gains(layer: nn.Module, held: Mapping[int, Sequence[Site]]) -> bool:
     """True where a gain for each output channel goes into the weight: a plain one, or codes with scales of its own for each."""
-    weight = _tensors(layer).get("weight")
-    if weight is None or held[id(weight)] > 1:
+    weight = held_by(layer).get("weight")
+    if weight is None or len(held[id(weight)]) > 1:
         return False
     if isinstance(weight, CodedTensor):
         return weight.rows_alone and not traits(layer).transposed
@@ -91,7 +85,7 @@ def _adds_its_bias_last(module: nn.Module) -> bool:
 
 def _out_of_reach(path: str, module: nn.Module) -> Iterator[Change]:
     """The bias of a layer that may do anything with it."""
-    if "bias" in _tensors(module) and not isinstance(module, _BatchNorm):
+    if "bias" in held_by(module) and not isinstance(module, _BatchNorm):
         why = f"{plain_class(type(module)).__name__} has a forward of its own, which need not add its bias last"
         yield Change(f"{path}.bias" if path else "bias", LEFT, why)
 
@@ -99,7 +93,7 @@ def _out_of_reach(path: str, module: nn.Module) -> Iterator[Change]:
 def _hidden(path: str, module: nn.Module) -> Iterator[Change]:
     """The biases inside a layer, whose effect nothing shows."""
     why = traits(module).hidden
-    names = [name for name in _tensors(module) if "bias" in name and name != "bias"] if why else []
+    names = [name for name in held_by(module) if "bias" in name and name != "bias"] if why else []
     for name in names:
         yield Change(f"{path}.{name}" if path else name, LEFT, why)
 

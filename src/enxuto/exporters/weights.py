@@ -16,7 +16,8 @@ from enxuto.layers.affine import Affine
 from enxuto.layers.coded import coded_tensors, weight_names
 from enxuto.layers.traits import traits
 from enxuto.rounding import Rounding, rounded_by
-from enxuto.surgery import borrowed, to_float, weights
+from enxuto.sites import sites
+from enxuto.surgery import borrowed, to_float
 from enxuto.task import Task
 
 BITS = 7  # two products of 8 by 8 bits overflow the 16 that processors without an int8 dot product add them in
@@ -42,11 +43,11 @@ def on_grids(model: nn.Module, batches: Sequence[Batch], rounding: Rounding) -> 
     if not any(weight_names(module) for module in plain.modules()):
         return plain, kept, []
     made = borrowed(plain)
-    chosen = [each for each in weights(made) if traits(each.module).integer and each.key not in kept]
+    chosen = [each for each in sites(made) if traits(each.module).integer and each.key not in kept]
     notes = _shortened(model, kept)
     try:
         rounded = rounded_by(rounding, plain, Task(plain, calibration=batches), chosen)
-        code_weights_(made, chosen, Affine(BITS), rounded=rounded)
+        code_weights_(chosen, Affine(BITS), rounded=rounded)
     except TaskError as error:  # outputs that are not finite, say: a file may have them
         made = borrowed(plain)
         notes.append(f"weights are rounded to nearest, not by the calibration batches: {error}")

@@ -18,6 +18,7 @@ from enxuto.groups.rehearse import rehearse
 from enxuto.groups.trace import Trace, Untraceable, trace
 from enxuto.groups.zeros import live_channels
 from enxuto.records import Change
+from enxuto.sites import with_matrices
 from enxuto.surgery import to_float
 
 Key = tuple[str, int]
@@ -52,7 +53,7 @@ def find_groups(model: nn.Module, batch: Batch) -> Groups:
     try:
         traced = trace(plain, batch)
     except Untraceable as error:
-        return Groups((), tuple(Change(path, WHOLE, str(error)) for path in _layers(plain)), ())
+        return Groups((), tuple(Change(path, WHOLE, str(error)) for path in with_matrices(plain)), ())
     places = _places(plain)
     found, zeros, frozen, reasons = _assemble(traced, places)
     failed = rehearse(plain, found, batch)
@@ -60,7 +61,7 @@ def find_groups(model: nn.Module, batch: Batch) -> Groups:
     bad = {id(group) for group, _ in failed}
     kept = [(group, zero) for group, zero in zip(found, zeros, strict=True) if id(group) not in bad]
     seen = {path for group in found for path in group.paths} | {change.path for change in frozen}
-    frozen += [Change(path, WHOLE, reasons.get(path, UNREACHED)) for path in _layers(plain) if path not in seen]
+    frozen += [Change(path, WHOLE, reasons.get(path, UNREACHED)) for path in with_matrices(plain) if path not in seen]
     return Groups(tuple(group for group, _ in kept), tuple(frozen), tuple(zero for _, zero in kept))
 
 
@@ -175,10 +176,3 @@ def _places(model: nn.Module) -> Places:
             if tensor is not None:
                 holders[first.setdefault(id(tensor), key)].append(path)
     return Places(order, holders)
-
-
-def _layers(model: nn.Module) -> list[str]:
-    """The paths of modules that hold weights."""
-    return [
-        path for path, module in model.named_modules() if any(p is not None and p.ndim > 1 for p in module._parameters.values())
-    ]

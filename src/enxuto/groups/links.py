@@ -18,6 +18,7 @@ from enxuto.groups.factors import rule_for
 from enxuto.groups.rehearse import Stage, faulty, same_numbers
 from enxuto.groups.trace import Untraceable, trace
 from enxuto.records import Change
+from enxuto.sites import first_names, with_matrices
 from enxuto.surgery import borrowed, to_float
 
 IntArray = npt.NDArray[np.int64]
@@ -89,7 +90,7 @@ def find_links(model: nn.Module, batch: Batch) -> tuple[list[Link], list[Change]
     try:
         trace(plain, batch, ledger, rule_for)
     except Untraceable as error:
-        return [], [Change(path, LEFT, str(error)) for path in _layers(plain)]
+        return [], [Change(path, LEFT, str(error)) for path in with_matrices(plain)]
     effects = ledger.settle()
     _freeze_strays(plain, ledger, effects)
     channel, frozen = ledger.components()
@@ -99,7 +100,7 @@ def find_links(model: nn.Module, batch: Batch) -> tuple[list[Link], list[Change]
     left = [Change(path, LEFT, why) for index, why in failed.items() for path in links[index].writers]
     seen = {path for link in links for path in link.paths}
     reasons = _reasons(plain, ledger, effects, channel, frozen)
-    left += [Change(path, LEFT, reasons.get(path, UNREACHED)) for path in _layers(plain) if path not in seen]
+    left += [Change(path, LEFT, reasons.get(path, UNREACHED)) for path in with_matrices(plain) if path not in seen]
     return kept, left
 
 
@@ -204,18 +205,8 @@ def _reasons(
         why = next((frozen[unit] for unit in np.unique(channel[effect.labels.numpy()]).tolist() if unit in frozen), UNREAD)
         if found.get(effect.key, UNREAD) in (UNREAD, PARTLY):
             found[effect.key] = why
-    first: dict[int, str] = {}
-    for key, tensor in model.named_parameters(remove_duplicate=False):
-        first.setdefault(id(tensor), key)
     reasons: dict[str, str] = {}
-    for key, tensor in model.named_parameters(remove_duplicate=False):
-        if first[id(tensor)] in found:
-            reasons.setdefault(key.rpartition(".")[0], found[first[id(tensor)]])
+    for key, first in first_names(model).items():
+        if first in found:
+            reasons.setdefault(key.rpartition(".")[0], found[first])
     return reasons
-
-
-def _layers(model: nn.Module) -> list[str]:
-    """The paths of modules that hold weights."""
-    return [
-        path for path, module in model.named_modules() if any(p is not None and p.ndim > 1 for p in module._parameters.values())
-    ]

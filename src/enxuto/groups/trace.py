@@ -26,6 +26,7 @@ from enxuto.groups.layers import LAYERS
 from enxuto.groups.ledger import Ledger, Value, Weight
 from enxuto.groups.shapes import Rule
 from enxuto.outputs import returned_as
+from enxuto.sites import first_names
 
 Rules = Callable[[Call], Rule | None]
 
@@ -105,11 +106,7 @@ def silent() -> Iterator[None]:
 
 def _tensor_names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:
     """Which parameter or buffer each placeholder is; a tensor with several names always goes by its first."""
-    first: dict[int, str] = {}
-    by_name: dict[str, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        by_name[name] = first.setdefault(id(tensor), name)
+    by_name = first_names(model)
     kinds = (InputKind.PARAMETER, InputKind.BUFFER)
     specs = program.graph_signature.input_specs
     return {spec.arg.name: by_name[spec.target] for spec in specs if spec.kind in kinds and spec.target in by_name}

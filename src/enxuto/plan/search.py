@@ -18,7 +18,7 @@ from torch import nn
 
 from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import load, save
-from enxuto.errors import ArtifactError, Error, LayerError, NothingChangedError, RangeError, TargetError, TaskError
+from enxuto.errors import ArtifactError, Error, NothingChangedError, RangeError, TargetError, TaskError
 from enxuto.evaluation.points import is_fraction, said
 from enxuto.evaluation.quality import paired_change, quality
 from enxuto.plan.chance import MARGIN, standard_error
@@ -31,12 +31,12 @@ from enxuto.plan.speed import channels_for_latency
 from enxuto.plan.untrained import Recipe, Tries, Wish, folded_or_not, untrained
 from enxuto.progress import interrupting, unheard
 from enxuto.recipe import run
+from enxuto.sites import sites
 from enxuto.sizes import format_bytes
 from enxuto.steps.channels import PruneChannels
 from enxuto.steps.fold import Fold
 from enxuto.steps.prune import Prune
 from enxuto.steps.share import Share
-from enxuto.surgery import weights
 from enxuto.task import Evaluate, Step, Target, Task
 
 logger = logging.getLogger(__name__)
@@ -344,11 +344,8 @@ def next_of(recipes: Tries, trial: Trial | None) -> tuple[Step, ...] | None:
 
 def _density(task: Task) -> float:
     """The fraction of the weights that are not zero; 1 when no weight can be pruned."""
-    try:
-        values = [weight.read() for weight in weights(task.model)]
-    except LayerError:
-        return 1.0
-    total = sum(value.numel() for value in values)
+    values = [weight.read() for weight in sites(task.model)]
+    total = max(1, sum(value.numel() for value in values))
     return max(1, sum(int(value.count_nonzero()) for value in values)) / total
 
 

@@ -15,7 +15,7 @@ from enxuto.checks import named, whole, within
 from enxuto.copies import separate_
 from enxuto.encode import code_weights_, input_ranges, round_inputs_
 from enxuto.equalizing import PLANS, Scaled, Sweep, swept_
-from enxuto.errors import LayerError, NothingChangedError, RangeError
+from enxuto.errors import NothingChangedError, RangeError
 from enxuto.evidence.outputs import Answers
 from enxuto.evidence.rows import seen_rows
 from enxuto.functional.equalize import smoothed
@@ -27,7 +27,8 @@ from enxuto.layers.coded import Coded
 from enxuto.outputs import Outputs
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches, select
-from enxuto.surgery import borrowed, weights
+from enxuto.sites import sites
+from enxuto.surgery import borrowed
 from enxuto.task import Task
 
 By = Literal["best", "weights", "inputs"]
@@ -191,11 +192,8 @@ class _Judge:
     def _rounded(self, found: Sequence[_Found]) -> nn.Module:
         made = _scaled(self.model, found)
         ranges = input_ranges(made, self.batches, "*", "best") if self.step.activations else {}
-        try:
-            plain = [weight for weight in weights(made) if isinstance(weight.tensor, Tensor)]
-        except LayerError:
-            plain = []
-        code_weights_(made, plain, self.step.grid())
+        plain = [weight for weight in sites(made) if isinstance(weight.tensor, Tensor)]
+        code_weights_(plain, self.step.grid())
         round_inputs_(made, ranges)
         return made
 

@@ -18,7 +18,8 @@ from enxuto.layers.coded import weight_names
 from enxuto.ranks import Form, Least, Offer, Ranks, Shape, SquaresOf, check_ranks, offers, shapes
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns
-from enxuto.surgery import Weight, borrowed
+from enxuto.sites import Site
+from enxuto.surgery import borrowed
 from enxuto.task import Task
 from enxuto.thin import thin_, thinnable, thinned
 
@@ -115,7 +116,7 @@ class _Work:
         layers, self.left = thinnable(plain, step.layers, task.sample)
         others = {change.path: plain.get_submodule(change.path) for change in self.left}
         others = {path: layer for path, layer in others.items() if "weight" in weight_names(layer)}
-        self.weights = {path: Weight(path, "weight", layer) for path, layer in layers.items()}
+        self.weights = {path: Site(path, "weight", layer) for path, layer in layers.items()}
         self.shapes = shapes(plain, layers | others, task.sample)
         self.fixed = sum(self._cost(path, ()) for path in others)
 

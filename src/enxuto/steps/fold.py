@@ -18,10 +18,10 @@ from enxuto.evidence.samples import small_batch
 from enxuto.functional.likeness import distance, largest
 from enxuto.layers.coded import Coded, code_, decode_, plain_class, sources
 from enxuto.layers.grids import CodedTensor
-from enxuto.layers.matrices import matrix_of, weight_of
 from enxuto.layers.traits import standard, traits
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches
+from enxuto.sites import Site
 from enxuto.surgery import borrowed, duplicate, replace_
 from enxuto.task import Task
 
@@ -256,8 +256,8 @@ def _fold_(layer: Any, norm: Any) -> None:
     decode_(layer)
     decode_(norm)
     gain = _gain(norm)
-    weight: Tensor = layer.weight
-    scaled = weight_of(layer, matrix_of(layer, weight) * gain[:, None], weight.shape)
+    weight = Site("", "weight", layer)
+    scaled = weight.shaped(weight.matrix() * gain[:, None])
     bias = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
     bias = bias * gain if norm.bias is None else bias * gain + norm.bias
     layer.weight = nn.Parameter(scaled)

@@ -22,12 +22,12 @@ from enxuto.functional.keep import (
     pooled,
     spread,
 )
-from enxuto.layers.matrices import matrix_of, weight_of
 from enxuto.records import Change, Record
 from enxuto.refitting import Refitted
 from enxuto.scoring import SCORES, Scored, in_training
 from enxuto.select import Patterns
-from enxuto.surgery import Weight, borrowed, leaves_, left_in_float, weights
+from enxuto.sites import Site, left_in_float, sites
+from enxuto.surgery import borrowed
 from enxuto.task import Task
 
 SCOPES = ("global", "layer", "row")
@@ -85,7 +85,7 @@ class Prune:
         scored = Scored(self.scores, given, task, chosen)
         refitted = Refitted(given, task, model, chosen) if self.refit else None
 
-        def units(weight: Weight) -> Tensor:
+        def units(weight: Site) -> Tensor:
             made = self._units(weight, weight.read(), scored)
             if refitted is None:
                 scored.forget(weight)
@@ -121,25 +121,25 @@ class Prune:
     def rehearse_(self, model: nn.Module, strength: float) -> None:
         """Zeros the lowest scores of the float leaves, up to this strength; what is out still learns and may come back."""
         chosen = self._chosen(model)[0]
-        leaves = {weight.key: leaf for weight, leaf in zip(chosen, leaves_(model, chosen), strict=True)}
+        leaves = {weight.key: weight.rehearsal_() for weight in chosen}
         if self.pattern is not None and strength < 1:
             return
         score = in_training(self.scores)
 
-        def units(weight: Weight) -> Tensor:
+        def units(weight: Site) -> Tensor:
             return self._units(weight, leaves[weight.key].leaf.detach(), lambda _, values: score(values))
 
         for leaf, keep in zip(leaves.values(), self._kept(chosen, units, self.sparsity * strength), strict=True):
             leaf.keep, leaf.grow = keep, True
 
-    def _chosen(self, model: nn.Module) -> tuple[list[Weight], list[Change]]:
+    def _chosen(self, model: nn.Module) -> tuple[list[Site], list[Change]]:
         """The weights that are pruned, and those whose rows do not take the pattern, or whose sizes the block.
 
         Raises: ShapeError when none does.
         """
-        chosen = weights(model, self.layers)
+        chosen = sites(model, self.layers)
         high, wide = self.block or (1, 1 if self.pattern is None else parse_pattern(self.pattern)[1])
-        sizes = {weight.key: matrix_of(weight.module, weight.read()).shape for weight in chosen}
+        sizes = {weight.key: weight.matrix().shape for weight in chosen}
         fits = {key: not (rows % high or width % wide) for key, (rows, width) in sizes.items()}
         asked = f"pattern={self.pattern!r}" if self.block is None else f"block={self.block}"
         takes = f"{asked} takes matrices of a multiple of {high} by {wide}"
@@ -154,7 +154,7 @@ class Prune:
         return [weight for weight in chosen if fits[weight.key]], left
 
     def _kept(
-        self, chosen: Sequence[Weight], units: Callable[[Weight], Tensor], sparsity: float, alone: Collection[str] = ()
+        self, chosen: Sequence[Site], units: Callable[[Site], Tensor], sparsity: float, alone: Collection[str] = ()
     ) -> Iterator[Tensor]:
         """What of each weight stays, by the scores of its units; those that are alone are compared with themselves only."""
         together = [weight for weight in chosen if weight.key not in alone]
@@ -170,19 +170,19 @@ class Prune:
             return keep_pattern(units, self.pattern, strength)
         return (keep_rows if self.scope == "row" else keep_largest)(units, sparsity * strength)
 
-    def _units(self, weight: Weight, values: Tensor, scored: Callable[[Weight, Tensor], Tensor]) -> Tensor:
+    def _units(self, weight: Site, values: Tensor, scored: Callable[[Site, Tensor], Tensor]) -> Tensor:
         """A score for each weight or block. What is zero already goes first, so that a step never revives or double counts it.
 
         Shapes: as the weight's matrix, or its blocks.
         """
-        scores = pooled(matrix_of(weight.module, scored(weight, values)), self.block)
-        return scores.masked_fill_(pooled(matrix_of(weight.module, values.abs()), self.block) == 0, -1.0)
+        scores = pooled(weight.matrix(scored(weight, values)), self.block)
+        return scores.masked_fill_(pooled(weight.matrix(values.abs()), self.block) == 0, -1.0)
 
-    def _whole(self, weight: Weight, keep: Tensor) -> Tensor:
+    def _whole(self, weight: Site, keep: Tensor) -> Tensor:
         """The other way: which weights stay. Shapes: as the weight."""
-        return weight_of(weight.module, spread(keep, self.block), weight.read().shape)
+        return weight.shaped(spread(keep, self.block))
 
-    def _again(self, weight: Weight, keep: Tensor, scored: Scored) -> Callable[[Tensor, float], Tensor]:
+    def _again(self, weight: Site, keep: Tensor, scored: Scored) -> Callable[[Tensor, float], Tensor]:
         """Chooses as many once more, when values have changed; at less than full strength fewer go."""
         gone = 1 - int(keep.count_nonzero()) / max(1, keep.numel())
         sparsity = self.sparsity if self.scope == "row" else gone

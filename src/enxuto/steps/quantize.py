@@ -29,7 +29,8 @@ from enxuto.layers.traits import traits
 from enxuto.records import Change, Record
 from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns, matches
-from enxuto.surgery import borrowed, left_in_float, weights
+from enxuto.sites import left_in_float, sites
+from enxuto.surgery import borrowed
 from enxuto.task import Task
 
 
@@ -105,9 +106,9 @@ class Quantize:
         start = time.monotonic()
         given, model = model, borrowed(model)
         ranges = self._ranges(model, task)
-        chosen = weights(model, self.layers)
+        chosen = sites(model, self.layers)
         rounded = rounded_by(self.rounding, given, task, chosen, self.tolerance)
-        changes, kept = code_weights_(model, chosen, self.grid(), together=self._together, rounded=rounded)
+        changes, kept = code_weights_(chosen, self.grid(), together=self._together, rounded=rounded)
         if self.biases is not None:
             biases, left = code_biases_(model, self.layers, self.biases, given, task)
             changes, kept = changes + biases, kept + left
@@ -132,7 +133,7 @@ class Quantize:
     def _inputs_left(self, model: nn.Module, task: Task, ranges: dict[str, tuple[float, float]]) -> Iterator[Change]:
         """The layers with weights whose inputs no grid rounds; those of attention, which no hook sees, with their ranges."""
         hidden = [
-            each.key for each in weights(model, self.layers) if isinstance(_attention(model, each.path), nn.MultiheadAttention)
+            each.key for each in sites(model, self.layers) if isinstance(_attention(model, each.path), nn.MultiheadAttention)
         ]
         seen = product_ranges(model, task.calibration, hidden) if hidden else {}
         for path, module in model.named_modules():

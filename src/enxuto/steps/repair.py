@@ -14,10 +14,10 @@ from enxuto.evidence.outputs import Answers
 from enxuto.evidence.pairs import NormPlace, OutputPlace, Place, agree_
 from enxuto.evidence.places import LEFT, holder, norm_places, output_places
 from enxuto.layers.grids import CodedTensor
-from enxuto.layers.matrices import matrix_of, weight_of
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches, select
-from enxuto.surgery import Weight, borrowed
+from enxuto.sites import Site
+from enxuto.surgery import borrowed
 from enxuto.task import Task
 
 HELD = 2.0  # how much worse than on a fitted grid a bias may lie on the grid that it has
@@ -99,16 +99,16 @@ def _settled_(model: nn.Module, place: Place) -> Change:
     assert isinstance(place, OutputPlace)
     layer = holder(model, place.path)
     gain, shift = place.correction()
-    bias = Weight(place.path, "bias", layer)
+    bias = Site(place.path, "bias", layer)
     done = "bias moved"
     fitted = _put_(bias, bias.read().double() * gain + shift)
     if place.gains:
-        _scale_(Weight(place.path, "weight", layer), gain)
+        _scale_(Site(place.path, "weight", layer), gain)
         done = "bias moved, rows scaled"
     return Change(place.path, f"{done}{fitted}", f"its outputs' {what} the original's")
 
 
-def _put_(bias: Weight, values: Tensor) -> str:
+def _put_(bias: Site, values: Tensor) -> str:
     """Writes a bias; a coded one keeps its grid where that holds it about as well as a fitted one. Says where it did not."""
     tensor = bias.tensor
     if not isinstance(tensor, CodedTensor):
@@ -124,19 +124,19 @@ def _put_(bias: Weight, values: Tensor) -> str:
     return "" if fits else f", on a new grid of {tensor.grid.bits} bits"
 
 
-def _scale_(weight: Weight, gain: Tensor) -> None:
+def _scale_(weight: Site, gain: Tensor) -> None:
     """Multiplies each output channel's row; codes stay, and their scales are multiplied."""
     values, tensor = weight.read(), weight.tensor
-    made = tensor.scaled(_times(weight.module, values.float(), gain), gain) if isinstance(tensor, CodedTensor) else None
+    made = tensor.scaled(_times(weight, values.float(), gain), gain) if isinstance(tensor, CodedTensor) else None
     if isinstance(tensor, CodedTensor) and made is not None:
         made.dtype = tensor.dtype
         tensor.become_(made)
     else:
-        weight.write_(_times(weight.module, values, gain))
+        weight.write_(_times(weight, values, gain))
 
 
-def _times(layer: nn.Module, values: Tensor, gain: Tensor) -> Tensor:
+def _times(weight: Site, values: Tensor, gain: Tensor) -> Tensor:
     gain = gain.to(values)
     if values.ndim == 1:
         return values * gain
-    return weight_of(layer, matrix_of(layer, values) * gain[:, None], values.shape)
+    return weight.shaped(weight.matrix(values) * gain[:, None])

@@ -14,7 +14,8 @@ from enxuto.layers.table import Table
 from enxuto.records import Record
 from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns
-from enxuto.surgery import borrowed, left_in_float, weights
+from enxuto.sites import left_in_float, sites
+from enxuto.surgery import borrowed
 from enxuto.task import Task
 
 
@@ -50,9 +51,9 @@ class Share:
         """
         start = time.monotonic()
         given, model = model, borrowed(model)
-        chosen = weights(model, self.layers)
+        chosen = sites(model, self.layers)
         rounded = rounded_by(self.rounding, given, task, chosen)
-        changes, kept = code_weights_(model, chosen, self.grid(), rounded=rounded)
+        changes, kept = code_weights_(chosen, self.grid(), rounded=rounded)
         if self.biases is not None:
             biases, left = code_biases_(model, self.layers, self.biases, given, task)
             changes, kept = changes + biases, kept + left
