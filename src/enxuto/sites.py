@@ -148,9 +148,8 @@ def parameters(model: nn.Module) -> Iterator[Site]:
     return (Site(path, name, module) for path, module in model.named_modules() for name in held_by(module))
 
 
-def first_names(model: nn.Module) -> dict[str, str]:
-    """The first name of each tensor of the model, by every name that it has."""
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+def first_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """The first name of each of these tensors, by every name that it has."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 

@@ -206,7 +206,7 @@ def _reasons(
         if found.get(effect.key, UNREAD) in (UNREAD, PARTLY):
             found[effect.key] = why
     reasons: dict[str, str] = {}
-    for key, first in first_names(model).items():
+    for key, first in first_names(model.named_parameters(remove_duplicate=False)).items():
         if first in found:
             reasons.setdefault(key.rpartition(".")[0], found[first])
     return reasons

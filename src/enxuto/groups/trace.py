@@ -106,7 +106,8 @@ def silent() -> Iterator[None]:
 
 def _tensor_names(model: nn.Module, program: ExportedProgram) -> dict[str, str]:
     """Which parameter or buffer each placeholder is; a tensor with several names always goes by its first."""
-    by_name = first_names(model)
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    by_name = first_names(tensors)
     kinds = (InputKind.PARAMETER, InputKind.BUFFER)
     specs = program.graph_signature.input_specs
     return {spec.arg.name: by_name[spec.target] for spec in specs if spec.kind in kinds and spec.target in by_name}
