@@ -6,7 +6,6 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from enxuto.batches import count
-from enxuto.calls import attempt, call, evaluating, finite_answers, first_tensor
 from enxuto.errors import RangeError, TargetError, TaskError
 from enxuto.task import Target, Task
 from toys import Mlp, ResidualCnn, inputs, photograph, seeded, unchanged
@@ -131,44 +130,6 @@ def test_a_mask_of_minus_infinity_is_no_fault_where_the_outputs_are_finite():
         Task(model, calibration=[torch.randn(4, 8)])
 
 
-def test_batches_are_tensors_tuples_or_dicts():
-    class Sum(nn.Module):
-        def forward(self, a, b=0, *, c=0):
-            return a + 2 * b + 3 * c
-
-    one = torch.ones(())
-    assert call(Sum(), one) == 1
-    assert call(Sum(), (one, one)) == 3
-    assert call(Sum(), [one, one]) == 3
-    assert call(Sum(), {"a": one, "c": one}) == 4
-
-
-def test_the_first_tensor_is_found_wherever_it_is():
-    x = torch.ones(2)
-    for outputs in (x, (x, 1), [None, x], {"a": "text", "b": (x,)}, ((None, ()), {"c": [x]})):
-        assert first_tensor(outputs) is x
-    for outputs in (None, 3, [], {"a": {}}):
-        with pytest.raises(TaskError, match="without a tensor"):
-            first_tensor(outputs)
-
-
-def test_evaluating_gives_modes_back_also_after_an_error():
-    model = seeded(ResidualCnn).train()
-    model.bn2.eval()
-    before = [module.training for module in model.modules()]
-
-    def fail():
-        with evaluating(model):
-            assert not model.training
-            assert not torch.is_grad_enabled()
-            raise ValueError("inside")
-
-    with pytest.raises(ValueError, match="inside"):
-        fail()
-    assert [module.training for module in model.modules()] == before
-    assert torch.is_grad_enabled()
-
-
 def test_only_batches_that_know_their_number_say_it():
     class Stream(IterableDataset):
         def __iter__(self):
@@ -214,16 +175,6 @@ def test_a_target_is_kept_in_bytes_and_fractions():
     assert target.limit_bytes(1_000_000) == 50_000
     assert target.limit_bytes(10_000_000) == 100_000
     assert Target(macs=0.5).drop == Target(macs=0.5).limit_bytes(10) == float("inf")
-
-
-def test_a_batch_that_fails_later_on_is_named_by_its_number():
-    model = seeded(Mlp).eval()
-    with pytest.raises(TaskError, match=r"the model fails on calibration batch 2 \(\(2, 7\)\): RuntimeError"):
-        list(finite_answers(model, [X, torch.randn(2, 7)]))
-    with pytest.raises(TaskError, match="NaN or infinite outputs on calibration batch 3"):
-        list(finite_answers(model, [X, X, X * float("nan")]))
-    with pytest.raises(TaskError, match="training batch 4 is int; a batch is a tensor"):
-        attempt(model, 5, "training batch 4")
 
 
 class Detector(torch.nn.Module):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.errors import RangeError
-from enxuto.layers.coded import Coded, code_
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.traits import traits
 from enxuto.sites import Site, held_by, together
@@ -72,13 +71,6 @@ class Group:
         return tuple(dict.fromkeys(part.path for part in self.slices))
 
 
-def tensor_at(model: nn.Module, part: Slice) -> Tensor:
-    """The parameter or buffer a slice is about."""
-    found = getattr(model.get_submodule(part.path), part.name)
-    assert isinstance(found, Tensor)
-    return found
-
-
 def cut_(model: nn.Module, removed: Iterable[tuple[Group, Collection[int]]]) -> None:
     """Takes units of groups out of the model, in place: every tensor once per dimension, then the modules' own numbers.
 
@@ -101,46 +93,35 @@ def cut_(model: nn.Module, removed: Iterable[tuple[Group, Collection[int]]]) -> 
     for (path, name, dim), keep in keeps.items():
         if keep.all():
             continue
-        owner = model.get_submodule(path)
-        touched[owner] = None
-        take_(owner, name, dim, torch.from_numpy(keep))
-        for place in ties.get((owner, name), ()):
-            _put_(place.module, place.name, _held(owner, name))
-            touched[place.module] = None
+        place = Site(path, name, model.get_submodule(path))
+        smaller = _taken(place, dim, torch.from_numpy(keep))
+        for each in (place, *ties.get((place.module, name), ())):
+            _put_(each, smaller)
+            touched[each.module] = None
     for module in touched:
         traits(module).settle_(module)
 
 
-def take_(module: nn.Module, name: str, dim: int, keep: Tensor) -> None:
-    """Keeps only some indices of one dimension of a module's parameter, buffer or channel count, in place.
+def _taken(place: Site, dim: int, keep: Tensor) -> object:
+    """Some indices of one dimension of a parameter, a buffer or a channel count. Every cut of every tensor comes through here.
 
-    A coded weight keeps its codes wherever its grid allows it. Every cut of every tensor comes through here.
-    Shapes: keep bool [size of dim].
+    A coded weight keeps its codes wherever its grid allows it. Shapes: keep bool [size of dim].
     """
-    held = _held(module, name)
+    held: object = place.tensor
     kept = keep.nonzero().flatten()
     if isinstance(held, CodedTensor):
-        _put_(module, name, held.take(dim, kept.to(held.codes.device), name))
-    elif isinstance(held, nn.Parameter):
-        smaller = held.detach().index_select(dim, kept.to(held.device))
-        _put_(module, name, nn.Parameter(smaller, requires_grad=held.requires_grad))
-    elif isinstance(held, Tensor):
-        _put_(module, name, held.index_select(dim, kept.to(held.device)))
-    else:  # a layer without tensors that still counts its channels, as InstanceNorm2d does
-        setattr(module, name, len(kept))
+        return held.take(dim, kept.to(held.codes.device), place.name)
+    if not isinstance(held, Tensor):  # a layer without tensors that still counts its channels, as InstanceNorm2d does
+        return len(kept)
+    smaller = held.detach().index_select(dim, kept.to(held.device))
+    return nn.Parameter(smaller, requires_grad=held.requires_grad) if isinstance(held, nn.Parameter) else smaller
 
 
-def _held(module: nn.Module, name: str) -> object:
-    if isinstance(module, Coded) and name in module.coded:
-        return module.coded[name]
-    return getattr(module, name)
-
-
-def _put_(module: nn.Module, name: str, value: object) -> None:
+def _put_(place: Site, value: object) -> None:
     if isinstance(value, CodedTensor):
-        code_(module, name, value)
+        place.code_(value)
     else:
-        setattr(module, name, value)
+        setattr(place.module, place.name, value)
 
 
 def _ties(model: nn.Module) -> dict[tuple[nn.Module, str], list[Site]]:

@@ -12,9 +12,9 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from enxuto.evidence.rows import Rows
 from enxuto.functional.affine import activation_grid, to_codes
 from enxuto.functional.equalize import EQUAL_RANGES, EQUAL_ROWS, Balance, protected, smoothed, whole_powers
-from enxuto.groups.links import Link, Part, held, scale_, vector
+from enxuto.groups.links import Link, Part, scale_, vector
 from enxuto.layers.affine import Affine
-from enxuto.sites import Site
+from enxuto.sites import Site, held
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 POWERS = (0.25, 0.5, 0.75)

@@ -47,7 +47,7 @@ class Site:
 
     @property
     def tensor(self) -> Tensor | CodedTensor | Rehearsal:
-        """What the layer keeps: a parameter, or a tensor module."""
+        """What the layer keeps: a parameter (or a buffer), or a tensor module."""
         held = held_by(self.module)
         return held[self.name] if self.name in held else getattr(self.module, self.name)
 
@@ -108,6 +108,14 @@ class Site:
     @property
     def _groups(self) -> int:
         return int(vars(self.module)["groups"])
+
+
+def held(model: nn.Module, key: str) -> Tensor:
+    """The parameter or buffer of this name."""
+    path, _, name = key.rpartition(".")
+    found = getattr(model.get_submodule(path), name)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def held_by(module: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading, replacing and plainly copying parts of a model. Functions without a trailing underscore leave their input alone."""
+"""Copying a model, plainly or to work on, and replacing its parts. Without a trailing underscore nothing happens to the input."""
 
 from __future__ import annotations
 

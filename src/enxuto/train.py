@@ -19,7 +19,7 @@ from enxuto.layers.coded import Coded, code_, decode_, dense, sources
 from enxuto.layers.computed import free
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
-from enxuto.sites import sites
+from enxuto.sites import held_by, sites
 from enxuto.surgery import duplicate
 from enxuto.task import Step, Task
 
@@ -143,7 +143,7 @@ def rehearse_(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):  # biases, norms, and parameters that no layer kind covers
         if isinstance(module, (Rehearsal, ParametrizationList)):
             continue
-        for name, held in [*module._parameters.items(), *sources(module).items()]:
+        for name, held in held_by(module).items():
             if isinstance(held, CodedTensor):
                 if held not in shared:
                     shared[held] = Rehearsal(dense(held), keep=free(module, name, dense(held)))

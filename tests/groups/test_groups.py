@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from channel_nets import Literal, Residual, Tied, image_nets
-from enxuto.cut import Group, cut_, tensor_at
+from enxuto.cut import Group, cut_
 from enxuto.groups import Groups, find_groups, masked_
+from enxuto.sites import held
 from enxuto.zoo import NAMES, build
 
 NETS = image_nets()
@@ -223,7 +224,7 @@ def test_cut_parameters_keep_dtype_and_requires_grad() -> None:
     assert model.conv1.weight.dtype == torch.bfloat16
     assert not model.conv1.weight.requires_grad
     assert model.conv2.weight.requires_grad
-    assert all(tensor_at(model, part).shape[part.dim] == 11 for part in group.slices)
+    assert all(held(model, part.address).shape[part.dim] == 11 for part in group.slices)
 
 
 class Odd(nn.Module):

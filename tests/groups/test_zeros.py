@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from channel_nets import image_nets
-from enxuto.cut import Group, tensor_at
+from enxuto.cut import Group
 from enxuto.groups import find_groups
+from enxuto.sites import held
 
 NETS = image_nets()
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -27,7 +28,7 @@ def silence_(model: nn.Module, group: Group, units: list[int]) -> None:
         for part in group.slices:
             tensor = getattr(model.get_submodule(part.path), part.name)
             if isinstance(tensor, nn.Parameter) and (part.writes or not part.reads):
-                tensor_at(model, part).index_fill_(part.dim, torch.tensor(part.indices(units)), 0.0)
+                held(model, part.address).index_fill_(part.dim, torch.tensor(part.indices(units)), 0.0)
 
 
 @pytest.mark.parametrize(

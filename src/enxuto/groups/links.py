@@ -18,7 +18,7 @@ from enxuto.groups.factors import rule_for
 from enxuto.groups.rehearse import Stage, faulty, same_numbers
 from enxuto.groups.trace import Untraceable, trace
 from enxuto.records import Change
-from enxuto.sites import first_names, with_matrices
+from enxuto.sites import first_names, held, with_matrices
 from enxuto.surgery import borrowed, to_float
 
 IntArray = npt.NDArray[np.int64]
@@ -128,14 +128,6 @@ def vector(model: nn.Module, part: Part, factors: Tensor) -> Tensor:
         return own**part.power
     variance = held(model, part.norm.variance).detach().double().cpu()
     return ((own.square() * variance + part.norm.eps) / (variance + part.norm.eps)).sqrt() / own
-
-
-def held(model: nn.Module, key: str) -> Tensor:
-    """The parameter or buffer of this name."""
-    path, _, name = key.rpartition(".")
-    found = getattr(model.get_submodule(path), name)
-    assert isinstance(found, Tensor)
-    return found
 
 
 def _links(model: nn.Module, effects: Sequence[Effect], channel: IntArray, frozen: Mapping[int, str]) -> list[Link]:

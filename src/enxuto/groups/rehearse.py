@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from enxuto.batches import Batch, doubled, leaves
 from enxuto.calls import call, evaluating, repeatable
 from enxuto.copies import separate_
-from enxuto.cut import Group, cut_, tensor_at
+from enxuto.cut import Group, cut_
 from enxuto.functional.likeness import largest
+from enxuto.sites import held
 from enxuto.surgery import borrowed
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -32,7 +33,7 @@ def masked_(model: nn.Module, cuts: Cuts) -> None:
             for part in group.slices:
                 if part.reads:
                     index = torch.from_numpy(part.indices(units))
-                    tensor_at(model, part).index_fill_(part.dim, index, 0.0)
+                    held(model, part.address).index_fill_(part.dim, index, 0.0)
 
 
 def rehearse(model: nn.Module, groups: Sequence[Group], batch: Batch) -> list[tuple[Group, str]]:

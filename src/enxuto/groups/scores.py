@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import Batch
-from enxuto.cut import Group, Slice, tensor_at
+from enxuto.cut import Group, Slice
 from enxuto.evidence.gradients import drawn
+from enxuto.sites import held
 
 FloatArray = npt.NDArray[np.float64]
 PIECE = 1 << 17  # numbers that are taken to double precision at once
@@ -28,7 +29,7 @@ def magnitude(model: nn.Module, groups: Sequence[Group]) -> list[FloatArray]:
         total = np.zeros(group.size)
         for part in group.slices:
             if part.reads or part.writes:
-                total += _by_unit(part, group.size, lambda weight: weight.double().square(), tensor_at(model, part).detach())
+                total += _by_unit(part, group.size, lambda weight: weight.double().square(), held(model, part.address).detach())
         norm = np.sqrt(total)
         found.append(norm / max(norm.mean(), np.finfo(np.float64).tiny))
     return found
@@ -44,13 +45,13 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
     Hutchinson 1990. Deviation: taken at the weights that read a unit, and of the outputs instead of a loss.
     """
     reading = [(index, part) for index, group in enumerate(groups) for part in group.slices if part.reads]
-    weights = {id(tensor_at(model, part)): tensor_at(model, part).requires_grad_() for _, part in reading}
+    weights = {id(held(model, part.address)): held(model, part.address).requires_grad_() for _, part in reading}
     found = [np.zeros(group.size) for group in groups]
     for _, total in drawn(model, batches, seed):
         gradients = dict(zip(weights, torch.autograd.grad(total, list(weights.values()), allow_unused=True), strict=True))
         change = [np.zeros(group.size) for group in groups]
         for index, part in reading:
-            tensor = tensor_at(model, part)
+            tensor = held(model, part.address)
             gradient = gradients[id(tensor)]
             if gradient is not None:
                 change[index] += _by_unit(part, groups[index].size, lambda w, g: (w * g).double(), tensor.detach(), gradient)

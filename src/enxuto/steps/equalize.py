@@ -20,14 +20,14 @@ from enxuto.evidence.outputs import Answers
 from enxuto.evidence.rows import seen_rows
 from enxuto.functional.equalize import smoothed
 from enxuto.functional.likeness import ROUNDING
-from enxuto.groups.links import LEFT, Link, find_links, held, scale_
+from enxuto.groups.links import LEFT, Link, find_links, scale_
 from enxuto.groups.rehearse import faulty
 from enxuto.layers.affine import Affine, Per
 from enxuto.layers.coded import Coded
 from enxuto.outputs import Outputs
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches, select
-from enxuto.sites import sites
+from enxuto.sites import held, sites
 from enxuto.surgery import borrowed
 from enxuto.task import Task
 
