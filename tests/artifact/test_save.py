@@ -33,7 +33,6 @@ from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 from enxuto.task import Task
-from enxuto.train import all_weights
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
 
 SHARE = Share(3, biases=8)
@@ -256,7 +255,7 @@ def test_every_kind_of_layer_comes_back_without_the_original(kind, coded, tmp_pa
     model = nn.Sequential(make()).eval()
     x = torch.randint(0, 9, (3, 4)) if shape is None else torch.randn(shape)
     if coded:
-        if not all_weights(model):
+        if not sites(model):
             pytest.skip("no weights to code")
         model, _ = Quantize(4)(model, Task(model, calibration=[x]))
     loaded = back(model, tmp_path / "a.nxt", nn.Sequential(make()))
