@@ -18,7 +18,8 @@ from torch import nn
 import common
 import enxuto as ex
 from enxuto.errors import Error
-from enxuto.ranks import Form, Least, SquaresOf, offers, shapes
+from enxuto.forms import WHOLE, Form
+from enxuto.ranks import Least, SquaresOf, offers, shapes
 from enxuto.sites import Site
 from enxuto.thin import thinnable
 from file_coders import NETWORKS, network
@@ -81,11 +82,11 @@ def _energies(model: nn.Module, task: ex.Task, least: Least) -> dict[float, floa
     square = SquaresOf(model, task, [*weights.values()], least)
     curves = {path: offers(weight.read(), sizes[path], "svd", square(weight)) for path, weight in weights.items()}
     curves = {path: [each for each in curve if not sizes[path].grows(each.ranks)] for path, curve in curves.items()}
-    whole = sum(shape.weights(()) for shape in sizes.values())
+    whole = sum(shape.weights(WHOLE) for shape in sizes.values())
 
     def left(energy: float) -> float:
         saved = sum(
-            sizes[path].weights(()) - min(sizes[path].weights(each.ranks) for each in curve if each.lost <= 1 - energy)
+            sizes[path].weights(WHOLE) - min(sizes[path].weights(each.ranks) for each in curve if each.lost <= 1 - energy)
             for path, curve in curves.items()
         )
         return 1 - saved / whole

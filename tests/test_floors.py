@@ -46,6 +46,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("refitting",),
     ("equalizing",),
     ("rounding",),
+    ("forms",),
     ("ranks",),
     ("thin",),
     ("encode",),

@@ -14,51 +14,12 @@ from enxuto.calls import attempt, evaluating
 from enxuto.errors import RangeError
 from enxuto.evidence.moments import MomentsOf
 from enxuto.evidence.samples import moments_bytes
-from enxuto.functional.lowrank import damped, lost_by_rank
-from enxuto.functional.tucker import lost_by_ranks
+from enxuto.forms import WHOLE, Form, Ranks, Shape, losses
+from enxuto.functional.lowrank import damped
 from enxuto.sites import Site
 from enxuto.task import Task
 
-Form = Literal["auto", "svd", "tucker"]
 Least = Literal["outputs", "weights"]
-Ranks = tuple[int, ...]
-"""() of a layer as it is, (rank,) of two thin ones, (in_rank, rank) of three."""
-
-IN_RANKS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
-"""Of a convolution's inputs: how many channels may be left of them. Between two of these little changes."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A layer's size: of how many outputs, inputs and places of its kernel its weight is, and at how many places of a batch it
-    reads inputs and gives outputs."""
-
-    out: int
-    inputs: int
-    kernel: int
-    places_in: int = 1
-    places_out: int = 1
-
-    def weights(self, ranks: Ranks) -> int:
-        """How many weights a layer of these ranks has."""
-        return sum(self._parts(ranks))
-
-    def macs(self, ranks: Ranks) -> int:
-        """How many multiply-accumulates the batch takes with these ranks."""
-        first, *others = self._parts(ranks)
-        return first * (self.places_in if len(ranks) == 2 else self.places_out) + sum(others) * self.places_out
-
-    def grows(self, ranks: Ranks) -> bool:
-        """True where these ranks save no weights, or cost more multiply-accumulates."""
-        return bool(ranks) and (self.weights(ranks) >= self.weights(()) or self.macs(ranks) > self.macs(()))
-
-    def _parts(self, ranks: Ranks) -> tuple[int, ...]:
-        if not ranks:
-            return (self.out * self.inputs * self.kernel,)
-        *few, rank = ranks
-        if few:
-            return few[0] * self.inputs, rank * few[0] * self.kernel, self.out * rank
-        return rank * self.inputs * self.kernel, self.out * rank
 
 
 @dataclass(frozen=True)
@@ -74,21 +35,7 @@ def offers(weight: Tensor, shape: Shape, form: Form, square: Tensor | None) -> l
 
     Shapes: weight [out, in, ...], square [in * ..., in * ...].
     """
-    matrix = weight.flatten(1)
-    three = form != "svd" and shape.kernel > 1
-    found = [Offer((), 0.0)]
-    if form != "tucker" or not three:
-        lost = lost_by_rank(matrix, square).tolist()
-        found += [Offer((rank,), _part(lost[rank], lost[0])) for rank in range(1, len(lost))]
-    if three:
-        few = sorted({max(1, round(shape.inputs * part)) for part in IN_RANKS})
-        for in_rank, lost in zip(few, lost_by_ranks(weight.flatten(2), few, square).tolist(), strict=True):
-            found += [Offer((in_rank, rank), _part(lost[rank], lost[0])) for rank in range(1, len(lost))]
-    return found
-
-
-def _part(lost: float, whole: float) -> float:
-    return lost / whole if whole > 0 else 0.0
+    return [Offer(WHOLE, 0.0), *(Offer(ranks, lost) for ranks, lost in losses(weight, shape, form, square))]
 
 
 class SquaresOf:

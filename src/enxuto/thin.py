@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from enxuto.batches import Batch
 from enxuto.calls import float_outputs
 from enxuto.errors import TaskError
+from enxuto.forms import Ranks, made
 from enxuto.functional.lowrank import squares
 from enxuto.layers.coded import decode_, plain_class, sources, weight_names
 from enxuto.layers.grids import CodedTensor
-from enxuto.layers.lowrank import THIN, LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers.lowrank import THIN
 from enxuto.layers.traits import standard, traits
-from enxuto.ranks import Ranks
 from enxuto.reads import read_elsewhere
 from enxuto.records import Change
 from enxuto.select import Patterns, select
@@ -74,7 +74,7 @@ def thinned(path: str, layer: nn.Module, ranks: Ranks, square: Tensor | None) ->
     input_grid = layer._modules.get("input_grid")
     layer = borrowed(layer)
     decode_(layer)
-    thin = _made(layer, ranks, square)
+    thin = made(layer, ranks, square)
     matrix = Site(path, "weight", layer).matrix()
     whole = squares(matrix, square)
     kept = 1 - squares(matrix - thin.weight.detach().flatten(1), square) / whole if whole else 1.0
@@ -90,26 +90,18 @@ def thinned(path: str, layer: nn.Module, ranks: Ranks, square: Tensor | None) ->
     return Thinned(thin, kept)
 
 
-def _made(layer: nn.Module, ranks: Ranks, square: Tensor | None) -> LowRankLinear | LowRankConv | TuckerConv:
-    if isinstance(layer, nn.Linear):
-        return LowRankLinear.of(layer, ranks[0], square)
-    if len(ranks) == 1:
-        return LowRankConv.of(layer, ranks[0], square)  # type: ignore[arg-type]
-    return TuckerConv.of(layer, (ranks[0], ranks[1]), square)  # type: ignore[arg-type]
-
-
 def thin_(model: nn.Module, thin: Mapping[str, nn.Module], sample: Batch) -> dict[str, str]:
     """Puts the thin layers in, and takes those out again with which the model does not run; gives the reasons for these."""
     layers = {path: model.get_submodule(path) for path in thin}
-    for path, made in thin.items():
-        replace_(model, path, made)
+    for path, small in thin.items():
+        replace_(model, path, small)
     if not _failure(model, sample):
         return {}
     refused = {}
     for path, layer in layers.items():
         replace_(model, path, layer)
-    for path, made in thin.items():
-        replace_(model, path, made)
+    for path, small in thin.items():
+        replace_(model, path, small)
         reason = _failure(model, sample)
         if reason:
             replace_(model, path, layers[path])

@@ -251,7 +251,7 @@ def test_a_layer_that_is_asked_what_a_thin_one_has_not_stays():
 )
 def test_a_thin_layer_has_the_attributes_of_the_whole(layer):
     whole = low_rank(layer, 3)
-    thin = (LowRankLinear if isinstance(layer, nn.Linear) else LowRankConv).of(whole, 3)
+    thin = (LowRankLinear if isinstance(layer, nn.Linear) else LowRankConv).of(whole, (3,))
     for name in (*layer.__constants__, "bias"):
         if name != "output_padding":
             assert torch.equal(thin.bias, whole.bias) if name == "bias" else getattr(thin, name) == getattr(whole, name)

@@ -18,7 +18,7 @@ from enxuto.errors import ArtifactError
 from enxuto.layers.coded import plain_class, sources
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.kinds import SIZES, follows
-from enxuto.layers.lowrank import LowRankConv, TuckerConv
+from enxuto.layers.lowrank import THIN
 from enxuto.layers.rules import FARTHEST, LARGEST
 
 Shape = tuple[int, ...]
@@ -65,7 +65,7 @@ def check_replacement(path: str, made: nn.Module, replaced: nn.Module) -> None:
             f"the file's '{path}' is {type(made).__name__} and this network's {type(replaced).__name__}; "
             "load it into the network it was made from."
         )
-    part: nn.Module = made.wide if isinstance(made, (LowRankConv, TuckerConv)) else made
+    part: nn.Module = made.wide if isinstance(made, THIN) else made
     alike = isinstance(replaced, type(part))
     for name in _SHAPE if isinstance(part, _ConvNd) else _WALK:
         if alike and name in vars(part) and vars(part)[name] != vars(replaced).get(name):

@@ -12,7 +12,7 @@ from torch import nn
 
 from enxuto.errors import ArtifactError, LayerError
 from enxuto.layers.coded import coded_names, plain_class
-from enxuto.layers.lowrank import THIN, LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers.lowrank import THIN
 from enxuto.layers.rules import FORBIDDEN, checked
 
 KINDS: dict[str, type[nn.Module]] = {
@@ -72,17 +72,6 @@ def describe(module: nn.Module) -> dict[str, Any]:
     kind = plain_class(type(module))
     if KINDS.get(kind.__name__) is not kind:
         raise LayerError(f"{kind.__name__} is no kind a file may name; the kinds are {', '.join(sorted(KINDS))}.")
-    if isinstance(module, LowRankLinear):
-        down, up = module.down, module.up
-        given = {"in_features": down.in_features, "out_features": up.out_features, "rank": down.out_features}
-        return given | ({} if up.bias is not None else {"bias": False})
-    if isinstance(module, (LowRankConv, TuckerConv)):
-        conv = {k: v for k, v in describe(module.wide).items() if k not in ("out_channels", "bias")}
-        conv |= {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-        given = conv | {"out_channels": module.out_channels, "rank": module.up.in_channels}
-        if isinstance(module, TuckerConv):
-            given |= {"in_channels": module.in_channels, "in_rank": module.core.in_channels}
-        return given | ({} if module.up.bias is not None else {"bias": False})
     return {name: "inf" if value == math.inf else value for name, value in _arguments(module, kind).items()}
 
 

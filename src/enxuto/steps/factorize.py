@@ -13,9 +13,10 @@ from enxuto.checks import named, whole, within
 from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, RangeError
 from enxuto.evidence.outputs import Answers
+from enxuto.forms import WHOLE, Form, Ranks, form_of_rank
 from enxuto.functional.allocate import cheapest_steps
 from enxuto.layers.coded import weight_names
-from enxuto.ranks import Form, Least, Offer, Ranks, Shape, SquaresOf, check_ranks, offers, shapes
+from enxuto.ranks import Least, Offer, SquaresOf, check_ranks, offers, shapes
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns
 from enxuto.sites import Site
@@ -118,7 +119,7 @@ class _Work:
         others = {path: layer for path, layer in others.items() if "weight" in weight_names(layer)}
         self.weights = {path: Site(path, "weight", layer) for path, layer in layers.items()}
         self.shapes = shapes(plain, layers | others, task.sample)
-        self.fixed = sum(self._cost(path, ()) for path in others)
+        self.fixed = sum(self._cost(path, WHOLE) for path in others)
 
     def _cost(self, path: str, ranks: Ranks) -> int:
         """What a layer counts: in multiply-accumulates where these are the goal, else in weights."""
@@ -128,18 +129,13 @@ class _Work:
     def asked(self) -> dict[str, Ranks]:
         """The ranks that the step's goal gives to each layer."""
         if self.step.rank is not None:
-            return {path: self._of_rank(path, self.step.rank) for path in self.weights}
+            return {path: form_of_rank(self.step.form, self.shapes[path], self.step.rank) for path in self.weights}
         found = self._offers()
         if self.step.energy is None:
             return self._shared_out(found, self.step.size or self.step.macs or 1.0)
         lost = 1 - self.step.energy + 1e-12
         kept = {path: [offer for offer in each if offer.lost <= lost] for path, each in found.items()}
-        return {path: min((self._cost(path, o.ranks), o.ranks) for o in each)[1] for path, each in kept.items()}
-
-    def _of_rank(self, path: str, rank: int) -> Ranks:
-        shape = self.shapes[path]
-        three = self.step.form == "tucker" and shape.kernel > 1
-        return (min(rank, shape.inputs), min(rank, shape.out)) if three else (rank,)
+        return {path: min(each, key=lambda o: self._cost(path, o.ranks)).ranks for path, each in kept.items()}
 
     def _offers(self) -> dict[str, list[Offer]]:
         """For each layer the ranks with which it grows in nothing, as it is first."""
@@ -156,7 +152,7 @@ class _Work:
 
     def _shared_out(self, found: Mapping[str, list[Offer]], left: float) -> dict[str, Ranks]:
         steps = self._steps(found)
-        whole = self.fixed + sum(self._cost(path, ()) for path in found)
+        whole = self.fixed + sum(self._cost(path, WHOLE) for path in found)
         at = next((at for at, (_, cost, _) in enumerate(steps) if self.fixed + cost <= left * whole), None)
         if at is None:
             least = (self.fixed + steps[-1][1]) / whole
@@ -186,7 +182,7 @@ class _Work:
 
     def made(self, ranks: Mapping[str, Ranks]) -> _Made:
         """The model with these ranks where a layer gets smaller by them."""
-        shrinking = {path: few for path, few in ranks.items() if few and not self.shapes[path].grows(few)}
+        shrinking = {path: few for path, few in ranks.items() if few != WHOLE and not self.shapes[path].grows(few)}
         model = borrowed(self.model)
         square = SquaresOf(self.model, self.task, [self.weights[path] for path in shrinking], self.step.least)
         thin = {
@@ -194,27 +190,27 @@ class _Work:
         }
         refused = thin_(model, {path: each.module for path, each in thin.items()}, self.task.sample)
         changes = [self._change(path, shrinking[path], each.kept) for path, each in thin.items() if path not in refused]
-        whole = {path: refused.get(path) or self._why_whole(path, ranks.get(path, ())) for path in self.weights}
+        whole = {path: refused.get(path) or self._why_whole(path, ranks.get(path, WHOLE)) for path in self.weights}
         skipped = [
             *self.left,
             *(Change(path, "left alone", whole[path]) for path in whole if path not in {c.path for c in changes}),
         ]
         skipped += [Change(key.removesuffix(".weight"), "by its weight alone", why) for key, why in square.missing.items()]
-        left = sum(self.shapes[path].weights(shrinking.get(path, ()) if path not in refused else ()) for path in self.shapes)
-        return _Made(model, changes, skipped, left / sum(shape.weights(()) for shape in self.shapes.values()))
+        left = sum(self.shapes[path].weights(WHOLE if path in refused else shrinking.get(path, WHOLE)) for path in self.shapes)
+        return _Made(model, changes, skipped, left / sum(shape.weights(WHOLE) for shape in self.shapes.values()))
 
     def _change(self, path: str, ranks: Ranks, kept: float) -> Change:
         shape = self.shapes[path]
-        what = f"{_named(shape, ranks)}: {shape.weights(()):,} weights became {shape.weights(ranks):,}"
+        what = f"{shape.named(ranks)}: {shape.weights(WHOLE):,} weights became {shape.weights(ranks):,}"
         of = "its outputs" if self.step.least == "outputs" else "its singular values"
         return Change(path, what, f"keeps {kept:.1%} of the squares of {of}")
 
     def _why_whole(self, path: str, ranks: Ranks) -> str:
         shape, step = self.shapes[path], self.step
-        if ranks and shape.weights(ranks) >= shape.weights(()):
-            return f"{_named(shape, ranks)} would take {shape.weights(ranks):,} weights in place of {shape.weights(()):,}"
-        if ranks:
-            return f"{_named(shape, ranks)} would take more multiply-accumulates"
+        if ranks != WHOLE and shape.weights(ranks) >= shape.weights(WHOLE):
+            return f"{shape.named(ranks)} would take {shape.weights(ranks):,} weights in place of {shape.weights(WHOLE):,}"
+        if ranks != WHOLE:
+            return f"{shape.named(ranks)} would take more multiply-accumulates"
         if step.energy is not None:
             return f"no rank with which it is smaller keeps {step.energy:.1%}"
         return (
@@ -222,13 +218,6 @@ class _Work:
             if not step.goals
             else "others lose less for as much"
         )
-
-
-def _named(shape: Shape, ranks: Ranks) -> str:
-    """Ranks in words, each beside the most that it could be."""
-    if len(ranks) == 1:
-        return f"rank {ranks[0]} of {min(shape.out, shape.inputs * shape.kernel)}"
-    return f"ranks {ranks[0]} of {shape.inputs} and {ranks[1]} of {shape.out}"
 
 
 def _taken(found: Mapping[str, list[Offer]], places: list[int]) -> dict[str, Ranks]:

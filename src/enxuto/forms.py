@@ -1,0 +1,150 @@
+"""The forms that a layer may get: a row each, with what its parts cost, what it offers, and the layer that has it.
+
+A form is a pure function in `functional/`, a class in `layers/lowrank.py`, and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from enxuto.functional.lowrank import lost_by_rank
+from enxuto.functional.tucker import lost_by_ranks
+from enxuto.layers.lowrank import LowRankConv, LowRankLinear, TuckerConv
+
+Part = tuple[int, int]
+"""How many weights a part has, and how many times each of them is multiplied."""
+Losses = Iterator[tuple[tuple[int, ...], float]]
+"""Ranks, and which fraction of the summed squares of the outputs is lost with them."""
+
+IN_RANKS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
+"""Of a convolution's inputs: how many channels may be left of them. Between two of these little changes."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Of which form a layer is, and of which ranks."""
+
+    form: str
+    ranks: tuple[int, ...]
+
+
+WHOLE = Ranks("", ())
+"""A layer as it is."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer's size: of how many outputs, inputs and places of its kernel its weight is, and at how many places of a batch it
+    reads inputs and gives outputs."""
+
+    out: int
+    inputs: int
+    kernel: int
+    places_in: int = 1
+    places_out: int = 1
+
+    def weights(self, ranks: Ranks) -> int:
+        """How many weights a layer of these ranks has."""
+        return sum(count for count, _ in self._parts(ranks))
+
+    def macs(self, ranks: Ranks) -> int:
+        """How many multiply-accumulates the batch takes with these ranks."""
+        return sum(count * times for count, times in self._parts(ranks))
+
+    def grows(self, ranks: Ranks) -> bool:
+        """True where these ranks save no weights, or cost more multiply-accumulates."""
+        return ranks != WHOLE and (self.weights(ranks) >= self.weights(WHOLE) or self.macs(ranks) > self.macs(WHOLE))
+
+    def named(self, ranks: Ranks) -> str:
+        """Ranks in words, each beside the most that it could be."""
+        return FORMS[ranks.form].words(self, *ranks.ranks)
+
+    def _parts(self, ranks: Ranks) -> Sequence[Part]:
+        if ranks == WHOLE:
+            return ((self.out * self.inputs * self.kernel, self.places_out),)
+        return FORMS[ranks.form].parts(self, *ranks.ranks)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form; `parts` and `words` take a layer's size and its ranks, `ranked` a size and the rank that a user gives."""
+
+    fits: Callable[[Shape], bool]
+    parts: Callable[..., Sequence[Part]]
+    words: Callable[..., str]
+    losses: Callable[[Tensor, Shape, Tensor | None], Losses]
+    ranked: Callable[[Shape, int], tuple[int, ...]]
+    kind: Callable[[nn.Module], Any]
+
+
+def _svd_losses(weight: Tensor, shape: Shape, square: Tensor | None) -> Losses:
+    for rank, lost in _parts_of(lost_by_rank(weight.flatten(1), square)):
+        yield (rank,), lost
+
+
+def _tucker_losses(weight: Tensor, shape: Shape, square: Tensor | None) -> Losses:
+    few = sorted({max(1, round(shape.inputs * part)) for part in IN_RANKS})
+    for in_rank, lost in zip(few, lost_by_ranks(weight.flatten(2), few, square), strict=True):
+        yield from (((in_rank, rank), part) for rank, part in _parts_of(lost))
+
+
+def _parts_of(lost: Tensor) -> Iterator[tuple[int, float]]:
+    """Each rank from 1 on, and which part of what rank 0 loses is lost with it; nothing of nothing."""
+    whole, *others = lost.tolist()
+    return ((rank, each / whole if whole > 0 else 0.0) for rank, each in enumerate(others, 1))
+
+
+FORMS: dict[str, Row] = {
+    "svd": Row(
+        fits=lambda shape: True,
+        parts=lambda shape, rank: ((rank * shape.inputs * shape.kernel, shape.places_out), (shape.out * rank, shape.places_out)),
+        words=lambda shape, rank: f"rank {rank} of {min(shape.out, shape.inputs * shape.kernel)}",
+        losses=_svd_losses,
+        ranked=lambda shape, rank: (rank,),
+        kind=lambda layer: LowRankLinear if isinstance(layer, nn.Linear) else LowRankConv,
+    ),
+    "tucker": Row(
+        fits=lambda shape: shape.kernel > 1,
+        parts=lambda shape, few, rank: (
+            (few * shape.inputs, shape.places_in),
+            (rank * few * shape.kernel, shape.places_out),
+            (shape.out * rank, shape.places_out),
+        ),
+        words=lambda shape, few, rank: f"ranks {few} of {shape.inputs} and {rank} of {shape.out}",
+        losses=_tucker_losses,
+        ranked=lambda shape, rank: (min(rank, shape.inputs), min(rank, shape.out)),
+        kind=lambda layer: TuckerConv,
+    ),
+}
+Form = Literal["auto", "svd", "tucker"]
+
+
+def forms_of(form: Form, shape: Shape) -> list[str]:
+    """The forms that a layer of this size may get: the one asked for, or two thin ones where that does not fit."""
+    fitting = [name for name, row in FORMS.items() if row.fits(shape) and form in (name, "auto")]
+    return fitting or ["svd"]
+
+
+def form_of_rank(form: Form, shape: Shape, rank: int) -> Ranks:
+    """The ranks that a layer gets where a user gives one number: of two thin ones, unless a form is asked for."""
+    [name, *_] = forms_of(form, shape)
+    return Ranks(name, FORMS[name].ranked(shape, rank))
+
+
+def losses(weight: Tensor, shape: Shape, form: Form, square: Tensor | None) -> Iterator[tuple[Ranks, float]]:
+    """Which fraction of the summed squares of its outputs a layer loses with each of the ranks that it may get.
+
+    Shapes: weight [out, in, ...], square [in * ..., in * ...].
+    """
+    for name in forms_of(form, shape):
+        for ranks, lost in FORMS[name].losses(weight, shape, square):
+            yield Ranks(name, ranks), lost
+
+
+def made(layer: nn.Module, ranks: Ranks, square: Tensor | None) -> Any:
+    """The thin layers in place of a plain one."""
+    return FORMS[ranks.form].kind(layer).of(layer, ranks.ranks, square)
