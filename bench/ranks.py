@@ -2,7 +2,7 @@
 
 512 samples without labels. Quality is that of the test split, at settings that nobody chose by it (of the validation split for
 the digits, which have no test apart); the distance is how far outputs moved on those samples, squared, of their variance. Each
-network by plain SVD, SVD by the data and Tucker-2 either way, to 75, 50 and 25 % of the weights of the layers that can be
+network by plain SVD, SVD by the data, and Tucker-2 and CP either way, to 75, 50 and 25 % of the weights of the layers that can be
 thin: with the same energy in every layer (the least energy that is small enough), or shared out. And what no option does.
 """
 
@@ -25,7 +25,7 @@ from enxuto.thin import thinnable
 from file_coders import NETWORKS, network
 
 SIZES = (0.75, 0.5, 0.25)
-FORMS: tuple[Form, ...] = ("svd", "tucker", "auto")
+FORMS: tuple[Form, ...] = ("svd", "tucker", "cp", "auto")
 LEAST: tuple[Least, ...] = ("weights", "outputs")
 HALVINGS = 20  # of the range of energies
 

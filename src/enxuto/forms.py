@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from enxuto.functional.cp import lost_by_terms, most_terms
 from enxuto.functional.lowrank import lost_by_rank
 from enxuto.functional.tucker import lost_by_ranks
-from enxuto.layers.lowrank import LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers.lowrank import CPConv, LowRankConv, LowRankLinear, TuckerConv
 
 Part = tuple[int, int]
 """How many weights a part has, and how many times each of them is multiplied."""
@@ -22,6 +23,9 @@ Losses = Iterator[tuple[tuple[int, ...], float]]
 
 IN_RANKS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 """Of a convolution's inputs: how many channels may be left of them. Between two of these little changes."""
+
+TERMS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
+"""Of so many terms as have the weights of the layer: how many there may be."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,14 @@ def _tucker_losses(weight: Tensor, shape: Shape, square: Tensor | None) -> Losse
         yield from (((in_rank, rank), part) for rank, part in _parts_of(lost))
 
 
+def _cp_losses(weight: Tensor, shape: Shape, square: Tensor | None) -> Losses:
+    even = shape.out * shape.inputs * shape.kernel / (shape.out + shape.inputs + shape.kernel)
+    most = most_terms(shape.out, shape.inputs, shape.kernel)
+    ranks = sorted({min(most, max(1, int(even * part))) for part in TERMS})
+    lost, whole = lost_by_terms(weight.flatten(2), ranks, square)
+    yield from (((rank,), each / whole if whole > 0 else 0.0) for rank, each in zip(ranks, lost, strict=True))
+
+
 def _parts_of(lost: Tensor) -> Iterator[tuple[int, float]]:
     """Each rank from 1 on, and which part of what rank 0 loses is lost with it; nothing of nothing."""
     whole, *others = lost.tolist()
@@ -119,8 +131,20 @@ FORMS: dict[str, Row] = {
         ranked=lambda shape, rank: (min(rank, shape.inputs), min(rank, shape.out)),
         kind=lambda layer: TuckerConv,
     ),
+    "cp": Row(
+        fits=lambda shape: shape.kernel > 1,
+        parts=lambda shape, rank: (
+            (rank * shape.inputs, shape.places_in),
+            (rank * shape.kernel, shape.places_out),
+            (shape.out * rank, shape.places_out),
+        ),
+        words=lambda shape, rank: f"{rank} terms of {most_terms(shape.out, shape.inputs, shape.kernel)}",
+        losses=_cp_losses,
+        ranked=lambda shape, rank: (min(rank, most_terms(shape.out, shape.inputs, shape.kernel)),),
+        kind=lambda layer: CPConv,
+    ),
 }
-Form = Literal["auto", "svd", "tucker"]
+Form = Literal["auto", "svd", "tucker", "cp"]
 
 
 def forms_of(form: Form, shape: Shape) -> list[str]:

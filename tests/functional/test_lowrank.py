@@ -1,4 +1,4 @@
-"""Low rank and Tucker-2, by weights and by data: what is lost is what is said, and never more than without the data."""
+"""Low rank, Tucker-2 and CP, by weights and by data: what is lost is what is said, and never more than without the data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from enxuto.functional.cp import lost_by_terms, most_terms, split_cp
 from enxuto.functional.lowrank import balanced, damped, lost_by_rank, rank_for_energy, split_rank, squares
 from enxuto.functional.tucker import lost_by_ranks, split_tucker
 
@@ -126,3 +127,49 @@ def test_rounds_of_tucker_come_near_what_search_finds():
     plain = squares((weight - whole(split_tucker(weight, (3, 3)))).flatten(1), square)
     assert min(found) <= ours + 1e-3
     assert ours < 1.15 * min(found) < plain
+
+
+def terms(down, core, up) -> Tensor:
+    return torch.einsum("or,rk,ri->oik", up, core, down)
+
+
+@law
+@given(st.integers(2, 8), st.integers(2, 8), st.integers(2, 4), st.integers(0, 99), SCALES, st.booleans(), st.data())
+def test_cp_loses_what_is_said_and_its_terms_do_not_grow_to_cancel(out, inputs, places, seed, scale, seen, data):
+    matrix, square = problem(out, inputs * places, seed)
+    weight = matrix.view(out, inputs, places) * scale
+    rank, moments = data.draw(st.integers(1, most_terms(out, inputs, places))), square if seen else None
+    down, core, up = split_cp(weight, rank, moments)
+    assert (down.shape, core.shape, up.shape) == ((rank, inputs), (rank, places), (out, rank))
+    [said], total = lost_by_terms(weight, [rank], moments)
+    assert squares((weight - terms(down, core, up)).flatten(1), moments) == pytest.approx(said, abs=1e-3 * total)
+    if not seen:
+        sizes = down.norm(dim=1) * core.norm(dim=1) * up.norm(dim=0)
+        assert float(sizes.norm()) < 20 * float(weight.norm())
+
+
+def test_all_terms_of_cp_are_the_kernel_and_few_of_a_kernel_of_few():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 5, 4, generator=generator)
+    _, square = problem(1, 20, seed=2)
+    low = terms(*(torch.rand(*shape, generator=generator) for shape in ((3, 5), (3, 4), (6, 3))))
+    for moments in (None, square):
+        torch.testing.assert_close(terms(*split_cp(weight, most_terms(6, 5, 4), moments)), weight, atol=1e-3, rtol=0)
+        assert lost_by_terms(low, [3], moments)[0][0] < 1e-3 * lost_by_terms(low, [3], moments)[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_terms_that_would_grow_without_end_are_kept_small(seed):
+    """The sum of three terms to which no two are nearest: as two come nearer, they grow and cancel each other."""
+    one, other = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed))
+    vectors = ([other[axis] if axis == turned else one[axis] for axis in range(3)] for turned in range(3))
+    weight = sum(torch.einsum("o,i,k->oik", *each) for each in vectors)
+    down, core, up = split_cp(weight, 2)
+    assert float((weight - terms(down, core, up)).norm()) < 0.03 * float(weight.norm())
+    assert float((down.norm(dim=1) * core.norm(dim=1) * up.norm(dim=0)).max()) < 1.5 * float(weight.norm())
+
+
+def test_a_kernel_of_zeros_has_terms_of_zeros():
+    factors = split_cp(torch.zeros(3, 4, 5), 2)
+    assert all(torch.isfinite(factor).all() for factor in factors)
+    assert not terms(*factors).any()

@@ -5,7 +5,7 @@ from torch import nn
 from enxuto.artifact.save import load, save
 from enxuto.errors import LayerError, NothingChangedError, RangeError
 from enxuto.exporters import export
-from enxuto.layers import AffineTensor, Coded, LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers import AffineTensor, Coded, CPConv, LowRankConv, LowRankLinear, TuckerConv
 from enxuto.macs import total_macs
 from enxuto.recipe import run
 from enxuto.steps.factorize import Factorize
@@ -165,7 +165,7 @@ def test_a_layer_of_zeros_gets_rank_one():
         ({"size": 0}, "size=0 is the fraction of the weights left"),
         ({"macs": 1.5}, "macs=1.5"),
         ({"rank": 4, "size": 0.5}, "rank=4 and size=0.5 each say how thin layers get; give one of them"),
-        ({"form": "cp"}, "form='cp' is not known; use one of 'auto', 'svd', 'tucker'"),
+        ({"form": "qr"}, "form='qr' is not known; use one of 'auto', 'svd', 'tucker', 'cp'"),
         ({"least": "bytes"}, "least='bytes' is not known; use one of 'outputs', 'weights'"),
         ({"rank": 0}, "rank=0"),
         ({"rank": 1.5}, "rank=1.5"),
@@ -338,27 +338,33 @@ def test_a_layer_that_no_sample_reaches_goes_by_its_weight_and_is_named():
     assert not torch.equal(small.used.down.weight, by_weight.used.down.weight)
 
 
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        (nn.Conv1d(12, 16, 5, stride=2, padding=1), (2, 12, 19)),
-        (nn.Conv2d(12, 16, 3, padding="same", dilation=2, bias=False), (2, 12, 9, 9)),
-        (nn.Conv2d(12, 16, (1, 5), padding=(0, 2), padding_mode="reflect"), (2, 12, 9, 9)),
-        (nn.Conv3d(12, 16, 2), (2, 12, 4, 4, 4)),
-    ],
-    ids=str,
-)
+TUCKER = [("or", 16, 3), ("rsk", 3, 2, None), ("si", 2, 12)], TuckerConv, "ranks 2 of 12 and 3 of 16: "
+CP = [("or", 16, 6), ("ri", 6, 12), ("rk", 6, None)], CPConv, "6 terms of "
+TRIED = [
+    (nn.Conv1d(12, 16, 5, stride=2, padding=1), (2, 12, 19)),
+    (nn.Conv2d(12, 16, 3, padding="same", dilation=2, bias=False), (2, 12, 9, 9)),
+    (nn.Conv2d(12, 16, (1, 5), padding=(0, 2), padding_mode="reflect"), (2, 12, 9, 9)),
+    (nn.Conv3d(12, 16, 2), (2, 12, 4, 4, 4)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), TRIED, ids=str)
 @pytest.mark.parametrize("least", ["outputs", "weights"])
-def test_a_convolution_becomes_three_thin_ones(layer, shape, least):
+@pytest.mark.parametrize(("form", "made_of"), [("tucker", TUCKER), ("cp", CP)])
+def test_a_convolution_becomes_three_thin_ones(layer, shape, least, form, made_of):
     torch.manual_seed(0)
-    parts = torch.randn(16, 3), torch.randn(3, 2, *layer.kernel_size), torch.randn(2, 12)
-    layer.weight.data.copy_(torch.einsum("or,rs...,si->oi...", *parts) / 10)
+    factors, kind, words = made_of
+    places = layer.weight[0, 0].numel()
+    parts = [torch.randn([places if size is None else size for size in sizes]) for _, *sizes in factors]
+    kernel = torch.einsum(",".join(axes for axes, *_ in factors) + "->oik", *parts)
+    layer.weight.data.copy_(kernel.view_as(layer.weight) / 10)
     model, x = nn.Sequential(layer, nn.Tanh()).eval(), torch.randn(shape)
-    small, record = Factorize(energy=0.9999, form="tucker", least=least)(model, Task(model, calibration=[x]))
+    asked = {"energy": 0.9999} if form == "tucker" else {"rank": 6}
+    small, record = Factorize(**asked, form=form, least=least)(model, Task(model, calibration=[x]))
     three = small[0]
-    assert isinstance(three, TuckerConv)
+    assert isinstance(three, kind)
     assert torch.allclose(output(small, x), output(model, x), atol=0.02)
-    assert record.changes[0].what.startswith("ranks 2 of 12 and 3 of 16: ")
+    assert record.changes[0].what.startswith(words)
     for name in (*layer.__constants__, "bias"):
         if name not in ("output_padding", "bias"):
             assert getattr(three, name) == getattr(layer, name)
@@ -381,9 +387,9 @@ def test_three_thin_layers_are_coded_saved_loaded_and_exported(first, tmp_path):
 
     task, x = task_of(ResidualCnn), inputs(ResidualCnn)
     before = photograph(task.model)
-    for steps in ([*first, Factorize(rank=3, form="tucker", layers="conv*")], [Factorize(rank=3, form="tucker"), *first]):
+    for steps in ([*first, Factorize(rank=3, form="tucker", layers="conv*")], [Factorize(rank=8, form="cp"), *first]):
         small, _ = run(task, steps)
-        assert isinstance(small.conv1, TuckerConv)
+        assert isinstance(small.conv1, (TuckerConv, CPConv))
         save(small, tmp_path / "small.nxt", original=task.model)
         loaded = load(tmp_path / "small.nxt", into=seeded(ResidualCnn, seed=1))
         assert torch.equal(output(loaded, x), output(small, x))
@@ -447,7 +453,7 @@ def test_the_same_seed_gives_the_same_layers():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("form", ["svd", "tucker"])
+@pytest.mark.parametrize("form", ["svd", "tucker", "cp"])
 def test_layers_of_other_dtypes_keep_theirs(dtype, form):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 3)).to(dtype).eval()

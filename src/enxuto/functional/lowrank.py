@@ -106,16 +106,22 @@ def _gram(matrix: Tensor, square: Tensor | None) -> Tensor:
 def outputs_square(matrix: Tensor, square: Tensor | None = None) -> Tensor:
     """W H Wᵀ in double precision, block by block. Shapes: matrix [out, in], square [in, in] -> float64 [out, out]."""
     total = torch.zeros(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
-    for part in range(0, matrix.shape[1], BLOCK):
-        columns = slice(part, part + BLOCK)
-        seen = matrix[:, columns].double()
-        if square is not None:
-            seen = torch.zeros_like(seen)
-            for other in range(0, matrix.shape[1], BLOCK):
-                rows = slice(other, other + BLOCK)
-                seen += matrix[:, rows].double() @ square[rows, columns].double()
-        total += seen @ matrix[:, columns].double().T
+    for columns in _blocks(matrix.shape[1]):
+        own = matrix[:, columns].double()
+        total += (own if square is None else times(matrix, square[:, columns])) @ own.T
     return total
+
+
+def times(matrix: Tensor, square: Tensor) -> Tensor:
+    """The product in double precision, block by block. Shapes: matrix [out, in], square [in, n] -> float64 [out, n]."""
+    total = torch.zeros(len(matrix), square.shape[1], dtype=torch.float64, device=matrix.device)
+    for rows in _blocks(matrix.shape[1]):
+        total += matrix[:, rows].double() @ square[rows].double()
+    return total
+
+
+def _blocks(size: int) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, size, BLOCK)]
 
 
 def _root(square: Tensor) -> Tensor:

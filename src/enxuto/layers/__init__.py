@@ -4,7 +4,7 @@ from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.affine import Affine, AffineTensor
 from enxuto.layers.coded import Coded, code_, decode_, weight_names
 from enxuto.layers.grids import CodedTensor, Grid
-from enxuto.layers.lowrank import LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers.lowrank import CPConv, LowRankConv, LowRankLinear, TuckerConv
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.layers.table import Table, TableTensor
 
@@ -12,6 +12,7 @@ __all__ = [
     "ActivationGrid",
     "Affine",
     "AffineTensor",
+    "CPConv",
     "Coded",
     "CodedTensor",
     "Grid",

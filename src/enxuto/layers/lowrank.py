@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from enxuto.functional.cp import split_cp
 from enxuto.functional.lowrank import split_rank
 from enxuto.functional.tucker import split_tucker
 
@@ -148,7 +149,47 @@ class TuckerConv(_ThinConv):
         return parts.down, parts.core, parts.up
 
 
-THIN = (LowRankLinear, LowRankConv, TuckerConv)
+class CPConv(_ThinConv):
+    """`up(core(down(x)))`: 1x1 to `rank` channels, the kernel of each of these alone, 1x1 to the outputs."""
+
+    core: Any
+
+    def __init__(  # noqa: PLR0913  the arguments of a convolution, and the rank
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        rank: int,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...] | str,
+        dilation: tuple[int, ...],
+        padding_mode: str = "zeros",
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        kind = _convolution(kernel_size)
+        self.down = kind(in_channels, rank, 1, bias=False)
+        self.core = kind(rank, rank, kernel_size, stride, padding, dilation, rank, bias=False, padding_mode=padding_mode)
+        self.up = kind(rank, out_channels, 1, bias=bias)
+
+    @property
+    def wide(self) -> nn.Module:
+        """The part that has the kernel."""
+        part: nn.Module = self.core
+        return part
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight, as of the others."""
+        down, up = self.down.weight.flatten(1), self.up.weight.flatten(1)
+        return torch.einsum("or,r...,ri->oi...", up, self.core.weight.squeeze(1), down)
+
+    @staticmethod
+    def _split(weight: Tensor, ranks: Sequence[int], square: Tensor | None) -> tuple[Tensor, ...]:
+        return split_cp(weight.flatten(2), ranks[0], square)
+
+
+THIN = (LowRankLinear, LowRankConv, TuckerConv, CPConv)
 
 
 def _convolution(kernel_size: tuple[int, ...]) -> Any:

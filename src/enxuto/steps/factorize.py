@@ -41,12 +41,14 @@ class Factorize:
     these, as thin as leaves the outputs on the calibration batches within a twentieth of what they spread. What was asked for may
     move them further; beyond a tenth the record and the log warn: such a network wants training.
     `least` says which error is least: that of the layers' "outputs" on the calibration batches, or that of their "weights".
-    `form` is "svd" (two layers), for convolutions also "tucker" (1x1, k x k, 1x1), or "auto": what loses less at as many
-    weights; with `rank`, "svd". Layers that would grow, in weights or multiply-accumulates, are left alone and named.
+    `form` is "svd" (two layers), for convolutions also "tucker" (1x1, k x k, 1x1) and "cp" (1x1, k x k of each channel alone,
+    1x1), or "auto": what loses less at as many weights; with `rank`, "svd". Layers that would grow, in weights or
+    multiply-accumulates, are left alone and named.
     Raises: RangeError for more than one of these goals, or one out of range.
     Source: Denton et al. 2014, "Exploiting linear structure within convolutional networks"; Zhang et al. 2015, "Accelerating very
     deep convolutional networks for classification and detection"; Kim et al. 2016, "Compression of deep convolutional neural
-    networks for fast and low power mobile applications".
+    networks for fast and low power mobile applications"; Lebedev et al. 2015, "Speeding-up convolutional neural networks using
+    fine-tuned CP-decomposition".
     """
 
     rank: int | None = None
