@@ -49,12 +49,13 @@ class _Thin(nn.Sequential):
         whole: Any = layer
         told = {name: getattr(whole, name) for name in cls.sizes} | dict(zip(cls.ranks, ranks, strict=True))
         kind: Any = cls
-        made: Self = kind(**told, bias=whole.bias is not None).to(whole.weight)
+        made = kind(**told, bias=whole.bias is not None).to(whole.weight)
         for part, weight in zip(made, cls._split(whole.weight.detach(), ranks, square), strict=True):
             part.weight.data.copy_(weight.view_as(part.weight))
         if made.bias is not None:
             made.bias.data.copy_(whole.bias.detach())
-        return made
+        found: Self = made
+        return found
 
     @staticmethod
     def _split(weight: Tensor, ranks: Sequence[int], square: Tensor | None) -> tuple[Tensor, ...]:
