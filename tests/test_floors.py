@@ -50,8 +50,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("ranks",),
     ("thin",),
     ("encode",),
-    ("train",),
-    ("lessons",),
+    ("training",),
     ("memory",),
     # second floor: steps
     ("steps",),
@@ -94,7 +93,7 @@ CATCH_ALL = {
     "enxuto.calls._runs": "a network may fail in any way on a batch; whether it does is what is asked",
     "enxuto.memory.prediction.predict": "a model that cannot be followed without values is run with them, whatever the reason",
     "enxuto.memory.trials.measured_pace": "a precision that does not run here, whatever the reason, is no choice",
-    "enxuto.lessons._only_differences_count": "a loss may refuse in any way what no network gave; such values are no scores",
+    "enxuto.training.lessons._only_differences_count": "a loss may refuse what no network gave in any way; that is no score",
     "enxuto.evidence.samples.small_batch": "a model that does not take fewer samples gets the whole batch",
     "enxuto.memory.footprint._foreseen": "why the memory of a network cannot be foreseen is what the report says",
 }

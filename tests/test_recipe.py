@@ -33,6 +33,7 @@ RECIPE = (
     Share(bits=3),
     Repair(gains=False),
     Recover(epochs=2.5, learning_rate=1e-4),
+    Recover(during=(Prune(0.5), Share(3)), tight=0.5, rate="6 kB"),
 )
 
 

@@ -16,7 +16,7 @@ from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.task import Step, Task
-from enxuto.train import prepare
+from enxuto.training.prepare import prepare
 from toys import Block, Mlp, ResidualCnn, Tied, output, photograph, seeded, unchanged
 
 

@@ -16,7 +16,7 @@ from enxuto.sites import sites
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.task import Task
-from enxuto.train import convert, prepare
+from enxuto.training.prepare import convert, prepare
 from test_rounding import SHAPES, data, lost, task
 from toys import Mlp, ResidualCnn, Tied, output, photograph, seeded, task_of, unchanged
 

@@ -17,7 +17,8 @@ from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 from enxuto.surgery import to_float
 from enxuto.task import Task
-from enxuto.train import Schedule, convert, prepare
+from enxuto.training.prepare import convert, prepare
+from enxuto.training.tighten import Schedule
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 
 RECIPES = {

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from enxuto.steps.repair import Repair
     from enxuto.steps.share import Share
     from enxuto.task import Target, Task
-    from enxuto.train import Schedule, convert, prepare
+    from enxuto.training.prepare import convert, prepare
+    from enxuto.training.tighten import Schedule
     from enxuto.verbs import evaluate, export, report, save
 
 _HOMES = {
@@ -48,20 +49,20 @@ _HOMES = {
     "Recover": "steps.recover",
     "Repair": "steps.repair",
     "Result": "result",
-    "Schedule": "train",
+    "Schedule": "training.tighten",
     "Sensitivity": "losses",
     "Share": "steps.share",
     "Target": "task",
     "Task": "task",
     "allocate": "allocation",
     "compress": "compression",
-    "convert": "train",
+    "convert": "training.prepare",
     "evaluate": "verbs",
     "export": "verbs",
     "keep_decoded_": "layers.coded",
     "ledger": "artifact.save",
     "load": "artifact.save",
-    "prepare": "train",
+    "prepare": "training.prepare",
     "report": "verbs",
     "run": "recipe",
     "save": "verbs",

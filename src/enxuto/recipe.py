@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,8 +37,24 @@ def line(step: Step) -> str:
     'Prune(sparsity=0.9)'
     """
     defaults = {field.name: field.default for field in dataclasses.fields(step)}  # type: ignore[arg-type]
-    shown = ", ".join(f"{name}={value!r}" for name, value in _arguments(step).items() if value != defaults[name])
+    shown = ", ".join(f"{name}={_shown(value)}" for name, value in _arguments(step).items() if value != defaults[name])
     return f"{type(step).__name__}({shown})"
+
+
+def _shown(value: object) -> str:
+    if _is_step(value):
+        return line(value)  # type: ignore[arg-type]
+    if isinstance(value, tuple) and any(map(_is_step, value)):
+        return f"[{', '.join(map(_shown, value))}]"
+    return repr(value)
+
+
+def every(steps: Iterable[Step]) -> Iterator[Step]:
+    """The steps, each with those that it holds behind it."""
+    for step in steps:
+        yield step
+        for value in _arguments(step).values():
+            yield from every(filter(_is_step, value)) if isinstance(value, tuple) else ()
 
 
 class Checkpoints(Protocol):
@@ -119,14 +135,13 @@ def checked(steps: Sequence[Step]) -> tuple[Step, ...]:
         raise RecipeError(f"steps is {type(steps).__name__}, not a list of steps; write steps=[Quantize(bits=8)].")
     found = tuple(steps)
     for place, step in enumerate(found, 1):
-        if isinstance(step, type) or not dataclasses.is_dataclass(step) or not isinstance(step, Step):
+        if not _is_step(step):
             name = f"the class {step.__name__}" if isinstance(step, type) else repr(step)[:60]
             raise RecipeError(
                 f"step {place} of the recipe is {name}, which is no step; write for example Quantize(bits=8), or an own step: an "
                 "instance of a frozen dataclass that is called as step(model, task) and returns (model, Record)."
             )
-        for name in (field.name for field in dataclasses.fields(step)):
-            value = getattr(step, name)
+        for name, value in _arguments(step).items():
             if not _is_plain(value):
                 raise RecipeError(
                     f"step {place} of the recipe, {type(step).__name__}, holds {type(value).__name__} in its field {name!r}; a "
@@ -139,7 +154,12 @@ def checked(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 def to_data(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """The recipe as plain data: one dict a step, its name under "step" and every argument, so that it means the same for ever."""
-    return [{"step": _name(type(step)), **_arguments(step)} for step in steps]
+    return [{"step": _name(type(step)), **{name: _data(value) for name, value in _arguments(step).items()}} for step in steps]
+
+
+def _data(value: Any) -> Any:
+    """An argument as plain data: of steps that a step holds the same as of others."""
+    return to_data(value) if isinstance(value, tuple) and value and all(map(_is_step, value)) else value
 
 
 def from_data(data: Sequence[Mapping[str, Any]], *, own: bool = False) -> tuple[Step, ...]:
@@ -163,7 +183,7 @@ def from_data(data: Sequence[Mapping[str, Any]], *, own: bool = False) -> tuple[
                     else "from_yaml(text, own=True) imports steps of your own by that path"
                 )
             raise RecipeError(f"step {place} of the recipe is {name!r}, which is not known; {hint}.")
-        arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in item.items() if key != "step"}
+        arguments = {key: _argument(value, own=own) for key, value in item.items() if key != "step"}
         known = [field.name for field in dataclasses.fields(kind)]
         unknown = [key for key in arguments if key not in known]
         if unknown:
@@ -179,6 +199,17 @@ def from_data(data: Sequence[Mapping[str, Any]], *, own: bool = False) -> tuple[
                 f"step {place}, {item['step']}, has an argument of the wrong type: {error}; see its page."
             ) from error
     return tuple(steps)
+
+
+def _argument(value: Any, *, own: bool) -> Any:
+    """The inverse of `_data`."""
+    if isinstance(value, (list, tuple)):
+        return from_data(value, own=own) if value and all(map(_says_step, value)) else tuple(value)
+    return value
+
+
+def _says_step(value: object) -> bool:
+    return isinstance(value, Mapping) and "step" in value
 
 
 def to_yaml(steps: Sequence[Step]) -> str:
@@ -223,7 +254,13 @@ def _is_plain(value: object) -> bool:
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return all(_is_plain(item) for item in value)
+    if _is_step(value):
+        return all(map(_is_plain, _arguments(value).values()))  # type: ignore[arg-type]
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _is_step(value: object) -> bool:
+    return not isinstance(value, type) and dataclasses.is_dataclass(value) and isinstance(value, Step)
 
 
 def _arguments(step: Step) -> dict[str, Any]:

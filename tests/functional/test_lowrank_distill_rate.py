@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from enxuto.functional.distill import same_values, soft_labels
 from enxuto.functional.likeness import Spread, distance, largest
 from enxuto.functional.lowrank import rank_for_energy, split_rank
-from enxuto.functional.rate import entropy_bits
+from enxuto.functional.rate import prices
 
 law = settings(deadline=None, max_examples=30, derandomize=True)
 
@@ -42,12 +42,35 @@ def test_a_matrix_of_zeros_has_rank_one_and_full_energy_keeps_all():
     assert torch.equal(up @ down, torch.zeros(3, 4))
 
 
-@law
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=50))
-def test_entropy_equals_shannons_sum(codes):
-    n = len(codes)
-    expected = -sum(codes.count(c) * math.log2(codes.count(c) / n) for c in set(codes))
-    assert entropy_bits(torch.tensor(codes)) == pytest.approx(expected, abs=1e-9)
+def test_the_bits_of_codes_are_those_of_zeros_magnitudes_and_signs():
+    """Where every row and column has as many, places cost the entropy of zero or not, and what is there that of its magnitude."""
+    codes = torch.zeros(60, 60)
+    for shift, magnitude in ((0, 1), (1, 1), (2, 2)):
+        codes[torch.arange(60), (torch.arange(60) + shift) % 60] = magnitude
+    here = 3 / 60
+    places = -(here * math.log2(here) + (1 - here) * math.log2(1 - here))
+    signed = 1 - (2 * math.log2(2 / 3) + math.log2(1 / 3)) / 3
+    assert prices(codes, 7).total == pytest.approx(3600 * (places + here * signed), rel=0.03)
+
+
+def test_a_code_is_dear_where_its_row_and_its_column_are_empty():
+    codes = torch.zeros(20, 20)
+    codes[:4, :4] = 1
+    found = prices(codes, 3)
+    assert float(found.first[0, 0]) < float(found.first[0, 10]) < float(found.first[10, 10])
+    assert float(found.further[0]) > 0, "a two is rare here"
+    assert float(found.further[2]) == 0, "nothing is above the largest"
+    slopes = found.slopes(torch.tensor([[0.2, 0.9, 3.4]]).expand(20, 3)[:, [0, 1, 2] * 6 + [0, 1]])
+    assert torch.equal(slopes[:, 0], found.first[:, 0])
+    assert torch.equal(slopes[:, 1], found.further[:1].expand(20))
+    assert not slopes[:, 2].any()
+
+
+def test_codes_that_are_zero_throughout_have_prices_too():
+    found = prices(torch.zeros(3, 4), 7)
+    assert 0 < found.total < 12
+    assert bool(torch.isfinite(found.first).all())
+    assert bool((found.first > 0).all())
 
 
 def test_the_distance_to_oneself_is_zero_and_to_others_is_not():

@@ -8,7 +8,7 @@ from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.share import Share
 from enxuto.task import Task
-from enxuto.train import convert, prepare
+from enxuto.training.prepare import convert, prepare
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, task_of, unchanged
 
 

@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from enxuto.artifact.save import save
 from enxuto.errors import RangeError, TaskError
 from enxuto.layers import Coded, Rehearsal
-from enxuto.lessons import lessons, settled
 from enxuto.recipe import run
 from enxuto.sites import sites
 from enxuto.steps.factorize import Factorize
@@ -18,6 +17,7 @@ from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
 from enxuto.steps.share import Share
 from enxuto.task import Task
+from enxuto.training.lessons import lessons, settled
 from toys import Block, Mlp, ResidualCnn, Tied, inputs, output, photograph, seeded, unchanged
 
 

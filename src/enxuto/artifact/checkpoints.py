@@ -17,7 +17,7 @@ from enxuto.artifact.digest import digest_of, task_digest
 from enxuto.artifact.save import load, save
 from enxuto.errors import ArtifactError
 from enxuto.files import write_bytes
-from enxuto.recipe import to_data
+from enxuto.recipe import every, to_data
 from enxuto.records import Change, Record
 from enxuto.task import Step, Task
 
@@ -65,7 +65,7 @@ class FolderCheckpoints:
 
 def fingerprint(digest: str, steps: Sequence[Step]) -> str:
     """A name for what these steps make of a task of this digest."""
-    words = json.dumps([digest, to_data(steps), digest_of([type(step) for step in steps])], sort_keys=True)
+    words = json.dumps([digest, to_data(steps), digest_of([type(step) for step in every(steps)])], sort_keys=True)
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 

@@ -1,16 +1,72 @@
-"""How few bits the codes could take: entropies."""
+"""What codes will cost in a file, and what a step more would: the price that a training for size sees.
+
+A code is dear where its row and its column are empty, and a larger magnitude where it is rare; so it is coded, by classes of rows
+and columns. Lengths are those of the codes as they stand (no model is sent: the coder's adapts).
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+HALVINGS = 30
 
-def entropy_bits(codes: Tensor) -> float:
-    """The order-0 entropy of all codes together: the least bits a coder without context can use.
 
-    Shapes: codes [any], integers.
-    Source: Shannon 1948, "A mathematical theory of communication".
+@dataclass(frozen=True, eq=False)
+class Prices:
+    """Bits of one matrix of codes: in `total`, of a one over a zero at each place, and of each magnitude over the one before.
+
+    Shapes: first float32 [rows, columns], further float32 [largest]: 0 above the largest; neither is negative.
     """
-    counts = torch.unique(codes, return_counts=True)[1].double()
-    return float((counts * (counts.sum() / counts).log2()).sum())
+
+    total: float
+    first: Tensor
+    further: Tensor
+
+    def slopes(self, steps: Tensor) -> Tensor:
+        """What a step more costs at each place, in bits. Shapes: steps [rows, columns], the magnitudes in steps -> the same."""
+        at = steps.round().long().clamp_(max=len(self.further))
+        return torch.where(at == 0, self.first, self.further[(at - 1).clamp_(min=0)])
+
+
+def prices(magnitudes: Tensor, largest: int) -> Prices:
+    """The prices of these codes. Shapes: magnitudes [rows, columns], whole numbers 0 ... largest."""
+    there = magnitudes > 0
+    lengths = _lengths(magnitudes, largest)
+    odds = _odds(there)
+    nothing = F.softplus(odds).sum()  # of zeros everywhere, in nats
+    more = lengths[(magnitudes.long() - 1).clamp(min=0)] - odds / math.log(2)  # of what is there, over a zero
+    total = float(nothing / math.log(2) + torch.where(there, more, 0.0).sum())
+    first = (lengths[0] - odds / math.log(2)).clamp_(min=0)
+    further = F.pad(lengths.diff().clamp_(min=0), (0, 1))
+    return Prices(total, first, further)
+
+
+def _lengths(magnitudes: Tensor, largest: int) -> Tensor:
+    """Bits of each magnitude among those that are not zero, with its sign. Shapes: -> float32 [largest]."""
+    counts = torch.bincount(magnitudes.flatten().long(), minlength=largest + 1)[1:].float() + 0.5
+    return 1 - (counts / counts.sum()).log2()
+
+
+def _odds(there: Tensor) -> Tensor:
+    """The logarithm of the odds that a place is not zero, by how many are not in its row and its column; in all as many as are.
+
+    Shapes: bool [rows, columns] -> float32, the same.
+    """
+    counted = there.float()
+    rows, columns = (_logit(counted.sum(dim), counted.shape[dim]) for dim in (1, 0))
+    odds = rows[:, None] + columns - _logit(counted.sum(), counted.numel())
+    low, high, wanted = -20.0, 20.0, float(counted.sum())
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(torch.sigmoid(odds + middle).sum()) > wanted else (middle, high)
+    return odds + (low + high) / 2
+
+
+def _logit(count: Tensor, of: int) -> Tensor:
+    share = (count + 0.5) / (of + 1)
+    return (share / (1 - share)).log()

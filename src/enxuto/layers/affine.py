@@ -109,6 +109,12 @@ class Affine(Grid):
     def seen(self, weight: Tensor, learned: Tensor) -> Tensor:
         return learned_rounding(weight.reshape(learned.numel(), -1), learned, self.bits).view_as(weight)
 
+    def steps(self, weight: Tensor, learned: Tensor) -> Tensor | None:
+        if self.bits == 1:
+            return None  # no code for zero
+        limit = largest_code(self.bits)
+        return (weight.reshape(learned.numel(), -1) / learned[:, None]).clamp(-limit, limit).view_as(weight)
+
     def coded(self, weight: Tensor, learned: Tensor) -> AffineTensor:
         return AffineTensor.of(self, weight, learned)
 

@@ -52,6 +52,13 @@ class Grid:
         """The weight on the learned grid; gradients go straight through. Shapes: float32 as the weight."""
         raise NotImplementedError
 
+    def steps(self, weight: Tensor, learned: Tensor) -> Tensor | None:
+        """Where between codes each value lies, 0 at the code of zero; gradients reach both. None where codes are no multiples.
+
+        Shapes: float32 as the weight.
+        """
+        return None
+
     def coded(self, weight: Tensor, learned: Tensor) -> CodedTensor:
         """The nearest codes on the learned grid."""
         raise NotImplementedError

@@ -1,0 +1,104 @@
+"""What training batches hold: inputs and targets of every epoch, and what the labels say of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from enxuto.batches import Batch, count
+from enxuto.errors import TaskError
+from enxuto.outputs import LOSS
+from enxuto.task import Task
+
+LABELS = "labels"  # the key of the targets in a batch that is a dict, as model libraries give them
+Example = tuple[Batch, Any]
+"""A batch's inputs and targets; None where a teacher alone teaches, or the model has a loss of its own."""
+
+
+def examples(task: Task, epochs: float) -> tuple[Iterator[Example], int]:
+    """The batches of all epochs, and how many there are.
+
+    Raises: TaskError when there are none, or the source can be read only once.
+    """
+    source: Iterable[Any] = task.train if task.train is not None else task.calibration
+    if isinstance(source, Iterator):
+        raise TaskError(f"train is a {type(source).__name__}, which can be read only once; give a list or a DataLoader.")
+    length = count(source)
+    length = sum(1 for _ in source) if length is None else length
+    if not length:
+        raise TaskError("there is no batch to train on; give train=batches of (inputs, targets).")
+    total = max(1, round(epochs * length))
+    return _stream(task, source, total), total
+
+
+def _stream(task: Task, source: Iterable[Any], total: int) -> Iterator[Example]:
+    done, before, epoch = 0, -1, 0
+    while before < done < total:  # a source that is empty the second time must not hold us forever
+        before = done
+        # batches that can say which epoch is meant give the same order whatever was iterated before
+        for item in source.epoch(epoch) if hasattr(source, "epoch") else source:
+            if done == total:
+                return
+            yield (item, None) if task.train is None else _labelled(item, task.loss)
+            done += 1
+        epoch += 1
+
+
+def _labelled(item: Any, loss: Callable[[Any, Any], Tensor] | None) -> Example:
+    """What a batch of `train` holds, as inputs and targets; a dict without targets is for a model with a loss of its own.
+
+    Raises: TaskError when it is neither a pair nor a dict, or the labels that a loss needs are not in the dict.
+    """
+    if isinstance(item, Mapping):
+        inputs = dict(item)
+        if loss is None:
+            return inputs, None
+        if LABELS not in inputs:
+            raise TaskError(
+                f"train gave a dict of {', '.join(map(repr, inputs))} for loss=; each batch must hold '{LABELS}' too, or be a "
+                "pair (inputs, targets)."
+            )
+        return inputs, inputs.pop(LABELS)
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise TaskError(
+            f"train gave {type(item).__name__}; each batch must be a pair (inputs, targets), or a dict that holds '{LABELS}' too."
+        )
+    return item[0], item[1] if loss is not None else None
+
+
+def own_loss(task: Task, outputs: Any, inputs: Batch, targets: Any) -> Tensor | None:
+    """What the labels say, by the task's loss or, for a dict that holds labels, by the model itself; None without labels.
+
+    Raises: TaskError when it is not one number that depends on the outputs.
+    """
+    if task.loss is not None and targets is not None:
+        return _checked(task.loss, outputs, targets)
+    if task.train is None or not isinstance(inputs, Mapping) or LABELS not in inputs:
+        return None
+    value = outputs.get(LOSS) if isinstance(outputs, Mapping) else None
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise TaskError(
+            f"train gives dicts with '{LABELS}' and the model returns no '{LOSS}' for them; give loss=, called as "
+            "loss(outputs, labels)."
+        )
+    return value
+
+
+def _checked(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) -> Tensor:
+    """What the user's loss says, checked: one number that depends on the outputs."""
+    sizes = " and ".join(str(tuple(it.shape)) if isinstance(it, Tensor) else type(it).__name__ for it in (outputs, targets))
+    try:
+        value = loss(outputs, targets)
+    except Exception as error:
+        raise TaskError(
+            f"loss fails on outputs and targets {sizes}: {type(error).__name__}: {error}; "
+            "it is called as loss(outputs, targets) with what train= gives."
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TaskError(f"loss gave {given}; it must be one number, as a tensor: take the mean over the batch.")
+    if not value.requires_grad:
+        raise TaskError("loss gave a number that does not depend on the outputs, so nothing can be learned; leave out .detach().")
+    return value

@@ -1,0 +1,145 @@
+"""Training for the bytes of a file, on real digits: files are as large as they were told to be, and smaller where bits cost."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import enxuto as ex
+from enxuto import data
+from enxuto.errors import RangeError, RecipeError
+from enxuto.layers import Coded, Rehearsal
+from enxuto.recipe import line, run
+from enxuto.records import Record
+from enxuto.sites import sites
+from enxuto.training.objective import Moment
+from enxuto.training.rate import Rate
+
+
+class Net(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+@functools.cache
+def trained() -> ex.Task:
+    from sklearn.datasets import load_digits
+
+    x, y = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+    x = (x / 16).float()
+    torch.manual_seed(0)
+    plain = ex.Task(
+        Net(),
+        calibration=data.inputs(x[:256], 64),
+        train=data.batches(x[:1280].view(-1, 1, 8, 8), y[:1280], batch_size=128),
+        loss=nn.functional.cross_entropy,
+        evaluate=data.accuracy(x[1280:], y[1280:]),
+    )
+    model, _ = ex.Recover(epochs=20, learning_rate=1e-2, teacher=0.0)(plain.model, plain)
+    return ex.Task(model, calibration=plain.calibration, train=plain.train, loss=plain.loss, evaluate=plain.evaluate)
+
+
+def trained_with(folder: Path, *steps: ex.Step, **arguments: object) -> tuple[int, float, Record, nn.Module]:
+    """The bytes of the file, its quality, the record of the training, and the network."""
+    task = trained()
+    recover = ex.Recover(epochs=20, learning_rate=1e-2, teacher=0.9, temperature=1.0, **arguments)  # type: ignore[arg-type]
+    small, records = run(task, [*steps, recover, ex.Quantize(biases=6, layers="*", bits=8, per="tensor", fit="absmax")])
+    ex.save(small, folder / "small.nxt", original=task.model)
+    assert task.evaluate is not None
+    loaded = ex.load(folder / "small.nxt", into=task.model)
+    record = next(each for each in records if each.step.startswith("Recover"))
+    return (folder / "small.nxt").stat().st_size, float(torch.as_tensor(task.evaluate(loaded)).mean()), record, small
+
+
+FINE = ex.Quantize(bits=8, per="tensor", fit="absmax")
+
+
+def test_bits_that_cost_become_fewer_and_the_network_still_works(tmp_path: Path) -> None:
+    plain, before, _, _ = trained_with(tmp_path, FINE)
+    priced, after, record, small = trained_with(tmp_path, FINE, rate=1e-5)
+    assert priced < 0.4 * plain
+    assert after > before - 0.01
+    assert record.figures["loss_per_bit"] == 1e-5
+    assert priced - 400 < record.figures["coded_bytes"] < priced, "what the price foresees is what the file takes"
+    assert not any(isinstance(module, Rehearsal) for module in small.modules())
+
+
+@pytest.mark.parametrize("wanted", [900, 1500])
+def test_a_rate_in_bytes_comes_to_that_size(tmp_path: Path, wanted: int) -> None:
+    size, _, record, _ = trained_with(tmp_path, FINE, rate=f"{wanted} B")
+    assert size == pytest.approx(wanted, rel=0.15)
+    assert record.figures["loss_per_bit"] > 0
+
+
+def test_steps_tighten_inside_one_training(tmp_path: Path) -> None:
+    size, quality, record, small = trained_with(tmp_path, during=[ex.Prune(0.8), ex.Share(3)])
+    values = [site.read() for site in sites(small)]
+    assert sum(int((value == 0).sum()) for value in values) >= 0.79 * sum(value.numel() for value in values)
+    assert quality > 0.8
+    assert size < 2500
+    assert record.step == (
+        "Recover(epochs=20, learning_rate=0.01, teacher=0.9, temperature=1.0, during=[Prune(sparsity=0.8), Share(bits=3)])"
+    )
+
+
+def test_with_nothing_gradual_all_is_tight_from_the_first_batch() -> None:
+    task = trained()
+    step = ex.Recover(epochs=0.1, during=[ex.Prune(0.8), ex.Quantize(4, per="tensor")], tight=0, rate=1e-6)
+    small, _ = step(task.model, task)
+    assert all(isinstance(site.module, Coded) for site in sites(small))
+    assert line(step) == (
+        "Recover(epochs=0.1, during=[Prune(sparsity=0.8), Quantize(bits=4, per='tensor')], tight=0, rate=1e-06)"
+    )
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    found = []
+    for _ in range(2):
+        trained_with(tmp_path, FINE, rate="1.2 kB")
+        found.append((tmp_path / "small.nxt").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_the_term_pulls_weights_to_zero_and_steps_apart() -> None:
+    task = trained()
+    student = ex.prepare(task, [FINE])
+    term = Rate(student, weight=1.0)
+    moment = Moment(student, None, torch.zeros(1), None, progress=0.5)
+    loss = term(moment)
+    loss.backward()
+    leaf = next(module for module in student.modules() if isinstance(module, Rehearsal))
+    assert leaf.change is not None
+    assert isinstance(leaf.leaf.grad, Tensor)
+    assert isinstance(leaf.change.grad, Tensor)
+    assert bool((leaf.leaf.grad * leaf.leaf >= 0).all()), "descent makes every weight smaller"
+    assert float(leaf.change.grad) < 0, "and the step wider"
+    assert term.coded_bytes > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rate": 0.0}, "rate=0.0"),
+        ({"rate": "much"}, "much"),
+        ({"tight": 1.5}, "tight=1.5"),
+        ({"during": [ex.PruneChannels(macs=0.5)]}, "PruneChannels in during="),
+        ({"during": [ex.Prune]}, "Prune in during="),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_at_once(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises((RangeError, RecipeError, ValueError), match=words):
+        ex.Recover(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rate", "first", "words"), [(1e-6, [], "none is on a grid"), ("100 B", [FINE], "less than biases")])
+def test_a_rate_that_cannot_be_is_refused_before_anything_is_trained(
+    rate: object, first: list[ex.Step], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with pytest.raises(RangeError, match=words):
+        run(trained(), [*first, ex.Recover(rate=rate)])  # type: ignore[arg-type]
