@@ -2,8 +2,9 @@
 
 512 samples without labels. Quality is that of the test split, at settings that nobody chose by it (of the validation split for
 the digits, which have no test apart); the distance is how far outputs moved on those samples, squared, of their variance. Each
-network by plain SVD, SVD by the data, and Tucker-2 and CP either way, to 75, 50 and 25 % of the weights of the layers that can be
-thin: with the same energy in every layer (the least energy that is small enough), or shared out. And what no option does.
+network by plain SVD and SVD by the data, with convolutions by Tucker-2 and CP and without by Kronecker sums either way, to 75, 50
+and 25 % of the weights of the layers that can be thin: with the same energy in every layer (the least energy that is small
+enough), or shared out. And what no option does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from file_coders import NETWORKS, network
 
 SIZES = (0.75, 0.5, 0.25)
 FORMS: tuple[Form, ...] = ("svd", "tucker", "cp", "auto")
+MATRICES: tuple[Form, ...] = ("svd", "kronecker")
 LEAST: tuple[Least, ...] = ("weights", "outputs")
 HALVINGS = 20  # of the range of energies
 
@@ -43,7 +45,7 @@ def main(names: list[str]) -> None:
         for size in SIZES:
             for least in LEAST:
                 asked = f"{size:.0%}"
-                for form in FORMS if convolutions else FORMS[:1]:
+                for form in FORMS if convolutions else MATRICES:
                     ways.append((asked, f"{form}, {least}", ex.Factorize(size=size, form=form, least=least)))
                 if energies[least][size]:
                     alike = ex.Factorize(energy=energies[least][size], form="svd", least=least)

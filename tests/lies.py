@@ -24,7 +24,7 @@ from enxuto.errors import ArtifactError
 from enxuto.layers import Affine, CodedTensor, Table
 from enxuto.layers.coded import weight_names
 from enxuto.layers.kinds import SIZES, describe
-from enxuto.layers.lowrank import CPConv, LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers.lowrank import CPConv, KroneckerLinear, LowRankConv, LowRankLinear, TuckerConv
 from enxuto.layers.rules import FORBIDDEN
 from enxuto.sites import Site
 
@@ -61,6 +61,7 @@ LAYERS: dict[str, tuple[nn.Module, torch.Tensor]] = {
     "LowRankConv": (LowRankConv(8, 4, (3, 3), 2, (1, 1), (1, 1), (1, 1)), image),
     "TuckerConv": (TuckerConv(8, 4, (3, 3), 3, 2, (1, 1), (1, 1), (1, 1)), image),
     "CPConv": (CPConv(8, 4, (3, 3), 5, (1, 1), (1, 1), (1, 1)), image),
+    "KroneckerLinear": (KroneckerLinear(8, 6, 3, 2, 4), one),
     "MultiheadAttention": (nn.MultiheadAttention(8, 2, batch_first=True), rows),
     "Bilinear": (nn.Bilinear(8, 8, 3), one),
     "GRUCell": (nn.GRUCell(8, 4), one),

@@ -196,7 +196,7 @@ def _biases(model: nn.Module, layers: Patterns) -> list[Site]:
         site
         for site in parameters(model)
         if matches(site.path, layers)
-        and (weight_names(site.module) or traits(site.module).norm)
+        and (weight_names(site.module) or traits(site.module).norm or traits(site.module).bias == "")
         and len(site.shape) == 1
         and site.shape[0]
         and site.name not in weight_names(site.module)

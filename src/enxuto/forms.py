@@ -5,6 +5,7 @@ A form is a pure function in `functional/`, a class in `layers/lowrank.py`, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,9 +13,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from enxuto.functional.cp import lost_by_terms, most_terms
+from enxuto.functional.kronecker import lost_by_products, most_products
 from enxuto.functional.lowrank import lost_by_rank
 from enxuto.functional.tucker import lost_by_ranks
-from enxuto.layers.lowrank import CPConv, LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers.lowrank import CPConv, KroneckerLinear, LowRankConv, LowRankLinear, TuckerConv
 
 Part = tuple[int, int]
 """How many weights a part has, and how many times each of them is multiplied."""
@@ -26,6 +28,9 @@ IN_RANKS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 
 TERMS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
 """Of so many terms as have the weights of the layer: how many there may be."""
+
+COLUMNS = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
+"""Of the inputs of a matrix: how many columns the inner matrices of a Kronecker sum may have, about."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Shape:
     kernel: int
     places_in: int = 1
     places_out: int = 1
+    linear: bool = False
 
     def weights(self, ranks: Ranks) -> int:
         """How many weights a layer of these ranks has."""
@@ -83,6 +89,7 @@ class Row:
     losses: Callable[[Tensor, Shape, Tensor | None], Losses]
     ranked: Callable[[Shape, int], tuple[int, ...]]
     kind: Callable[[nn.Module], Any]
+    auto: bool = True  # tried where no form is asked for
 
 
 def _svd_losses(weight: Tensor, shape: Shape, square: Tensor | None) -> Losses:
@@ -102,6 +109,26 @@ def _cp_losses(weight: Tensor, shape: Shape, square: Tensor | None) -> Losses:
     ranks = sorted({min(most, max(1, int(even * part))) for part in TERMS})
     lost, whole = lost_by_terms(weight.flatten(2), ranks, square)
     yield from (((rank,), each / whole if whole > 0 else 0.0) for rank, each in zip(ranks, lost, strict=True))
+
+
+def _kronecker_losses(weight: Tensor, shape: Shape, square: Tensor | None) -> Losses:
+    for block in _blocks(shape):
+        size = block[0] * block[1]
+        even = shape.out * shape.inputs / (size + shape.out * shape.inputs // size)
+        most = most_products(shape.out, shape.inputs, block)
+        terms = sorted({min(most, max(1, int(even * part))) for part in TERMS})
+        lost, whole = lost_by_products(weight, terms, block, square)
+        yield from (((count, *block), each / whole if whole > 0 else 0.0) for count, each in zip(terms, lost, strict=True))
+
+
+def _blocks(shape: Shape) -> list[tuple[int, int]]:
+    """The blocks that are tried, the largest first: few rows, and columns near some parts of the inputs."""
+    rows = next((size for size in range(2, shape.out) if shape.out % size == 0), 0)
+    columns = [size for size in range(2, shape.inputs) if shape.inputs % size == 0]
+    if not rows or not columns:
+        return []
+    near = (min(columns, key=lambda size: abs(math.log(size / (shape.inputs * part)))) for part in COLUMNS)
+    return [(rows, size) for size in dict.fromkeys(near)]
 
 
 def _parts_of(lost: Tensor) -> Iterator[tuple[int, float]]:
@@ -143,13 +170,27 @@ FORMS: dict[str, Row] = {
         ranked=lambda shape, rank: (min(rank, most_terms(shape.out, shape.inputs, shape.kernel)),),
         kind=lambda layer: CPConv,
     ),
+    "kronecker": Row(
+        fits=lambda shape: shape.linear and bool(_blocks(shape)),
+        parts=lambda shape, terms, rows, columns: (
+            (terms * rows * columns, shape.places_out * (shape.inputs // columns)),
+            (terms * (shape.out // rows) * (shape.inputs // columns), shape.places_out * rows),
+        ),
+        words=lambda shape, terms, rows, columns: (
+            f"{terms} products of {shape.out // rows} x {shape.inputs // columns} and {rows} x {columns}"
+        ),
+        losses=_kronecker_losses,
+        ranked=lambda shape, rank: (min(rank, most_products(shape.out, shape.inputs, _blocks(shape)[0])), *_blocks(shape)[0]),
+        kind=lambda layer: KroneckerLinear,
+        auto=False,  # on matrices of the zoo it lost less than "svd" on two of seven: docs/ranks.md
+    ),
 }
-Form = Literal["auto", "svd", "tucker", "cp"]
+Form = Literal["auto", "svd", "tucker", "cp", "kronecker"]
 
 
 def forms_of(form: Form, shape: Shape) -> list[str]:
     """The forms that a layer of this size may get: the one asked for, or two thin ones where that does not fit."""
-    fitting = [name for name, row in FORMS.items() if row.fits(shape) and form in (name, "auto")]
+    fitting = [name for name, row in FORMS.items() if row.fits(shape) and (form == name or (form == "auto" and row.auto))]
     return fitting or ["svd"]
 
 

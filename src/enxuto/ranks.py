@@ -71,7 +71,8 @@ def shapes(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch) -> d
 
 def _shape(layer: nn.Module, places: Sequence[tuple[int, int]]) -> Shape:
     out, inputs, *kernel = Site("", "weight", layer).shape
-    return Shape(out, inputs, math.prod(kernel), *map(sum, zip(*places, strict=True)))
+    read, given = map(sum, zip(*places, strict=True))
+    return Shape(out, inputs, math.prod(kernel), read, given, linear=isinstance(layer, nn.Linear))
 
 
 def _counter(places: list[tuple[int, int]]) -> Callable[..., None]:

@@ -85,7 +85,7 @@ def thinned(path: str, layer: nn.Module, ranks: Ranks, square: Tensor | None) ->
     if "weight" in grids and input_grid is not None:
         thin.down.input_grid = input_grid
     if "bias" in grids:
-        bias = Site(f"{path}.up", "bias", thin.up)
+        bias = Site(f"{path}.{thin.last}".rstrip("."), "bias", thin.get_submodule(thin.last))
         bias.code_(grids["bias"].encode(bias.read(), bias.path))
     return Thinned(thin, kept)
 

@@ -1,4 +1,4 @@
-"""Low rank, Tucker-2 and CP, by weights and by data: what is lost is what is said, and never more than without the data."""
+"""Low rank, Tucker-2, CP and Kronecker sums, by weights and by data: what is lost is what is said, and by the data not more."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from enxuto.functional.cp import lost_by_terms, most_terms, split_cp
+from enxuto.functional.kronecker import lost_by_products, most_products, split_kronecker
 from enxuto.functional.lowrank import balanced, damped, lost_by_rank, rank_for_energy, split_rank, squares
 from enxuto.functional.tucker import lost_by_ranks, split_tucker
 
@@ -173,3 +174,25 @@ def test_a_kernel_of_zeros_has_terms_of_zeros():
     factors = split_cp(torch.zeros(3, 4, 5), 2)
     assert all(torch.isfinite(factor).all() for factor in factors)
     assert not terms(*factors).any()
+
+
+@law
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 99), st.booleans(), st.data())
+def test_kronecker_sums_lose_what_is_said_and_nothing_with_all_products(rows, columns, high, wide, seed, seen, data):
+    out, inputs = rows * high, columns * wide
+    matrix, square = problem(out, inputs, seed)
+    moments, most = square if seen else None, most_products(out, inputs, (rows, columns))
+    count = data.draw(st.integers(1, most))
+    inner, outer = split_kronecker(matrix, count, (rows, columns), moments)
+    made = sum(torch.kron(*pair) for pair in zip(outer, inner, strict=True))
+    [said, nothing], total = lost_by_products(matrix, [count, most], (rows, columns), moments)
+    assert squares(matrix - made, moments) == pytest.approx(said, abs=1e-4 * total)
+    assert nothing < 1e-4 * total
+
+
+def test_the_nearest_kronecker_sum_is_an_svd_of_the_blocks():
+    matrix, _ = problem(6, 8, seed=4)
+    laid = torch.stack([block.flatten() for row in matrix.split(3) for block in row.split(4, dim=1)])
+    values = torch.linalg.svdvals(laid.double())
+    lost, _ = lost_by_products(matrix, [1, 2, 3], (3, 4))
+    assert lost == pytest.approx([float(values[count:].square().sum()) for count in (1, 2, 3)], rel=1e-4)

@@ -5,7 +5,7 @@ from torch import nn
 from enxuto.artifact.save import load, save
 from enxuto.errors import LayerError, NothingChangedError, RangeError
 from enxuto.exporters import export
-from enxuto.layers import AffineTensor, Coded, CPConv, LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers import AffineTensor, Coded, CPConv, KroneckerLinear, LowRankConv, LowRankLinear, TuckerConv
 from enxuto.macs import total_macs
 from enxuto.recipe import run
 from enxuto.steps.factorize import Factorize
@@ -165,7 +165,7 @@ def test_a_layer_of_zeros_gets_rank_one():
         ({"size": 0}, "size=0 is the fraction of the weights left"),
         ({"macs": 1.5}, "macs=1.5"),
         ({"rank": 4, "size": 0.5}, "rank=4 and size=0.5 each say how thin layers get; give one of them"),
-        ({"form": "qr"}, "form='qr' is not known; use one of 'auto', 'svd', 'tucker', 'cp'"),
+        ({"form": "qr"}, "form='qr' is not known; use one of 'auto', 'svd', 'tucker', 'cp', 'kronecker'"),
         ({"least": "bytes"}, "least='bytes' is not known; use one of 'outputs', 'weights'"),
         ({"rank": 0}, "rank=0"),
         ({"rank": 1.5}, "rank=1.5"),
@@ -371,6 +371,23 @@ def test_a_convolution_becomes_three_thin_ones(layer, shape, least, form, made_o
     assert torch.allclose(three.weight, layer.weight, atol=1e-2)
 
 
+@pytest.mark.parametrize("least", ["outputs", "weights"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_matrix_that_is_a_sum_of_kronecker_products_becomes_one(least, bias):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 16, bias=bias), torch.randn(3, 5, 24)
+    layer.weight.data.copy_(sum(torch.kron(torch.randn(8, 2), torch.randn(2, 12)) for _ in range(3)) / 10)
+    model = nn.Sequential(layer, nn.Linear(16, 3)).eval()
+    small, record = Factorize(rank=3, form="kronecker", least=least)(model, Task(model, calibration=[x]))
+    assert isinstance(small[0], KroneckerLinear)
+    assert torch.allclose(output(small, x), output(model, x), atol=1e-3)
+    assert torch.allclose(small[0].weight, layer.weight, atol=1e-3)
+    assert (small[0].in_features, small[0].out_features) == (24, 16)
+    assert record.changes[0].what == "3 products of 8 x 2 and 2 x 12: 384 weights became 120"
+    assert total_macs(small[:1], x) == 5 * (72 * 2 + 48 * 2)
+    assert left(record)[0][0] == "1"  # three outputs are no blocks of two: two thin ones, which would grow
+
+
 def test_tucker_ranks_need_not_grow_macs_where_strides_make_inputs_many():
     model = nn.Sequential(nn.Conv2d(16, 16, 3, stride=4, padding=1)).eval()
     task = Task(model, calibration=[torch.randn(2, 16, 32, 32)])
@@ -379,6 +396,23 @@ def test_tucker_ranks_need_not_grow_macs_where_strides_make_inputs_many():
     assert total_macs(small, task.sample) <= before
     with pytest.raises(NothingChangedError, match="ranks 9 of 16 and 9 of 16 would take more multiply-accumulates"):
         Factorize(rank=9, form="tucker")(model, task)
+
+
+@pytest.mark.parametrize("step", [Quantize(8, activations=8, biases=8), Share(3)], ids=str)
+def test_kronecker_sums_are_coded_saved_loaded_and_exported(step, tmp_path):
+    import onnxruntime
+
+    task, x = task_of(Mlp), inputs(Mlp)
+    for steps in ([step, Factorize(rank=4, form="kronecker")], [Factorize(rank=4, form="kronecker"), step]):
+        small, _ = run(task, steps)
+        assert isinstance(small.fc1, KroneckerLinear)
+        save(small, tmp_path / "small.nxt", original=task.model)
+        assert torch.equal(output(load(tmp_path / "small.nxt", into=seeded(Mlp, seed=1)), x), output(small, x))
+        assert isinstance(small.fc1, Coded) == (getattr(step, "biases", None) is not None)  # the sum's own bias
+    export(small, tmp_path / "small.onnx", calibration=[x])
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    [found] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert torch.allclose(torch.from_numpy(found), output(to_float(small), x), atol=1e-4)
 
 
 @pytest.mark.parametrize("first", [[], [Quantize(4)], [Quantize(8, activations=8, biases=8)], [Share(3)]], ids=str)

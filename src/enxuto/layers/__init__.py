@@ -4,7 +4,7 @@ from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.affine import Affine, AffineTensor
 from enxuto.layers.coded import Coded, code_, decode_, weight_names
 from enxuto.layers.grids import CodedTensor, Grid
-from enxuto.layers.lowrank import CPConv, LowRankConv, LowRankLinear, TuckerConv
+from enxuto.layers.lowrank import CPConv, KroneckerLinear, LowRankConv, LowRankLinear, TuckerConv
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.layers.table import Table, TableTensor
 
@@ -16,6 +16,7 @@ __all__ = [
     "Coded",
     "CodedTensor",
     "Grid",
+    "KroneckerLinear",
     "LowRankConv",
     "LowRankLinear",
     "Rehearsal",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.functional.cp import split_cp
+from enxuto.functional.kronecker import split_kronecker
 from enxuto.functional.lowrank import split_rank
 from enxuto.functional.tucker import split_tucker
 
@@ -28,7 +29,8 @@ class _Thin(nn.Sequential):
     up: Any
     sizes: ClassVar[tuple[str, ...]]
     ranks: ClassVar[tuple[str, ...]] = ("rank",)
-    bias = _of("up", "bias")
+    last: ClassVar[str] = "up"  # the part that has the bias, "" for the layer itself
+    bias: Any
 
     @property
     def wide(self) -> nn.Module:
@@ -68,6 +70,7 @@ class LowRankLinear(_Thin):
 
     sizes = ("in_features", "out_features")
     in_features, out_features, rank = _of("down", "in_features"), _of("up", "out_features"), _of("up", "in_features")
+    bias = _of("up", "bias")
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
         super().__init__()
@@ -80,6 +83,7 @@ class _ThinConv(_Thin):
 
     sizes = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
     groups = 1
+    bias = _of("up", "bias")
     in_channels, out_channels, rank = _of("down", "in_channels"), _of("up", "out_channels"), _of("up", "in_channels")
     kernel_size, stride, padding = _of("wide", "kernel_size"), _of("wide", "stride"), _of("wide", "padding")
     dilation, padding_mode = _of("wide", "dilation"), _of("wide", "padding_mode")
@@ -190,7 +194,58 @@ class CPConv(_ThinConv):
         return split_cp(weight.flatten(2), ranks[0], square)
 
 
-THIN = (LowRankLinear, LowRankConv, TuckerConv, CPConv)
+class KroneckerLinear(_Thin):
+    """A Linear of which the weight is the sum of `rank` products A ⊗ B: `down` multiplies each block of inputs by every B [rows,
+    columns], `up` what came of all blocks by the A. Shapes as nn.Linear."""
+
+    sizes = ("in_features", "out_features")
+    ranks = ("rank", "rows", "columns")
+    last = ""
+    columns = _of("down", "in_features")
+
+    def __init__(self, in_features: int, out_features: int, rank: int, rows: int, columns: int, bias: bool = True) -> None:
+        super().__init__()
+        self.rows = rows
+        self.down = nn.Linear(columns, rank * rows, bias=False)
+        self.up = nn.Linear(rank * (in_features // columns), out_features // rows, bias=False)
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    @property
+    def rank(self) -> int:
+        """How many products there are."""
+        return int(self.down.out_features) // self.rows
+
+    @property
+    def in_features(self) -> int:
+        """As of the whole layer."""
+        return int(self.up.in_features) // self.rank * int(self.columns)
+
+    @property
+    def out_features(self) -> int:
+        """As of the whole layer."""
+        return int(self.up.out_features) * self.rows
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight, as of the others."""
+        inner = self.down.weight.unflatten(0, (self.rank, self.rows))
+        outer = self.up.weight.unflatten(1, (self.rank, -1))
+        return torch.einsum("atc,tbd->abcd", outer, inner).flatten(2).flatten(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As nn.Linear."""
+        inner = self.down(x.unflatten(-1, (-1, self.columns))).unflatten(-1, (self.rank, self.rows))
+        outer = self.up(inner.transpose(-1, -3).flatten(-2))
+        outputs = outer.transpose(-1, -2).flatten(-2)
+        return outputs if self.bias is None else outputs + self.bias
+
+    @staticmethod
+    def _split(weight: Tensor, ranks: Sequence[int], square: Tensor | None) -> tuple[Tensor, ...]:
+        inner, outer = split_kronecker(weight, ranks[0], (ranks[1], ranks[2]), square)
+        return inner.flatten(0, 1), outer.transpose(0, 1).flatten(1)
+
+
+THIN = (LowRankLinear, LowRankConv, TuckerConv, CPConv, KroneckerLinear)
 
 
 def _convolution(kernel_size: tuple[int, ...]) -> Any:

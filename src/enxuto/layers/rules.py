@@ -46,7 +46,9 @@ NORM = Rule("a positive number, inf, or nothing", lambda value: value in (None, 
 NUMBER = Rule("a finite number", lambda value: within(value, "[-1e30, 1e30]"))
 
 ARGUMENTS: dict[str, Rule] = {
-    **dict.fromkeys(("in_features", "out_features", "in_channels", "out_channels", "groups", "rank", "in_rank"), SIZE),
+    **dict.fromkeys(
+        ("in_features", "out_features", "in_channels", "out_channels", "groups", "rank", "in_rank", "rows", "columns"), SIZE
+    ),
     **dict.fromkeys(("num_features", "num_groups", "num_channels", "num_parameters", "num_embeddings", "embedding_dim"), SIZE),
     **dict.fromkeys(("input_size", "hidden_size", "num_layers"), SIZE),
     **dict.fromkeys(("kernel_size", "stride", "dilation", "normalized_shape"), SIZES_),

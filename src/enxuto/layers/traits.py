@@ -170,7 +170,7 @@ TRAITS: tuple[Traits, ...] = (
     Traits(_NormBase, norm=True, settle_=_settle_norm_),  # batch norms, whose statistics move what they give as well
     Traits(nn.LayerNorm, norm=True, bias=""),
     Traits(nn.GroupNorm, norm=True, bias="", axis=lambda module: 1),
-    *(Traits(kind, bias="up", axis=lambda module: traits(module.up).axis(module.up)) for kind in THIN),
+    *(Traits(kind, bias=kind.last, axis=lambda module: traits(module.up).axis(module.up)) for kind in THIN),
     Traits(nn.PReLU, settle_=_settle_prelu_),
     Traits(nn.Module),
 )
