@@ -23,7 +23,9 @@ def damped(square: Tensor) -> Tensor:
     Deviation: the papers have samples enough. Shapes: [in, in].
     """
     added = DAMPING * (float(square.diagonal().mean()) or 1.0)
-    return square + added * torch.eye(len(square), dtype=square.dtype, device=square.device)
+    more = square.clone()
+    more.diagonal().add_(added)
+    return more
 
 
 def lost_by_rank(matrix: Tensor, square: Tensor | None = None) -> Tensor:
@@ -40,11 +42,10 @@ def split_rank(matrix: Tensor, rank: int, square: Tensor | None = None) -> tuple
 
     Shapes: matrix [out, in], square [in, in] -> down [rank, in], up [out, rank].
     """
-    wide = matrix.double()
     vectors = _leading(_gram(matrix, square), rank)[1]
     if len(matrix) > matrix.shape[1]:  # those of the inputs' side
-        vectors = torch.linalg.qr(wide @ (vectors if square is None else _root(square) @ vectors))[0]
-    up, down = balanced(vectors, vectors.T @ wide)
+        vectors = torch.linalg.qr(times(matrix, vectors if square is None else _root(square) @ vectors))[0]
+    up, down = balanced(vectors, times(vectors.T, matrix))
     return down.to(matrix), up.to(matrix)
 
 
@@ -89,7 +90,8 @@ def _leading(gram: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
     from scipy.linalg import eigh  # scipy.linalg takes a fifth of a second to import
 
     few = None if rank is None else (len(gram) - min(rank, len(gram)), len(gram) - 1)
-    found = eigh(gram.cpu().numpy(), eigvals_only=rank is None, subset_by_index=few, overwrite_a=True, check_finite=False)
+    columns = gram.cpu().numpy().T  # the same, and as LAPACK has it: else there would be a copy
+    found = eigh(columns, eigvals_only=rank is None, subset_by_index=few, overwrite_a=True, check_finite=False)
     values, vectors = (found, found[:0]) if rank is None else found
     return torch.from_numpy(values).flip(0).to(gram), torch.from_numpy(vectors).flip(-1).to(gram)
 
