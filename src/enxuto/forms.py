@@ -32,6 +32,9 @@ TERMS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
 COLUMNS = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 """Of the inputs of a matrix: how many columns the inner matrices of a Kronecker sum may have, about."""
 
+FEW_OUTPUTS = 16
+"""Of a matrix: two thin ones have few ranks to offer then. Of those with more, Kronecker sums kept less in five of seven."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -89,7 +92,7 @@ class Row:
     losses: Callable[[Tensor, Shape, Tensor | None], Losses]
     ranked: Callable[[Shape, int], tuple[int, ...]]
     kind: Callable[[nn.Module], Any]
-    auto: bool = True  # tried where no form is asked for
+    auto: Callable[[Shape], bool] = lambda shape: True  # tried where no form is asked for
 
 
 def _svd_losses(weight: Tensor, shape: Shape, square: Tensor | None) -> Losses:
@@ -182,7 +185,7 @@ FORMS: dict[str, Row] = {
         losses=_kronecker_losses,
         ranked=lambda shape, rank: (min(rank, most_products(shape.out, shape.inputs, _blocks(shape)[0])), *_blocks(shape)[0]),
         kind=lambda layer: KroneckerLinear,
-        auto=False,  # on matrices of the zoo it lost less than "svd" on two of seven: docs/ranks.md
+        auto=lambda shape: shape.out <= FEW_OUTPUTS,
     ),
 }
 Form = Literal["auto", "svd", "tucker", "cp", "kronecker"]
@@ -190,7 +193,7 @@ Form = Literal["auto", "svd", "tucker", "cp", "kronecker"]
 
 def forms_of(form: Form, shape: Shape) -> list[str]:
     """The forms that a layer of this size may get: the one asked for, or two thin ones where that does not fit."""
-    fitting = [name for name, row in FORMS.items() if row.fits(shape) and (form == name or (form == "auto" and row.auto))]
+    fitting = [name for name, row in FORMS.items() if row.fits(shape) and (form == name or (form == "auto" and row.auto(shape)))]
     return fitting or ["svd"]
 
 

@@ -388,6 +388,18 @@ def test_a_matrix_that_is_a_sum_of_kronecker_products_becomes_one(least, bias):
     assert left(record)[0][0] == "1"  # three outputs are no blocks of two: two thin ones, which would grow
 
 
+def test_kronecker_sums_are_tried_unasked_for_few_outputs():
+    torch.manual_seed(0)
+    few, many = nn.Linear(24, 16), nn.Linear(16, 24)
+    for layer in (few, many):
+        size = torch.Size(layer.weight.shape)
+        parts = [(torch.randn(size[0] // 2, 2), torch.randn(2, size[1] // 2)) for _ in range(2)]
+        layer.weight.data.copy_(sum(torch.kron(*part) for part in parts))
+    model = nn.Sequential(many, few).eval()
+    small, _ = Factorize(size=0.4)(model, Task(model, calibration=[torch.randn(64, 16)]))
+    assert [type(layer) for layer in small] == [LowRankLinear, KroneckerLinear]
+
+
 def test_tucker_ranks_need_not_grow_macs_where_strides_make_inputs_many():
     model = nn.Sequential(nn.Conv2d(16, 16, 3, stride=4, padding=1)).eval()
     task = Task(model, calibration=[torch.randn(2, 16, 32, 32)])

@@ -42,8 +42,9 @@ class Factorize:
     move them further; beyond a tenth the record and the log warn: such a network wants training.
     `least` says which error is least: that of the layers' "outputs" on the calibration batches, or that of their "weights".
     `form` is "svd" (two layers), for convolutions also "tucker" (1x1, k x k, 1x1) and "cp" (1x1, k x k of each channel alone,
-    1x1), for Linear layers "kronecker" (a sum of Kronecker products), or "auto": what loses least at as many weights, without
-    "kronecker"; with `rank`, "svd". Layers that would grow, in weights or multiply-accumulates, are left alone and named.
+    1x1), for Linear layers "kronecker" (a sum of Kronecker products), or "auto": what loses least at as many weights, with
+    "kronecker" for at most 16 outputs; with `rank`, "svd". Layers that would grow, in weights or multiply-accumulates, are left
+    alone and named.
     Raises: RangeError for more than one of these goals, or one out of range.
     Source: Denton et al. 2014, "Exploiting linear structure within convolutional networks"; Zhang et al. 2015, "Accelerating very
     deep convolutional networks for classification and detection"; Kim et al. 2016, "Compression of deep convolutional neural
