@@ -1,4 +1,4 @@
-"""Coders of others that need an environment of their own: where it is, how it is made, and a conversation with it."""
+"""Tools of others that need an environment of their own: where it is, how it is made, and a conversation with it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ ENVIRONMENTS = HERE.parent.parent / ".cache" / "peers"
 THREADS = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "nncodec": (("numpy<2",), ("--no-deps", "nncodec==2.1.3")),  # it asks for torchvision, which integers do not need
+    "nncf": (("openvino==2026.4.0", "nncf==3.4.0"),),
     "zipnn": (("torch==2.13.0",), ("numpy", "safetensors", "zstandard", "torch==2.13.0"), ("--no-deps", "zipnn==0.5.4")),
 }
 """What pip installs for each, call after call: a CPU build of torch has to come before anything that asks for torch."""

@@ -18,7 +18,7 @@ from enxuto.errors import ExportError, OutputError, TaskError
 from enxuto.evaluation.compare import TOLERANCE
 from enxuto.evaluation.measurement import Evaluation
 from enxuto.evaluation.points import is_fraction, shown
-from enxuto.exporters import OnnxFile
+from enxuto.exporters import LARGE_ERROR, OnnxFile
 from enxuto.exporters import export as export_model
 from enxuto.files import writable_folder
 from enxuto.losses import Sensitivity, newest_sensitivity
@@ -66,12 +66,16 @@ def export(
     path: PathLike,
     *,
     calibration: Iterable[Batch] | None = None,
-    precision: Literal["auto", "fp32", "int8"] = "auto",
+    precision: Literal["auto", "fp32", "int8", "int8-dynamic", "int4"] = "auto",
+    max_error: float = LARGE_ERROR,
 ) -> OnnxFile:
     """Writes a result or a model as an .onnx file that was run and compared with torch.
 
-    "auto" is the precision that was chosen when the result was measured, and fp32 for a model. `notes` of what comes back
-    say where an int8 file is worse than the network, by its outputs and, for a result, by its measured quality.
+    "auto" is the precision that was chosen when the result was measured, and fp32 for a model. "int8" is on integers with ranges
+    of the calibration batches, "int8-dynamic" has a range for each call in matrix products, "int4" weights of 4 bits there.
+    Layers that would take outputs further off than `max_error` of their size are computed more exactly; `notes` of what comes
+    back name them with what they would cost, and say where a file is worse than the network, by its outputs and, for a result,
+    by its measured quality.
     Raises: ExportError for another kind of file, a model that cannot be exported, or one without sample inputs.
     """
     if Path(path).suffix != ".onnx":
@@ -83,7 +87,9 @@ def export(
             precision = "int8" if what.evaluation.compressed.precision == "int8" else "fp32"
     if calibration is None:
         raise ExportError(f"'{path}' needs sample inputs to trace the model with; give calibration=[batch].")
-    made = export_model(model, path, calibration=calibration, precision="fp32" if precision == "auto" else precision)
+    made = export_model(
+        model, path, calibration=calibration, precision="fp32" if precision == "auto" else precision, max_error=max_error
+    )
     return replace(made, notes=(*made.notes, *_measured(what, made.precision))) if isinstance(what, Result) else made
 
 

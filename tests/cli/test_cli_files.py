@@ -131,7 +131,7 @@ def test_evaluate_measures_the_file_beside_the_original(compressed: dict[str, An
 def test_export_writes_a_file_that_inspect_reads(compressed: dict[str, Any], task_file: Path) -> None:
     out = task_file.with_name("out")
     path = task_file.with_name("exported") / "net.onnx"
-    found = answer("export", task_file, out / "small.nxt", "-o", path, "--int8")
+    found = answer("export", task_file, out / "small.nxt", "-o", path, "--precision", "int8")
     assert (found["precision"], found["file_bytes"]) == ("int8", path.stat().st_size)
     assert answer("inspect", path)["constants"]["int8"]["values"] >= 8 * 36 * 32
 

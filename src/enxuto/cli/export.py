@@ -9,6 +9,7 @@ import typer
 
 from enxuto.cli.options import Debug, Json, Quiet, Seed, TaskFile
 from enxuto.cli.terminal import session
+from enxuto.exporters import Precision
 
 
 def export(
@@ -24,7 +25,10 @@ def export(
             show_default=False,
         ),
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Weights and activations in 8 bits, for integer arithmetic.")] = False,
+    precision: Annotated[
+        Precision,
+        typer.Option("--precision", help="int8: on integers; int8-dynamic: their ranges at each call; int4: matrices of 4 bits."),
+    ] = "fp32",
     json: Json = False,
     seed: Seed = None,
     quiet: Quiet = False,
@@ -34,7 +38,7 @@ def export(
 
     \b
     enxuto export task.py out/small.nxt -o small.onnx
-    enxuto export task.py out/small.nxt -o small.int8.onnx --int8
+    enxuto export task.py out/small.nxt -o small.int8.onnx --precision int8
     """
     with session(json=json, quiet=quiet, debug=debug) as run:
         from enxuto.artifact.save import ledger, load
@@ -44,7 +48,7 @@ def export(
         from enxuto.files import writable_folder
         from enxuto.sizes import file_bytes, format_bytes
 
-        path = out or file.with_suffix(".int8.onnx" if int8 else ".onnx")
+        path = out or file.with_suffix(".onnx" if precision == "fp32" else f".{precision}.onnx")
         if path.suffix != ".onnx":
             raise OutputError(f"'{path}' does not end in .onnx; write -o {path.with_suffix('.onnx')}.")
         if not file.is_file():
@@ -54,7 +58,7 @@ def export(
         with run.progress():
             task = load_task(task_file, seed)
             model = load(file, into=task.model)
-            written = to_file(model, path, calibration=task.calibration, precision="int8" if int8 else "fp32")
+            written = to_file(model, path, calibration=task.calibration, precision=precision)
         size = file_bytes(path)
         run.answer(
             {

@@ -31,6 +31,11 @@ class Distance:
     spread: float  # the difference over how far outputs differ between samples: 1 is as far as one sample is from the next
 
     @property
+    def worst(self) -> float:
+        """The larger of the two."""
+        return max(self.size, self.spread)
+
+    @property
     def words(self) -> str:
         """The larger of the two where the first is small, as a clause."""
         if not math.isfinite(self.size):
@@ -74,8 +79,22 @@ def _finite(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(counts, expected, 0).double(), torch.where(counts, found, 0).double()
 
 
+Added = Mapping[str, tuple[float, float]]
+"""The relative error of what enters a node and of what it gives, by its name."""
+
+
 def worst_layer(exact: str | os.PathLike[str], rounded: str | os.PathLike[str], batch: Batch) -> str:
     """The layer of a graph whose rounded version adds most error to what enters it, with the error before and after."""
+    found = added(exact, rounded, batch)
+    if not found:
+        return "no layer of it can be compared alone"
+    name = max(found, key=lambda name: found[name][1] - found[name][0])
+    before, after = found[name]
+    return f"'{name}' adds most ({before:.1%} of what enters it, {after:.1%} of what it gives)"
+
+
+def added(exact: str | os.PathLike[str], rounded: str | os.PathLike[str], batch: Batch) -> Added:
+    """What each node of a graph adds to the error of its rounded version, where both can be seen."""
     nodes = [(node.name, list(node.input), list(node.output)) for node in onnx.load(os.fspath(exact)).graph.node]
     there = {name for node in onnx.load(os.fspath(rounded)).graph.node for name in node.output}
     seen_as = {}
@@ -85,16 +104,11 @@ def worst_layer(exact: str | os.PathLike[str], rounded: str | os.PathLike[str], 
             seen_as[name] = restored if restored in there else name
     some = batch if OnnxModel(exact).fixed_batch else rows(batch, 0, _ROWS)
     errors = _errors(_tensors(exact, seen_as, some), _tensors(rounded, seen_as.values(), some), seen_as)
-    added = {
-        name: (errors[outputs[0]], max((errors.get(given, 0.0) for given in inputs), default=0.0))
+    return {
+        name: (max((errors.get(given, 0.0) for given in inputs), default=0.0), errors[outputs[0]])
         for name, inputs, outputs in nodes
         if outputs[0] in errors
     }
-    if not added:
-        return "no layer of it can be compared alone"
-    name = max(added, key=lambda name: added[name][0] - added[name][1])
-    after, before = added[name]
-    return f"'{name}' adds most ({before:.1%} of what enters it, {after:.1%} of what it gives)"
 
 
 def _share(wrong: float, size: float) -> float:

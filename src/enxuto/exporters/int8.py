@@ -6,9 +6,11 @@ a CPU.
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,35 +25,36 @@ from torch import Tensor
 
 from enxuto.batches import Batch
 from enxuto.errors import Error, ExportError
+from enxuto.exporters.follow import Followed, follow
+from enxuto.exporters.graphs import Scales, path_of
 from enxuto.exporters.integers import Placed, placed
 from enxuto.exporters.ranges import float_nodes, ranges
 from enxuto.exporters.tables import tables_in_integers_
+from enxuto.exporters.ways import INTEGER, PRODUCTS, Way, ways, without_kernel, write_
 from enxuto.files import whole_file
 from enxuto.progress import unheard
 
-WEIGHTED = ("Conv", "Gemm", "MatMul")  # operators with a weight as second input, and an integer kernel
 SAME_GRID = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool")  # output on the grid of the input
-LEFT_IN_FLOAT = (
-    *("LSTM", "GRU", "RNN", "Gather", "Einsum", "ConvTranspose"),
-)  # weighted operators without an integer kernel in this format
-QUANTIZED = (
-    *WEIGHTED,
-    *("Add", "Sub", "Mul", "Concat", "Relu", "Clip", "LeakyRelu", "Sigmoid", "GlobalAveragePool", "AveragePool"),
-    *("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Resize", "Split", "Slice", "Pad"),
-)
 LARGEST_CODE = {7: 64, 8: 128}  # ONNX Runtime's 7-bit range is -64...64
 LARGEST_BIAS = 2.0**30  # half of int32; the other half is left for the sum of products that it is added to
-PIECE = 1 << 17  # numbers that are taken to double precision at once
 SMALLEST_SCALE = 1e-30  # of a bias; a smaller one would leave the normal float32 numbers
-Grid = tuple[npt.NDArray[np.float32], int]
 
 
 @dataclass(frozen=True)
 class Quantized:
     """Which weights kept the grids they were given, and what could not be treated."""
 
-    kept: tuple[str, ...]  # parameters whose given scales are in the file exactly
+    kept: tuple[str, ...]  # initializers whose given scales are in the file exactly
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of a network beside its graph."""
+
+    weight_scales: Mapping[str, Tensor] = field(default_factory=dict)  # [1], [out] or [out, groups], by parameter name
+    input_grids: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # scale and zero point in 0...255, by layer path
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)  # the float weights, by name
 
 
 def quantize_onnx(
@@ -71,37 +74,79 @@ def quantize_onnx(
     else is calibrated (smallest and largest value). `parameters`: the float weights by name, needed to follow a scale
     through a folded batch norm. `weight_bits`: 7 is right everywhere; 8 only on processors with an int8 dot product
     (VNNI, ARM), because others add pairs of products in 16 bits, which overflows. With 7, a given grid that uses all
-    8 bits is replaced, with a note.
+    8 bits is replaced, with a note. An LSTM gets the range of its inputs at each call; other layers without an integer
+    kernel have 8-bit weights and compute in float.
     Raises: ExportError when there is no calibration batch or the runtime's quantizer fails; OutputError.
     """
     batches = list(calibration)
     if not batches:
         raise ExportError(f"'{Path(path).name}' needs value ranges and calibration holds no batch; give at least one.")
-    proto = onnx.load(os.fspath(float_path))
-    largest = LARGEST_CODE[weight_bits]
-    grids, notes = _follow(proto, weight_scales or {}, parameters or {}, largest)
-    overrides: dict[str, list[dict[str, Any]]] = _at_inputs(proto, input_grids or {})
-    for name, (scale, axis) in grids.items():
-        overrides[name] = [_override(value, 0, QuantType.QInt8) | {"axis": axis} for value in scale]
-    properties = {item.key: item.value for item in proto.metadata_props}
-    helper.set_model_props(proto, properties | {"onnx.quant.pre_process": "onnxruntime.quant"})  # else it asks for more
-    try:
-        with unheard():  # the quantizer puts its remarks on the root logger
-            spans, masked = ranges(proto, batches, QUANTIZED)
-            where = placed(proto.graph, QUANTIZED, float_nodes(proto.graph, masked))
-            made = _quantized(proto, spans, where, overrides, weight_bits)
-            tables = tables_in_integers_(made, weight_scales or {})
-    except Error:
-        raise
-    except Exception as error:  # the runtime's quantizer raises whatever comes to it
-        raise ExportError(
-            f"ONNX Runtime's quantizer does not take '{Path(float_path).name}' ({type(error).__name__}: {error}); "
-            "ship the float32 file."
-        ) from error
-    notes += _left_in_float(proto, tables)
+    graph = Graph(float_path, batches, Given(weight_scales or {}, input_grids or {}, parameters or {}), weight_bits)
+    chosen = {name: each[0] for name, each in ways(graph.proto.graph, "int8").items()}
     with whole_file(path) as temporary:
-        onnx.save_model(made, temporary)
-    return Quantized(kept=tuple(sorted(grids)), notes=tuple(notes))
+        graph.write(temporary, chosen)
+    notes = (*graph.notes, *without_kernel(graph.proto.graph, chosen))
+    return Quantized(kept=tuple(sorted(graph.kept)), notes=notes)
+
+
+class Graph:
+    """A float32 .onnx file that `to_onnx` wrote, of which smaller ones are made."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], batches: Sequence[Batch], given: Given, weight_bits: Literal[7, 8] = 7
+    ) -> None:
+        self.path, self.batches, self.given, self.weight_bits = Path(path), batches, given, weight_bits
+        self.proto = onnx.load(os.fspath(path))
+        self.grids, self.notes = follow(self.proto.graph, given.weight_scales, given.parameters)
+        properties = {item.key: item.value for item in self.proto.metadata_props}
+        prepared = properties | {"onnx.quant.pre_process": "onnxruntime.quant"}  # else the quantizer asks for more
+        helper.set_model_props(self.proto, prepared)
+
+    @functools.cached_property
+    def kept(self) -> dict[str, Followed]:
+        """The grids that integer products can have, by initializer; a note says which they cannot."""
+        largest = LARGEST_CODE[self.weight_bits]
+        wide = [each.name for each in self.grids.values() if each.largest > largest]
+        if wide:
+            some = ", ".join(f"'{name}'" for name in wide[:3]) + (", ..." if len(wide) > 3 else "")
+            self.notes.append(
+                f"{len(wide)} weights use all 8 bits and were rounded to 7, which no processor overflows on: {some}"
+            )
+        return {name: each for name, each in self.grids.items() if each.largest <= largest and each.scale.ndim == 1}
+
+    @functools.cached_property
+    def ranges(self) -> tuple[TensorsData, frozenset[str]]:
+        """What was seen of each tensor, and which hold masks."""
+        return ranges(self.proto, self.batches, INTEGER)
+
+    def write(self, path: str | os.PathLike[str], chosen: Mapping[str, Way]) -> None:
+        """Writes a file whose nodes are computed the ways that were chosen for them."""
+        known = Scales(
+            {name: each.scale for name, each in self.grids.items()},
+            {name: scale.detach().cpu().float().numpy() for name, scale in self.given.weight_scales.items()},
+        )
+        try:
+            with unheard():  # the quantizer puts its remarks on the root logger
+                made = self._static(chosen) if "static" in chosen.values() else copy.deepcopy(self.proto)
+                write_(made, chosen, known)
+                tables_in_integers_(made, known.parameters)
+        except Error:
+            raise
+        except Exception as error:  # the runtime's quantizer raises whatever comes to it
+            raise ExportError(
+                f"ONNX Runtime's quantizer does not take '{self.path.name}' ({type(error).__name__}: {error}); "
+                "ship the float32 file."
+            ) from error
+        onnx.save_model(made, path)
+
+    def _static(self, chosen: Mapping[str, Way]) -> onnx.ModelProto:
+        overrides: dict[str, list[dict[str, Any]]] = _at_inputs(self.proto, self.given.input_grids)
+        for name, each in self.kept.items():
+            overrides[name] = [_override(value, 0, QuantType.QInt8) | {"axis": each.axis} for value in each.scale]
+        spans, masked = self.ranges
+        others = [name for name, way in chosen.items() if way != "static"]
+        where = placed(self.proto.graph, INTEGER, [*float_nodes(self.proto.graph, masked), *others])
+        return _quantized(self.proto, spans, where, overrides, self.weight_bits)
 
 
 def _quantized(
@@ -116,7 +161,7 @@ def _quantized(
         tensors_range=spans,
         nodes_to_quantize=[],
         nodes_to_exclude=list(where.float_nodes),
-        op_types_to_quantize=list(QUANTIZED),
+        op_types_to_quantize=list(INTEGER),
         extra_options={"TensorQuantOverrides": overrides},
     )
     quantizer.float_tensors = where.float_tensors
@@ -167,104 +212,11 @@ def _at_inputs(proto: onnx.ModelProto, grids: Mapping[str, tuple[float, int]]) -
     made = {name: node for node in proto.graph.node for name in node.output}
     overrides: dict[str, list[dict[str, Any]]] = {}
     for node in proto.graph.node:
-        grid = grids.get(_path(node))
-        if node.op_type not in WEIGHTED or grid is None or node.input[0] in weights:
+        grid = grids.get(path_of(node))
+        if node.op_type not in PRODUCTS or grid is None or node.input[0] in weights:
             continue
         source = node.input[0]
         while source in made and made[source].op_type in SAME_GRID:
             source = made[source].input[0]
         overrides.setdefault(source, [_override(*grid, QuantType.QUInt8)])
     return overrides
-
-
-def _left_in_float(proto: onnx.ModelProto, tables: Collection[str]) -> list[str]:
-    """A note for each layer with float weights that has no integer kernel and is no table; one for a layer of several nodes."""
-    weights = {item.name for item in proto.graph.initializer if item.data_type == onnx.TensorProto.FLOAT}
-    notes = [
-        f"'{_path(node)}' stays float: {node.op_type} has no static int8 kernel in ONNX Runtime"
-        for node in proto.graph.node
-        if node.op_type in LEFT_IN_FLOAT and weights.intersection(node.input) and node.name not in tables
-    ]
-    return list(dict.fromkeys(notes))
-
-
-def _path(node: onnx.NodeProto) -> str:
-    """The layer that `to_onnx` wrote into the node's name."""
-    path: str = node.name.rpartition("/")[0]
-    return path
-
-
-def _follow(
-    proto: onnx.ModelProto, weight_scales: Mapping[str, Tensor], parameters: Mapping[str, Tensor], largest: int
-) -> tuple[dict[str, Grid], list[str]]:
-    """Scales [out] and their axis by initializer name, for weights that still lie on the grid; notes on those that do
-    not.
-
-    The exporter folds batch norm into the convolution before it, which multiplies a channel and its scale alike, and
-    transposes the weight of a Linear that runs as MatMul.
-    """
-    constants = {item.name: item for item in proto.graph.initializer}
-    readers = _readers(proto.graph)
-    found: dict[str, Grid] = {}
-    notes: list[str] = []
-    rounded: list[str] = []
-    for name, given in weight_scales.items():
-        node = readers.get(name.rpartition(".")[0])
-        if node is not None and node.op_type in LEFT_IN_FLOAT:
-            continue
-        if node is None:
-            notes.append(f"the scales of '{name}' are not in the int8 file: no operator of the graph uses that weight alone")
-            continue
-        weight, axis = numpy_helper.to_array(constants[node.input[1]]), _axis(node)
-        channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-        scale = np.broadcast_to(given.detach().cpu().double().numpy().reshape(-1), (len(channels),)).copy()
-        if name in parameters:
-            size = _sizes(parameters[name].detach().cpu().flatten(1).numpy())
-            scale *= np.divide(_sizes(channels), size, out=np.ones_like(size), where=size > 0)
-        scale[scale <= 0] = 1.0
-        off, most = _codes(channels, scale)
-        if off > 1e-2:
-            notes.append(f"the scales of '{name}' are not in the int8 file: the exporter changed the weight")
-            continue
-        if most > largest:
-            rounded.append(name)
-            continue
-        found[node.input[1]] = (scale.astype(np.float32), axis)
-    if rounded:
-        some = ", ".join(f"'{name}'" for name in rounded[:3]) + (", ..." if len(rounded) > 3 else "")
-        notes.append(f"{len(rounded)} weights use all 8 bits and were rounded to 7, which no processor overflows on: {some}")
-    return found, notes
-
-
-def _readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """The node that reads the weight of each layer, by its path; none where several do, as with separate projections."""
-    floats = {item.name for item in graph.initializer if item.data_type == onnx.TensorProto.FLOAT}
-    found: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        if (node.op_type in WEIGHTED and node.input[1] in floats) or (
-            node.op_type in LEFT_IN_FLOAT and floats.intersection(node.input)
-        ):
-            found.setdefault(_path(node), []).append(node)
-    return {path: nodes[0] for path, nodes in found.items() if len(nodes) == 1 or nodes[0].op_type in LEFT_IN_FLOAT}
-
-
-def _sizes(channels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """The largest absolute value of each row."""
-    return np.maximum(channels.max(1), -channels.min(1)).astype(np.float64)
-
-
-def _codes(channels: npt.NDArray[Any], scale: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """How far the codes are off whole numbers at most, and the largest; some rows at a time. Shapes: [out, in], [out]."""
-    off = most = 0.0
-    for rows in np.array_split(np.arange(len(channels)), max(1, channels.size // PIECE)):
-        codes = channels[rows] / scale[rows, None]
-        off = max(off, float(np.abs(codes - codes.round()).max(initial=0)))
-        most = max(most, float(np.abs(codes).max(initial=0)))
-    return off, most
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    """The output channels of a weight: axis 0, except in a MatMul and an untransposed Gemm."""
-    if node.op_type == "Gemm":
-        return 0 if any(item.name == "transB" and item.i for item in node.attribute) else 1
-    return 1 if node.op_type == "MatMul" else 0
