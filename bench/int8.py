@@ -75,7 +75,7 @@ def main(names: list[str]) -> None:
             files, notes = written(Path(folder), model, task)
             others = {}
             if nncf is not None:
-                others["openvino, nncf"] = stack.enter_context(Served(nncf, Path(folder), name, task))
+                others["openvino, nncf"] = stack.enter_context(Served(nncf, Path(folder), task))
             measures = {kind: measured(model, path, task) for kind, path in files.items()}
             measures |= {kind: judged(model, served, "here", task) | {"bytes": served.size} for kind, served in others.items()}
             clocks[name] = times = raced(files, task, list(others.values()))
@@ -151,12 +151,12 @@ def judged(model: nn.Module, file: nn.Module, where: str, task: ex.Task, *, whol
 class Served(nn.Module):
     """A network that runs in OpenVINO, quantized by nncf; called as if it were here."""
 
-    def __init__(self, python: Path, folder: Path, name: str, task: ex.Task) -> None:
+    def __init__(self, python: Path, folder: Path, task: ex.Task) -> None:
         super().__init__()
         self.folder = folder
         np.savez(folder / "calibration.npz", *[batch.numpy() for batch in task.calibration])
         np.savez(folder / "sample.npz", task.sample[:1].numpy())
-        given = (folder / "float.onnx", folder / "calibration.npz", folder / "sample.npz", folder, int(name == "transformer"))
+        given = (folder / "float.onnx", folder / "calibration.npz", folder / "sample.npz", folder)
         self.peer = peers.Peer(python, "nncf", *given)
         self.size = self.peer.first["bytes"]
 

@@ -1,7 +1,6 @@
 """nncf and OpenVINO on a float .onnx file; run by an interpreter of its own.
 
-`python nncf_peer.py FLOAT.onnx CALIBRATION.npz SAMPLE.npz FOLDER TRANSFORMER` quantizes with nncf's defaults ("1" for
-TRANSFORMER adds its own setting for those) on the arrays of the calibration file and prints one JSON line: the bytes of the
+`python nncf_peer.py FLOAT.onnx CALIBRATION.npz SAMPLE.npz FOLDER` quantizes with nncf's defaults on the arrays of the calibration file and prints one JSON line: the bytes of the
 files. Each line on the standard input asks for outputs, {"inputs": IN.npz, "outputs": OUT.npz}, or for a timed round, {}: CPU
 milliseconds a call on the sample, of the float and of the quantized network. One thread.
 """
@@ -21,14 +20,13 @@ import openvino
 SHORTEST_MS = 2.0
 
 
-def main(path, calibration, sample, folder, transformer):
+def main(path, calibration, sample, folder):
     """Quantizes, then answers line after line."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nncf prints what it is doing
     core = openvino.Core()
     given = arrays(calibration)
-    told = {"model_type": nncf.ModelType.TRANSFORMER} if transformer == "1" else {}
-    made = nncf.quantize(core.read_model(path), nncf.Dataset(given), subset_size=len(given), **told)
+    made = nncf.quantize(core.read_model(path), nncf.Dataset(given), subset_size=len(given))
     openvino.save_model(made, Path(folder) / "nncf.xml", compress_to_fp16=False)
     settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     calls = {
