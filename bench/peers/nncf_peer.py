@@ -1,8 +1,9 @@
 """nncf and OpenVINO on a float .onnx file; run by an interpreter of its own.
 
-`python nncf_peer.py FLOAT.onnx CALIBRATION.npz SAMPLE.npz FOLDER` quantizes with nncf's defaults on the arrays of the calibration file and prints one JSON line: the bytes of the
-files. Each line on the standard input asks for outputs, {"inputs": IN.npz, "outputs": OUT.npz}, or for a timed round, {}: CPU
-milliseconds a call on the sample, of the float and of the quantized network. One thread.
+`python nncf_peer.py FLOAT.onnx CALIBRATION.npz SAMPLE.npz FOLDER` quantizes with nncf's defaults on the arrays of the calibration
+file and prints one JSON line: the bytes of the files. Each line on the standard input asks for outputs, {"inputs": IN.npz,
+"outputs": OUT.npz}, or for a timed round, {}: CPU milliseconds a call on the sample, of the float and of the quantized network.
+One thread.
 """
 
 from __future__ import annotations
