@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from enxuto.allocation import allocate
+from enxuto.allocation import _written, allocate
 from enxuto.artifact.save import save
 from enxuto.errors import RangeError, TargetError, TaskError
 from enxuto.evidence.outputs import Answers
@@ -115,6 +115,22 @@ def test_what_is_foreseen_is_what_comes(kind, tmp_path):
     uniform = sum(layer.losses[1].error for layer in found.layers)
     assert allocate(found, size=sizes[1]).loss <= uniform
     assert allocate(found, loss=uniform).bytes <= sizes[1]
+
+
+def test_with_the_task_the_file_itself_is_never_larger():
+    task = task_of(ResidualCnn)
+    found = sensitivity(task, bits=(8, 4), sparsity=(), sizes=())
+    size = found.rest_bytes + sum(layer.losses[1].bytes for layer in found.layers) + 40
+    foreseen, steps = allocate(found, size=size), allocate(found, size=size, task=task)
+    assert foreseen.bytes <= size < _written(task, foreseen), "a limit that what is foreseen does not keep"
+    assert steps.bytes == _written(task, steps) <= size
+    loose = allocate(found, loss=0.1, task=task)
+    assert loose.bytes == _written(task, loose)
+    hopeful = dataclasses.replace(found, rest_bytes=found.rest_bytes - 20)
+    with pytest.raises(TargetError, match=r"is less than the smallest file that was made, .*use size="):
+        allocate(hopeful, size=size - 50, task=task)
+    with pytest.raises(TaskError, match="not a Task"):
+        allocate(found, size=size, task=task.model)
 
 
 def test_thin_layers_each_have_a_step_and_zeros_come_before_bits():

@@ -195,6 +195,7 @@ def test_a_goal_is_met_from_a_target_alone(tmp_path: Path) -> None:
         ({"target": {"size": 1000}}, "target is dict, not a Target"),
         ({"steps": ex.Quantize()}, "steps is Quantize, not a list"),
         ({"steps": []}, "steps is empty"),
+        ({"steps": [ex.Quantize()], "time": "20 min"}, r"time='20 min' bounds a search, and steps="),
     ],
 )
 def test_bad_goals_are_refused_before_anything_is_written(more: dict, message: str, tmp_path: Path) -> None:

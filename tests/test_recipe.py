@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from enxuto.errors import LayerError, NothingChangedError, RangeError, RecipeError
+from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError
 from enxuto.progress import listening
 from enxuto.recipe import from_data, from_yaml, line, run, to_data, to_yaml, was_skipped
 from enxuto.records import Record
@@ -240,6 +240,30 @@ def test_layers_that_are_no_wildcards_are_refused_before_any_step_runs(layers):
     with listening(listen), pytest.raises(LayerError, match=r"layers=.* write a wildcard as 'fc\*', or a list"):
         run(task_of(Mlp), [Quantize(), Prune(layers=layers)])
     assert not ran
+
+
+ODD = ("zzz", [1], [[1]], object(), float("nan"), {"a": 1}, 1.5j, Quantize, b"x", 8.5, 10**400)
+
+
+@pytest.mark.parametrize("kind", STEPS.values())
+def test_every_field_of_every_step_refuses_what_is_of_another_type(kind):
+    for field in dataclasses.fields(kind):
+        for value in ODD if field.name != "layers" else ():
+            counts = (int,) if "int" in field.type and "str" not in field.type else (int, float)
+            if any(kind in field.type for kind in ("int", "float")) and isinstance(value, counts) and value > 0:
+                continue  # a number where one belongs, however large
+            with pytest.raises(Error):
+                kind(**{field.name: value})
+            if field.type == "bool":
+                with pytest.raises(RangeError, match=f"^{field.name}=.* neither True nor False"):
+                    kind(**{field.name: value})
+
+
+def test_what_says_how_something_is_done_that_was_not_asked_for_is_refused():
+    with pytest.raises(RangeError, match=r"group=32 is for per='group', not per='channel'"):
+        Quantize(group=32)
+    with pytest.raises(RangeError, match=r"ranges='mse' is for activations=8"):
+        Quantize(ranges="mse")
 
 
 @pytest.mark.parametrize(

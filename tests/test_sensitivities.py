@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.artifact.save import ledger, save
-from enxuto.errors import ArtifactError, LayerError, LimitError, RangeError, TaskError
+from enxuto.errors import ArtifactError, LayerError, LimitError, OutputError, RangeError, TaskError
 from enxuto.evidence.outputs import Answers
 from enxuto.losses import Loss, Sensitivity, newest_sensitivity
 from enxuto.progress import listening
@@ -20,6 +20,7 @@ from enxuto.sensitivities import UNREACHED, UNTHIN, sensitivity
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
+from enxuto.steps.share import Share
 from enxuto.task import Task
 from toys import Block, Mlp, ResidualCnn, Tied, photograph, seeded, task_of, unchanged
 
@@ -286,6 +287,9 @@ def test_rounding_by_the_data_is_measured_too():
         ({"bits": [Quantize(4), Quantize(3, rounding="gptq")]}, RangeError, "differ"),
         ({"bits": [Quantize(tolerance=0.001)]}, RangeError, r"tolerance=0\.001"),
         ({"samples": 0}, RangeError, "samples=0"),
+        ({"bits": [Share]}, RangeError, "bits holds the class Share, which is no number of bits and no Quantize step"),
+        ({"bits": [Share(3)]}, RangeError, r"bits holds Share\(bits=3"),
+        ({"folder": __file__}, OutputError, "test_sensitivities.py' cannot be written: .*; name another one with folder="),
         ({"layers": "nothing*"}, LayerError, r"layers='nothing\*'"),
         ({"layers": "bn1"}, LayerError, "selects no layer"),
     ],

@@ -69,6 +69,7 @@ def sparse():
         (lambda: Task(seeded(Mlp), calibration=[X.numpy()]), r"is ndarray; a batch is a tensor.*torch\.as_tensor\(a\)"),
         (lambda: Task(seeded(Mlp), calibration=["a"]), "is str; a batch is a tensor"),
         (lambda: Task(seeded(Mlp), calibration=[X[:0]]), r"a tensor \(0, 12\) without values"),
+        (lambda: Task(seeded(Mlp), calibration=[X, X[:0]]), r"a tensor \(0, 12\) without values is in calibration batch 2"),
         (lambda: Task(seeded(Mlp), calibration=[X], seed="1"), r"seed='1' \(str\) is no whole number"),
         (lambda: Task(seeded(Mlp), calibration=[X], seed=-1), "seed=-1 is no whole number"),
         (lambda: Task(seeded(Mlp), calibration=[X], seed=2**80), "is no whole number from 0"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from enxuto.artifact.save import save
 from enxuto.changes import steps_of
 from enxuto.checks import named, within
 from enxuto.errors import RangeError, TargetError, TaskError
 from enxuto.functional.allocate import Offer, cheapest_steps, knapsack
 from enxuto.losses import LayerLosses, Loss, Sensitivity
-from enxuto.recipe import from_data
-from enxuto.sizes import ample_bytes, format_bytes, parse_bytes
+from enxuto.recipe import from_data, run
+from enxuto.sizes import ample_bytes, file_bytes, format_bytes, parse_bytes
 from enxuto.steps.quantize import Quantize
-from enxuto.task import Step
+from enxuto.task import Step, Task
 
 Choices = Mapping[str, Loss]
 """What each layer gets, by its path."""
@@ -21,8 +25,9 @@ Choices = Mapping[str, Loss]
 class Allocation(list[Step]):
     """A plain list of steps, for `ex.run` and `ex.compress`, that also says what is foreseen of it.
 
-    `bytes` are those of the whole file, `loss` how far the outputs move, squared, of their variance: the sum over the layers, as
-    if these did not know of each other. `choices` says what each layer gets, by its path.
+    `bytes` are those of the whole file, foreseen or, where the task was given, written; `loss` is how far the outputs move,
+    squared, of their variance: the sum over the layers, as if these did not know of each other. `choices` says what each layer
+    gets, by its path.
     """
 
     def __init__(self, steps: Sequence[Step], choices: Choices, bytes: int, loss: float) -> None:
@@ -30,12 +35,15 @@ class Allocation(list[Step]):
         self.choices, self.bytes, self.loss = dict(choices), bytes, loss
 
 
-def allocate(sensitivity: Sensitivity, *, size: str | int | None = None, loss: float | None = None) -> Allocation:
+def allocate(
+    sensitivity: Sensitivity, *, size: str | int | None = None, loss: float | None = None, task: Task | None = None
+) -> Allocation:
     """Bits, zeros and ranks for each layer: what loses least in a file of at most `size`, or is smallest within a `loss`.
 
     Errors of layers are taken to add up. Changes on the lower convex hull of each layer's bytes and errors are taken at one price
     of a byte, the Lagrangian's; where few layers leave wide gaps between its answers, a knapsack fills the limit better. A layer
-    that no sample reached keeps the most bits that were measured.
+    that no sample reached keeps the most bits that were measured. Bytes are foreseen from each layer alone: the file of a small
+    network takes up to a fiftieth more. With the `task` it is written, and asked for smaller until it is within `size`.
     Units: `loss` is squared, of the variance of the outputs; 0.01 is little.
     Raises: TargetError for both or neither, or a limit that nothing keeps; RangeError for one that is none.
     Source: Shoham, Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers".
@@ -48,7 +56,44 @@ def allocate(sensitivity: Sensitivity, *, size: str | int | None = None, loss: f
         raise RangeError(
             f"{named('loss', loss)} is no positive number; outputs move by 1 when all is lost: use for example 0.01."
         )
-    limit = 0 if size is None else parse_bytes(size)
+    if task is not None and not isinstance(task, Task):
+        raise TaskError(f"task is {type(task).__name__}, not a Task; give the one that was measured.")
+    if size is not None:
+        limit = parse_bytes(size)
+        return _allocated(sensitivity, limit) if task is None else _fitting(sensitivity, limit, task)
+    found = _allocated(sensitivity, 0, loss)
+    found.bytes = found.bytes if task is None else _written(task, found)
+    return found
+
+
+def _fitting(sensitivity: Sensitivity, limit: int, task: Task) -> Allocation:
+    """The steps whose file, written, is within the limit. Raises: TargetError when no file is."""
+    asked, least = limit, math.inf
+    while True:
+        try:
+            found = _allocated(sensitivity, asked)
+        except TargetError as error:
+            if least == math.inf:
+                raise
+            raise TargetError(
+                f"size={limit} bytes is less than the smallest file that was made, {least} bytes; use size='"
+                f"{ample_bytes(int(least))}', or measure fewer bits, more zeros or lower ranks."
+            ) from error
+        found.bytes = _written(task, found)
+        if found.bytes <= limit:
+            return found
+        asked, least = asked - (found.bytes - limit), min(least, found.bytes)
+
+
+def _written(task: Task, steps: Sequence[Step]) -> int:
+    """The bytes of the file that these steps make."""
+    with TemporaryDirectory() as folder:
+        save(run(task, steps)[0], path := Path(folder) / "small.nxt", original=task.model)
+        return file_bytes(path)
+
+
+def _allocated(sensitivity: Sensitivity, limit: int, loss: float | None = None) -> Allocation:
+    """What is best within the limit in bytes, or with a `loss` within that, as far as the layers alone foresee it."""
     offers = {layer.path: _offers(layer) for layer in sensitivity.layers}
     pairs = [[(each.bytes or 0, each.error or 0.0) for each in layer] for layer in offers.values()]
     taken = _within_size(sensitivity, pairs, limit) if loss is None else _within_loss(pairs, loss)

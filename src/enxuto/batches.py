@@ -71,6 +71,13 @@ def unclassed(tree: Any) -> Any:
     return tree
 
 
+def recorded(batch: Any) -> Any:
+    """The batch as autograd takes it: what was made under torch.inference_mode is copied."""
+    if not any(tensor.is_inference() for tensor in leaves(batch)):
+        return batch
+    return mapped(batch, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+
+
 def doubled(batch: Any) -> Any:
     """The batch in double precision; whole numbers stay."""
     return mapped(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
@@ -151,6 +158,11 @@ def _parts(tree: Any) -> Iterator[Part]:
     elif isinstance(tree, (tuple, list, Mapping)) or is_record(tree):
         for item in tree if isinstance(tree, (tuple, list)) else entries(tree).values():
             yield from _parts(item)
+
+
+def is_packed(tree: Any) -> bool:
+    """True where a packed sequence is among its parts."""
+    return any(isinstance(part, PackedSequence) for part in _parts(tree))
 
 
 def is_record(tree: Any) -> bool:

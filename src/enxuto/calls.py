@@ -35,6 +35,7 @@ def attempt(model: nn.Module, batch: Batch, place: str, original: nn.Module | No
             f"{place} is {type(batch).__name__}; a batch is a tensor, a tuple of arguments or a dict of them, without labels "
             "(for an array a write torch.as_tensor(a))."
         )
+    check_filled(batch, place)
     try:
         return call(model, batch)
     except Exception as error:
@@ -42,6 +43,15 @@ def attempt(model: nn.Module, batch: Batch, place: str, original: nn.Module | No
         raise TaskError(
             f"the model fails on {place} ({shape}): {type(error).__name__}: {error}; {_remedy(model, batch, original)}."
         ) from error
+
+
+def check_filled(batch: Batch, place: str) -> None:
+    """Raises TaskError for a batch that holds a tensor without values."""
+    for tensor in leaves(batch):
+        if not tensor.numel():
+            raise TaskError(
+                f"a tensor {tuple(tensor.shape)} without values is in {place}; give at least one sample in each batch."
+            )
 
 
 def _remedy(model: nn.Module, batch: Batch, original: nn.Module | None) -> str:

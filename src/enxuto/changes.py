@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from enxuto.checks import named
+from enxuto.checks import named, whole
 from enxuto.errors import RangeError
 from enxuto.losses import Loss
 from enxuto.recipe import line, to_data
@@ -57,6 +57,12 @@ def steps_of(loss: Loss, layers: Sequence[str], quantize: Quantize) -> tuple[Ste
 
 def _widths(bits: Sequence[int | Quantize]) -> tuple[Quantize, list[int]]:
     """The step that all bits have in common, and the bits. Raises: RangeError when there are several, or one without bits."""
+    for each in bits:
+        if not isinstance(each, Quantize) and not whole(each, 1):
+            what = f"the class {each.__name__}" if isinstance(each, type) else named("a value", each).partition("=")[2]
+            raise RangeError(
+                f"bits holds {what}, which is no number of bits and no Quantize step; write for example bits=(8, 4)."
+            )
     steps = [each if isinstance(each, Quantize) else Quantize(bits=each) for each in bits]
     kinds = list(dict.fromkeys(replace(step, bits=8, layers="*") for step in steps))
     if len(kinds) > 1:

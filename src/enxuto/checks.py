@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from typing import Any
+
+from enxuto.errors import RangeError
 
 _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
@@ -17,7 +21,10 @@ def within(value: object, interval: str) -> bool:
     assert match is not None, interval
     if not _is_number(value):
         return False
-    low, high, number = float(match[2]), float(match[3]), float(value)  # type: ignore[arg-type]
+    try:
+        low, high, number = float(match[2]), float(match[3]), float(value)  # type: ignore[arg-type]
+    except OverflowError:  # of a whole number with hundreds of digits
+        return False
     return (low <= number if match[1] == "[" else low < number) and (number <= high if match[4] == "]" else number < high)
 
 
@@ -28,6 +35,13 @@ def whole(value: object, least: int = 0, most: float = float("inf")) -> bool:
     (True, False, False, False, False)
     """
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def check_flags(step: Any) -> None:
+    """Raises RangeError for a field that is a bool and was given anything else: "no" would count as yes."""
+    for field in dataclasses.fields(step):
+        if field.type == "bool" and not isinstance(value := getattr(step, field.name), bool):
+            raise RangeError(f"{named(field.name, value)} is neither True nor False; write {field.name}={field.default}.")
 
 
 def named(noun: str, value: object) -> str:

@@ -41,10 +41,10 @@ def compress(
     ends; a run that was killed goes on when it is started again with the same folder. Ctrl-C during a search ends it with the
     best result so far. `memory` ("2 GB") bounds what the job takes beyond what the process holds: calibration comes in parts,
     training as `Recover(memory=)`.
-    Raises: TargetError when neither or an impossible goal is given; OutputError when `out` cannot be written; LimitError when
-    the memory is not enough, before anything is done.
+    Raises: TargetError when neither or an impossible goal is given, or a time beside steps; OutputError when `out` cannot
+    be written; LimitError when the memory is not enough, before anything is done.
     """
-    steps = _asked(task, steps, target)
+    steps = _asked(task, steps, target, time)
     given, said = task, ""
     if memory is not None:
         from enxuto.allowance import allowed  # it needs much of torch that other jobs do without
@@ -87,12 +87,14 @@ def compress(
     return result
 
 
-def _asked(task: Task, steps: Sequence[Step] | None, target: Target | None) -> tuple[Step, ...] | None:
+def _asked(task: Task, steps: Sequence[Step] | None, target: Target | None, time: str | float | None) -> tuple[Step, ...] | None:
     """The recipe, None for a search. Raises: what is wrong with what `compress` was given."""
     if not isinstance(task, Task):
         raise TaskError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
     if (steps is None) == (target is None):
         raise TargetError("give either steps=[...], a recipe, or target=Target(...), a goal to find one for.")
+    if steps is not None and time is not None:
+        raise TargetError(f"time={time!r} bounds a search, and steps=[...] says what is done; leave one of them out.")
     if target is not None and not isinstance(target, Target):
         raise TargetError(f"target is {type(target).__name__}, not a Target; write Target(size='100 kB', max_drop=0.005).")
     found = checked(steps) if steps is not None else None

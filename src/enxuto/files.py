@@ -71,7 +71,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def writable_folder(path: str | os.PathLike[str]) -> Path:
+def writable_folder(path: str | os.PathLike[str], argument: str = "out") -> Path:
     """The folder at `path`, made if it is missing and shown to be writable before any work starts.
 
     Raises: OutputError when it cannot be made or written.
@@ -83,7 +83,7 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
             pass
     except OSError as error:
         raise OutputError(
-            f"output folder '{folder}' cannot be written: {error.strerror or error}; name another one with out=."
+            f"folder '{folder}' cannot be written: {error.strerror or error}; name another one with {argument}=."
         ) from error
     return folder
 

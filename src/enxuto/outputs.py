@@ -29,6 +29,11 @@ def output_tensors(outputs: Any) -> dict[str, Tensor]:
     return {path or "0": tensor for path, tensor in _walk(outputs, "") if tensor.numel() and (path != LOSS or tensor.ndim)}
 
 
+def output_names(outputs: Any) -> list[str]:
+    """What a model that returns a dict or a record calls each of its tensors; empty for those that have a place alone."""
+    return ["" if path.partition(".")[0].isdigit() else path for path, _ in _walk(outputs, "")]
+
+
 @contextmanager
 def returned_as(model: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
     """The model returns what `change` makes of its outputs, for tracers, which know no classes of a user's."""

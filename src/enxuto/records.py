@@ -38,7 +38,7 @@ def reasons(changes: Iterable[Change]) -> str:
     """Why layers were left alone: five reasons at most, each once with the layers that it holds for; empty for none."""
     paths: dict[str, list[str]] = {}
     for change in changes:
-        paths.setdefault(change.why, []).append(f"'{change.path}'")
+        paths.setdefault(change.why, []).append(f"'{change.path}'" if change.path else "the network")
     return "; ".join(f"{', '.join(named[:5])}{', ...' if len(named) > 5 else ''}: {why}" for why, named in [*paths.items()][:5])
 
 

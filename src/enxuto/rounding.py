@@ -37,7 +37,7 @@ class Rounded(Protocol):
 
 def check_rounding(rounding: str) -> None:
     """Raises: RangeError when the rounding is not known."""
-    if rounding not in ROUNDINGS:
+    if not isinstance(rounding, str) or rounding not in ROUNDINGS:
         raise RangeError(f"rounding={rounding!r} is not known; use one of {', '.join(map(repr, ROUNDINGS))}.")
 
 

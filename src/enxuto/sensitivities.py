@@ -86,7 +86,7 @@ def sensitivity(
         task = allowed(task, memory, ())[0]
     asked = [layers, [(each.bits, each.sparsity, each.size) for each in tried], line(quantize), samples]
     key = hashlib.sha256(json.dumps([task_digest(task), asked], default=list).encode()).hexdigest()[:16]
-    kept = _Kept(None if folder is None else writable_folder(folder) / f"sensitivity-{key}.json")
+    kept = _Kept(None if folder is None else writable_folder(folder, "folder") / f"sensitivity-{key}.json")
     found = kept.whole()
     if found is None:
         found = _Work(task, layers, tried, quantize, samples, kept).measured(key)

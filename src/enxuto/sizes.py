@@ -84,8 +84,8 @@ def parse_fraction(text: str | float, noun: str = "fraction") -> float:
     try:
         if isinstance(text, str) and text.strip().endswith("%"):
             return float(text.strip()[:-1]) / 100
-        return float(text)
-    except (ValueError, TypeError):
+        return float(text if not isinstance(text, bool) else "")
+    except (ValueError, TypeError, OverflowError):
         raise RangeError(f"{noun}={text!r} is not understood; write '0.5%' or 0.005.") from None
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from enxuto.batches import Batch
+from enxuto.calls import check_filled
 from enxuto.checks import named, whole, within
 from enxuto.errors import RangeError, TargetError, TaskError
 from enxuto.outputs import Outputs, check_kinds, output_tensors, said_of
@@ -70,6 +71,8 @@ class Task:
         batches = self.calibration
         if not isinstance(batches, Sequence) and not hasattr(batches, "__len__"):
             object.__setattr__(self, "calibration", list(batches))  # a generator would be empty the second time
+        for number, batch in enumerate(self.calibration if isinstance(self.calibration, (list, tuple)) else (), 1):
+            check_filled(batch, f"calibration batch {number}")  # of a loader the others show when they are read
         check_kinds(self.outputs)
         said_of(output_tensors(check_runs(self.model, self.sample)), self.outputs)
         check_copies(self.model, self.sample)

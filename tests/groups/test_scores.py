@@ -36,10 +36,11 @@ def test_scores_of_single_samples_are_their_squared_changes(monkeypatch):
 @pytest.mark.parametrize("images", [1, 3, 7, 40])
 def test_parts_are_all_samples_in_order_and_hold_no_more_than_allowed(images, monkeypatch):
     model, batch = OneNumber().eval(), torch.randn(40, 1, 16, 16)
-    one = samples._held_bytes(model, batch[:1])
-    assert samples._held_bytes(model, batch) == pytest.approx(40 * one, rel=0.1)
+    one = samples._held_bytes(model, batch[:1], "one")
+    assert samples._held_bytes(model, batch, "all") == pytest.approx(40 * one, rel=0.1)
     monkeypatch.setattr(samples, "LEAST_BYTES", images * one)
-    parts = list(samples.in_parts(model, [batch, batch]))
+    places, parts = zip(*samples.in_parts(model, [batch, batch]), strict=True)
+    assert (places[0], places[-1]) == ("calibration batch 1", "calibration batch 2")
     assert torch.equal(torch.cat(parts), torch.cat([batch, batch]))
     assert max(map(batch_size, parts)) <= images
 
@@ -51,4 +52,4 @@ def test_a_network_for_one_number_of_samples_gets_whole_batches(monkeypatch):
 
     monkeypatch.setattr(samples, "LEAST_BYTES", 1)
     batch = torch.randn(12, 1, 16, 16)
-    assert [part is batch for part in samples.in_parts(Fixed().eval(), [batch])] == [True]
+    assert [part is batch for _, part in samples.in_parts(Fixed().eval(), [batch])] == [True]

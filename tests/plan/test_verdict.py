@@ -88,14 +88,25 @@ def test_the_validation_samples_that_were_missing_are_told() -> None:
     assert advise(searched(ex.Target(max_drop=0.005), close, End("merit", 600)), ()) == ()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("target", [{"max_drop": 150}, {"max_drop": 0.95}])
+@pytest.mark.parametrize("target", [{"max_drop": 150}, {"max_drop": 0.95}, {"max_drop": 0.9}])
 def test_more_than_the_original_has_cannot_be_allowed(tmp_path: Path, target: dict[str, float]) -> None:
     x = torch.randn(20, 12)
     from toys import Mlp
 
     brought = ex.Task(Mlp(), calibration=[x], evaluate=lambda model: 0.9)
-    with pytest.raises(ex.Error, match=r"more than the whole quality of the original, 0\.9"):
+    with pytest.raises(ex.Error, match=r"the whole quality of the original, 0\.9, or more: .* write 0\.005"):
         ex.compress(brought, target=ex.Target(**target), out=tmp_path)  # type: ignore[arg-type]
+
+
+def test_points_in_place_of_a_fraction_are_told_how_to_be_written() -> None:
+    from toys import Mlp
+
+    brought = ex.Task(Mlp(), calibration=[torch.randn(20, 12)])
+    for points, fraction in ((3, "0.03 or '3%'"), (1, "0.01 or '1%'")):
+        with pytest.raises(ex.Error, match=f"for {points} of 100 points write {fraction}"):
+            ex.compress(brought, target=ex.Target(max_drop=points))
+    with pytest.raises(ex.Error, match="max_drop=True"):
+        ex.Target(max_drop=True)
 
 
 def test_more_than_a_hundred_percent_cannot_be_lost() -> None:

@@ -302,6 +302,12 @@ def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, object], 
         ex.Equalize(**arguments)  # type: ignore[arg-type]
 
 
+def test_a_network_that_is_one_layer_is_called_the_network() -> None:
+    model = nn.Linear(12, 4)
+    with pytest.raises(ex.Error, match=r"\(the network: it is an output of the model\)"):
+        ex.Equalize()(model, ex.Task(model, calibration=[torch.randn(8, 12)]))
+
+
 def test_it_saves_loads_and_stays_exact(tmp_path) -> None:
     task = wild_task(ResidualCnn)
     equal, _ = ex.Equalize(by="weights", per="tensor")(task.model, task)

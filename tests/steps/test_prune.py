@@ -167,11 +167,19 @@ def test_parameters_that_no_layer_covers_are_named():
         ({"scores": "l2"}, "scores='l2'"),
         ({"scope": "model"}, "scope='model'"),
         ({"pattern": "4:2"}, "pattern='4:2'"),
+        (
+            {"pattern": "2:4", "sparsity": 0.9},
+            "pattern='2:4' makes 0.5 of the weights zero and sparsity=0.9 asks for another part",
+        ),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_at_once(arguments, words):
     with pytest.raises(RangeError, match=words):
         Prune(**arguments)
+
+
+def test_a_pattern_may_say_its_sparsity():
+    assert Prune(pattern="1:4", sparsity=0.75).pattern == Prune(pattern="1:4").pattern
 
 
 @pytest.mark.parametrize("layers", ["fc9", ["fc1", "nothing*"], [], "!*"])

@@ -48,7 +48,8 @@ def test_fewer_bits_are_fewer_values_and_fewer_bytes(bits):
 def test_a_pruned_weight_stays_zero_after_coding(coder, bits, per):
     task = task_of(Mlp)
     pruned, _ = Prune(sparsity=0.7)(task.model, task)
-    step = coder(bits, per=per, group=4) if coder is Quantize else coder(bits)
+    more = {"group": 4} if per == "group" else {}
+    step = coder(bits, per=per, **more) if coder is Quantize else coder(bits)
     model, _ = step(pruned, task)
     for before, after in zip(sites(pruned), sites(model), strict=True):
         assert bool((after.read()[before.read() == 0] == 0).all())

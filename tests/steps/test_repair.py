@@ -217,6 +217,17 @@ def test_dead_channels_stay_finite() -> None:
     assert far(repaired, task.model, new) < 1.05 * far(small, task.model, new)
 
 
+def test_layers_that_were_scaled_on_purpose_are_no_fault_of_the_samples() -> None:
+    task = task_for(Mlp)
+    equal = copy.deepcopy(task.model)
+    with torch.no_grad():
+        equal.fc1.weight[:4] *= 8
+        equal.fc1.bias[:4] *= 8
+        equal.fc2.weight[:, :4] /= 8
+    with pytest.raises(NothingChangedError, match=r"'fc1' spread .* where Equalize or others scaled them on purpose"):
+        ex.Repair(layers="fc1")(equal, task)
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(RangeError, match="leave nothing to repair"):
         ex.Repair(norms=False, biases=False)

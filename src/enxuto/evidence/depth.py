@@ -52,10 +52,10 @@ def grown(model: nn.Module, changed: nn.Module, batches: Iterable[Batch], paths:
         hooks.append(now.register_forward_hook(_after(path, found, waiting)))
     try:
         with evaluating(model), evaluating(changed):
-            for batch in few:
+            for place, batch in few:
                 for network in (model, changed):
                     with repeatable(network):
-                        attempt(network, batch, "a calibration batch", model)
+                        attempt(network, batch, place, model)
                 waiting.clear()
     finally:
         for hook in hooks:

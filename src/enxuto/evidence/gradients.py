@@ -78,9 +78,9 @@ def drawn(
     """
     generator = torch.Generator().manual_seed(seed)
     made = _signed if of == "outputs" else _labelled
-    for batch in in_parts(model, counted(_cycle(batches, PASSES), "how outputs move", PASSES)):
+    for place, batch in in_parts(model, counted(_cycle(batches, PASSES), "how outputs move", PASSES)):
         with torch.enable_grad(), slow_attention():
-            outputs = output_tensors(attempt(model, batch, "a calibration batch"))
+            outputs = output_tensors(attempt(model, batch, place))
             sums = [
                 made(each, generator) * (1.0 if units is None else units[name])
                 for name, each in outputs.items()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import Batch, batch_size, leaves, parts, rows
+from enxuto.batches import Batch, batch_size, leaves, parts, recorded, rows
 from enxuto.calls import attempt, call, evaluating, slow_attention
 from enxuto.sizes import parse_bytes, tensor_bytes
 from enxuto.task import Task
@@ -55,21 +55,22 @@ def apart(model: nn.Module, batches: Iterable[Batch], first: int, then: int) -> 
     return found[0], found[1] if then - left[1] >= first - left[0] else []
 
 
-def in_parts(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches in parts, of as many samples as autograd holds within the bytes of the weights; whole where the model takes
-    no other number."""
+def in_parts(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[str, Batch]]:
+    """The batches in parts, each with what its batch is called, of as many samples as autograd holds within the bytes of the
+    weights; whole where the model takes no other number."""
     allowed = max(LEAST_BYTES, sum(tensor_bytes(parameter) for parameter in model.parameters()))
     each = 0.0
-    for batch in batches:
+    for number, batch in enumerate(map(recorded, batches), 1):
+        place = f"calibration batch {number}"
         few = small_batch(model, batch)
         if few is not batch:
-            each = each or _held_bytes(model, few) / batch_size(few)
-            yield from parts(batch, math.ceil(batch_size(batch) * each / allowed) or 1)
+            each = each or _held_bytes(model, few, place) / batch_size(few)
+            yield from ((place, part) for part in parts(batch, math.ceil(batch_size(batch) * each / allowed) or 1))
         else:
-            yield batch
+            yield place, batch
 
 
-def _held_bytes(model: nn.Module, batch: Batch) -> int:
+def _held_bytes(model: nn.Module, batch: Batch, place: str) -> int:
     """What autograd keeps of a forward pass, beyond the parameters and the batch."""
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *leaves(batch)]}
     held: dict[int, int] = {}
@@ -81,6 +82,6 @@ def _held_bytes(model: nn.Module, batch: Batch) -> int:
         return tensor
 
     with torch.enable_grad(), slow_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = [each for each in leaves(attempt(model, batch, "a calibration batch")) if each.requires_grad]
+        outputs = [each for each in leaves(attempt(model, batch, place)) if each.requires_grad]
     del outputs  # until here nothing was given back
     return sum(held.values())

@@ -28,15 +28,16 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 
-from enxuto.batches import Batch, arguments, batch_size, leaves, mapped, resized, rows
+from enxuto.batches import Batch, arguments, batch_size, is_packed, leaves, mapped, resized, rows
 from enxuto.calls import call, evaluating
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, structure
+from enxuto.exporters.names import name_outputs_
 from enxuto.exporters.operators import table_made_once
 from enxuto.exporters.recurrent import any_length
 from enxuto.files import whole_file
 from enxuto.groups.trace import silent
-from enxuto.outputs import returned_as
+from enxuto.outputs import output_names, returned_as
 
 TOLERANCE = 1e-3  # largest difference to torch, relative to the largest output; float32 kernels differ by 1e-7 to 1e-5
 WITHOUT_KERNELS = (torch.bfloat16,)
@@ -66,6 +67,11 @@ def to_onnx(
     1e-3 of the largest; OutputError when the file cannot be written. Nothing is written then.
     """
     _check_dtypes(model)
+    if any(map(is_packed, (sample, *others))):
+        raise ExportError(
+            f"{type(model).__name__} takes packed sequences, which no graph of ONNX does; give padded tensors "
+            "[batch, time, ...] to a forward that takes them."
+        )
     with evaluating(model):
         outputs = call(model, sample)
     batches = (sample, *others)
@@ -152,6 +158,7 @@ def _write(
                 ) from failure
     assert exported is not None
     proto = _tidy(exported.model_proto)
+    name_outputs_(proto.graph, output_names(outputs))
     helper.set_model_props(proto, {STRUCTURE: json.dumps(structure(outputs))})
     if proto.ByteSize() > LARGEST_FILE_BYTES:
         raise ExportError(f"{type(model).__name__} is over 2 GB as .onnx, more than one file can hold; compress it first.")

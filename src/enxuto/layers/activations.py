@@ -8,6 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from enxuto.checks import named, whole
+from enxuto.errors import RangeError
+
 
 class ActivationGrid(nn.Module):
     """Rounds its input to 256 levels, x ≈ (code − zero_point) · scale, with straight-through gradients."""
@@ -33,6 +36,12 @@ class ActivationGrid(nn.Module):
 
     def extra_repr(self) -> str:
         return f"scale={float(self.scale):.3g}, zero_point={int(self.zero_point)}"
+
+
+def check_activations(bits: object) -> None:
+    """Raises RangeError for bits of inputs that no runtime takes."""
+    if bits is not None and not whole(bits, 8, 8):
+        raise RangeError(f"{named('activations', bits)} is not supported by any runtime here; use 8 or None.")
 
 
 def _seen(grid: nn.Module, inputs: object) -> None:

@@ -194,12 +194,13 @@ class Search:
         return self.limit_bytes < math.inf and self.target.drop < math.inf and self._rank(trial)[:2] == (0, 0)
 
     def _check_goal(self) -> None:
-        """Raises RangeError when the drop that is allowed is more than the original has."""
-        original = float(self.before.mean())
-        if 0 <= original < self.target.drop < math.inf:
+        """Raises RangeError when the drop that is allowed is all that the original has, or more."""
+        original, drop = float(self.before.mean()), self.target.drop
+        if 0 <= original <= drop < math.inf and drop:
+            meant = drop if is_fraction(original, original) and 1 <= drop < 100 else 0.5
             raise RangeError(
-                f"max_drop={self.target.max_drop} is more than the whole quality of the original, {original:.4g}: any network "
-                "would do; it is absolute, so write 0.005 or '0.5%' for half a point."
+                f"max_drop={drop:g} is the whole quality of the original, {original:.4g}, or more: any network would do; it is "
+                f"absolute, so for {meant:g} of 100 points write {meant / 100:g} or '{meant:g}%'."
             )
 
     def _base(self) -> tuple[Step, ...]:

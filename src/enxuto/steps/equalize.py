@@ -22,6 +22,7 @@ from enxuto.functional.equalize import smoothed
 from enxuto.functional.likeness import ROUNDING
 from enxuto.groups.links import LEFT, Link, find_links, scale_
 from enxuto.groups.rehearse import faulty
+from enxuto.layers.activations import check_activations
 from enxuto.layers.affine import Affine, Per
 from enxuto.layers.coded import Coded
 from enxuto.outputs import Outputs
@@ -66,8 +67,7 @@ class Equalize:
         if not whole(self.bits, 2, 8):
             raise RangeError(f"{named('bits', self.bits)} is no whole number in 2..8; say what Quantize will be told.")
         self.grid()
-        if self.activations not in (None, 8):
-            raise RangeError(f"activations={self.activations} is not supported by any runtime here; use 8 or None.")
+        check_activations(self.activations)
         if self.alpha is not None and not within(self.alpha, "[0, 1]"):
             raise RangeError(f"{named('alpha', self.alpha)} is the part of the inputs' range that moves, in [0, 1]; use 0.5.")
         if self.alpha is not None and self.by != "inputs":

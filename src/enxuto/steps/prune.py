@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from enxuto.checks import check_flags
 from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, RangeError, ShapeError
 from enxuto.functional.keep import (
@@ -30,6 +31,7 @@ from enxuto.sites import Site, left_in_float, sites
 from enxuto.surgery import borrowed
 from enxuto.task import Task
 
+SPARSITY = 0.5  # unless asked otherwise
 SCOPES = ("global", "layer", "row")
 
 
@@ -45,12 +47,12 @@ class Prune:
     a weight meets, "taylor" times how far the outputs move with it. A weight that the batches say
     nothing of goes by magnitude, by itself. `refit=True` also sets what stays to those values that change the products with
     the calibration batches' inputs least. While training, scores that need data are magnitude, and training itself refits.
-    Raises: RangeError for a sparsity outside [0, 1), an unknown score or scope, a pattern and a block together.
+    Raises: RangeError for a sparsity outside [0, 1), an unknown score or scope, a pattern beside a block or another sparsity.
     Source: Han et al. 2015; LAMP scores from Lee et al. 2021; "wanda" from Sun et al. 2023; "taylor" from Molchanov et al. 2019;
     for `refit` Frantar, Alistarh 2023, "SparseGPT: massive language models can be accurately pruned in one-shot".
     """
 
-    sparsity: float = 0.5
+    sparsity: float = SPARSITY
     layers: Patterns = "*"
     scores: Literal["magnitude", "lamp", "wanda", "taylor"] = "lamp"
     scope: Literal["global", "layer", "row"] = "global"
@@ -59,19 +61,27 @@ class Prune:
     refit: bool = False
 
     def __post_init__(self) -> None:
+        check_flags(self)
         check_sparsity(self.sparsity)
         if self.scores not in tuple(SCORES):
             raise RangeError(f"scores={self.scores!r} is not known; use one of {', '.join(map(repr, SCORES))}.")
         if self.scope not in SCOPES:
             raise RangeError(f"scope={self.scope!r} is not known; use one of {', '.join(map(repr, SCOPES))}.")
         if self.pattern is not None:
-            parse_pattern(self.pattern)
+            self._check_pattern(*parse_pattern(self.pattern))
         if self.block is not None:
             check_block(self.block)
             object.__setattr__(self, "block", tuple(self.block))
         if self.pattern is not None and self.block is not None:
             raise RangeError(
                 f"pattern={self.pattern!r} and block={self.block} are two patterns for one weight; give one of them."
+            )
+
+    def _check_pattern(self, kept: int, of: int) -> None:
+        if self.sparsity not in (SPARSITY, 1 - kept / of):
+            raise RangeError(
+                f"pattern={self.pattern!r} makes {1 - kept / of:.3g} of the weights zero and sparsity={self.sparsity} asks for "
+                "another part; leave one of them out."
             )
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:

@@ -22,6 +22,7 @@ from enxuto.encode import (
 )
 from enxuto.errors import RangeError, RecipeError
 from enxuto.evidence.histograms import Ranges, check_ranges, product_ranges
+from enxuto.layers.activations import check_activations
 from enxuto.layers.affine import Affine, Per
 from enxuto.layers.coded import plain_class, weight_names
 from enxuto.layers.grids import Grid, check_bits
@@ -32,6 +33,8 @@ from enxuto.select import Patterns, matches
 from enxuto.sites import left_in_float, sites
 from enxuto.surgery import borrowed
 from enxuto.task import Task
+
+GROUP = 64  # weights that share a scale, unless asked otherwise
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Quantize:
     `tolerance` takes the place of bits: one scale a tensor, so that a step of any value in the network moves the outputs by this
     fraction of their spread, about 0.0003 (0.001 is a small file, 0.0001 a careful one). Best with "gptq": neighbours answer
     errors, so that steps are larger. Whole networks are smallest like this.
-    Raises: RangeError for bits outside 1..8, activations other than 8, or a tolerance beside bits, per, group or fit.
+    Raises: RangeError for bits outside 1..8, activations other than 8, or a tolerance beside bits, per, group or fit;
+    for group without per="group", and ranges without activations.
     Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference";
     for "gptq" Frantar et al. 2023, "GPTQ: accurate post-training quantization for generative pre-trained transformers".
     """
@@ -58,7 +62,7 @@ class Quantize:
     bits: int = 8
     layers: Patterns = "*"
     per: Per | Literal["network"] = "channel"
-    group: int = 64
+    group: int = GROUP
     activations: int | None = None
     biases: int | None = None
     fit: Literal["mse", "absmax"] = "mse"
@@ -75,8 +79,17 @@ class Quantize:
         check_ranges(self.ranges)
         if self.biases is not None:
             check_bits(self.biases, "biases")
-        if self.activations not in (None, 8):
-            raise RangeError(f"activations={self.activations} is not supported by any runtime here; use 8 or None.")
+        check_activations(self.activations)
+        self._check_told()
+
+    def _check_told(self) -> None:
+        """Raises: RangeError for what says how something is to be done that was not asked for."""
+        if self.per != "group" and self.group != GROUP:
+            raise RangeError(f"group={self.group} is for per='group', not per={self.per!r}; leave it out, or say per='group'.")
+        if self.activations is None and self.ranges != "best":
+            raise RangeError(
+                f"ranges={self.ranges!r} is for activations=8, and inputs stay float; leave it out, or say that too."
+            )
 
     def _check_tolerance(self) -> None:
         if self.tolerance is None:
@@ -85,7 +98,7 @@ class Quantize:
             raise RangeError(
                 f"{named('tolerance', self.tolerance)} is a fraction of the outputs' spread in (0, 1); use for example 0.0003."
             )
-        if (self.bits, self.per, self.group, self.fit) != (8, "channel", 64, "mse"):
+        if (self.bits, self.per, self.group, self.fit) != (8, "channel", GROUP, "mse"):
             raise RangeError(
                 f"tolerance={self.tolerance} says how fine each weight's grid is, and so do bits={self.bits}, per={self.per!r}, "
                 f"group={self.group} and fit={self.fit!r}; leave these out, or tolerance."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +78,8 @@ class Recover:
             )
 
     def _check_during(self) -> None:
+        if isinstance(self.during, (str, Mapping)) or not isinstance(self.during, Iterable):
+            raise RecipeError(f"{named('during', self.during)} is no list of steps; write during=[Prune(0.9)].")
         object.__setattr__(self, "during", tuple(self.during))
         for step in self.during:
             if isinstance(step, type) or not isinstance(step, Rehearsable):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from enxuto.checks import check_flags
 from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, RangeError
 from enxuto.evidence.outputs import Answers
@@ -20,6 +22,7 @@ from enxuto.sites import Site
 from enxuto.surgery import borrowed
 from enxuto.task import Task
 
+SCALED = 1.5  # times as far as the original's may channels spread by chance or what other steps do to them
 HELD = 2.0  # how much worse than on a fitted grid a bias may lie on the grid that it has
 
 
@@ -44,6 +47,7 @@ class Repair:
     layers: Patterns = "*"
 
     def __post_init__(self) -> None:
+        check_flags(self)
         if not (self.norms or self.biases):
             raise RangeError("norms=False and biases=False leave nothing to repair; let one of them be True.")
 
@@ -70,7 +74,7 @@ class Repair:
         if not after <= before:
             raise NothingChangedError(
                 f"{self} would change nothing for the better: outputs are {before:.3g} of their spread away from the "
-                f"original's and would be {after:.3g}; give more samples than these, or leave the step out."
+                f"original's and would be {after:.3g}; {_remedy(places)}."
             )
         figures = {"output_error_before": before, "output_error": after}
         return separate_(model, given), Record(str(self), tuple(changes), tuple(left), figures, time.monotonic() - start)
@@ -84,6 +88,18 @@ class Repair:
         if self.biases:
             found += output_places(model, task.model, paths, task.sample, gains=self.gains)
         return [it for it in found if isinstance(it, Place)], [it for it in found if isinstance(it, Change)]
+
+
+def _remedy(places: Sequence[Place]) -> str:
+    """What would work, by whether layers are so far from the original's that they were moved on purpose."""
+    found = [(place.path, torch.exp(place.found.stretch / 2)) for place in places if place.found is not None]
+    path, spread = max(found, key=lambda pair: float(pair[1].max()))
+    if float(spread.max()) < SCALED:
+        return "give more samples than these, or leave the step out"
+    return (
+        f"channels of '{path}' spread {float(spread.min()):.2g} to {float(spread.max()):.2g} times as far as the original's, and "
+        "layers cannot be compared where Equalize or others scaled them on purpose: repair before that, or leave the step out"
+    )
 
 
 def _settled_(model: nn.Module, place: Place) -> Change:

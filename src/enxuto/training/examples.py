@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from enxuto.batches import Batch, count
+from enxuto.batches import Batch, count, recorded
 from enxuto.errors import TaskError
 from enxuto.outputs import LOSS
 from enxuto.task import Task
@@ -41,7 +41,8 @@ def _stream(task: Task, source: Iterable[Any], total: int) -> Iterator[Example]:
         for item in source.epoch(epoch) if hasattr(source, "epoch") else source:
             if done == total:
                 return
-            yield (item, None) if task.train is None else _labelled(item, task.loss)
+            given = recorded(item)
+            yield (given, None) if task.train is None else _labelled(given, task.loss)
             done += 1
         epoch += 1
 
