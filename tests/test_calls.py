@@ -87,7 +87,9 @@ class Late:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("wrong", [torch.zeros(0, 12), torch.randn(8, 13)], ids=["empty", "wide"])
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(0, 12), torch.randn(8, 13), torch.full((8, 12), torch.nan)], ids=["empty", "wide", "nan"]
+)
 def test_a_wrong_batch_is_named_by_its_number(step: ex.Prune, wrong: Tensor) -> None:
     task = ex.Task(seeded(Mlp), calibration=Late(wrong))
     with pytest.raises(TaskError, match="calibration batch 2"):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import enxuto as ex
 from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError
 from enxuto.progress import listening
 from enxuto.recipe import from_data, from_yaml, line, run, to_data, to_yaml, was_skipped
@@ -291,3 +292,21 @@ def test_what_says_how_something_is_done_that_was_not_asked_for_is_refused():
 def test_arguments_of_another_type_are_refused_like_those_out_of_range(make):
     with pytest.raises(RangeError, match=r"(sparsity|pattern|scores|bits|group|macs|multiple_of|rank|energy|epochs)=|=.*; "):
         make()
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        (lambda task: ex.run(task.model, [Quantize()]), "task is Mlp, not a Task"),
+        (lambda task: ex.prepare(task, None), "steps is NoneType, not a list of steps"),
+        (lambda task: ex.Schedule(task.model, None, batches=5), "steps is NoneType, not a list of steps"),
+        (lambda task: ex.Schedule(task.model, [Prune()], batches="5"), "batches='5'"),
+        (lambda task: ex.Schedule(task.model, [Prune()], batches=5, end="x"), "end='x'"),
+        (lambda task: ex.convert(None), "model is NoneType"),
+        (lambda task: ex.export(task.model, None), "None is no path"),
+        (lambda task: ex.Sensitivity.load(3), "3 is no path"),
+    ],
+)
+def test_verbs_say_what_is_wrong_with_what_they_were_given(verb, words):
+    with pytest.raises(Error, match=words):
+        verb(task_of(Mlp))

@@ -80,10 +80,15 @@ def finite_answers(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Any]:
     for number, batch in enumerate(batches, 1):
         place = f"calibration batch {number}"
         outputs = attempt(model, batch, place)
-        first = first_tensor(outputs)
-        if first.is_floating_point() and not bool(torch.isfinite(first).all()):
-            raise TaskError(f"the model gives NaN or infinite outputs on {place}; check weights and inputs, or leave it out.")
+        check_finite_answer(outputs, place)
         yield outputs
+
+
+def check_finite_answer(outputs: Any, place: str) -> None:
+    """Raises TaskError when the first tensor is not finite."""
+    first = first_tensor(outputs)
+    if first.is_floating_point() and not bool(torch.isfinite(first).all()):
+        raise TaskError(f"the model gives NaN or infinite outputs on {place}; check weights and inputs, or leave it out.")
 
 
 @contextmanager

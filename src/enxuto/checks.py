@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from enxuto.errors import RangeError
+from enxuto.errors import RangeError, RecipeError
 
 _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
@@ -42,6 +43,12 @@ def check_flags(step: Any) -> None:
     for field in dataclasses.fields(step):
         if field.type == "bool" and not isinstance(value := getattr(step, field.name), bool):
             raise RangeError(f"{named(field.name, value)} is neither True nor False; write {field.name}={field.default}.")
+
+
+def check_list(steps: object) -> None:
+    """Raises RecipeError for steps that are no list."""
+    if isinstance(steps, (str, bytes, Mapping)) or not isinstance(steps, Iterable):
+        raise RecipeError(f"steps is {type(steps).__name__}, not a list of steps; write steps=[Quantize(bits=8)].")
 
 
 def named(noun: str, value: object) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from enxuto.errors import ArtifactError
-from enxuto.files import write_bytes
+from enxuto.files import as_path, write_bytes
 from enxuto.records import from_plain
 from enxuto.sizes import format_bytes
 
@@ -175,8 +175,9 @@ class Sensitivity:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
         """What was saved. Raises: ArtifactError when there is no such file, or it holds something else."""
+        file = as_path(path)
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise ArtifactError(f"'{path}' cannot be read: {error.strerror}; name {FILE}.") from error
         except ValueError as error:

@@ -15,7 +15,8 @@ import torch
 import yaml
 from torch import nn
 
-from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError
+from enxuto.checks import check_list
+from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError, TaskError
 from enxuto.evidence.kept import keeping
 from enxuto.progress import say
 from enxuto.records import Change, Record
@@ -80,6 +81,8 @@ def run(
     With checkpoints, a recipe that begins with the same steps on the same model goes on from there, also after a kill.
     Raises: NothingChangedError or LayerError when no step found anything to do, or one not where its `layers` told it to look.
     """
+    if not isinstance(task, Task):
+        raise TaskError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
     steps = checked(steps)
     model: nn.Module = _start(task.model, steps).eval()
     records: tuple[Record, ...] = ()
@@ -131,8 +134,7 @@ def checked(steps: Sequence[Step]) -> tuple[Step, ...]:
 
     Raises: RecipeError when they are no list, or one of them is no step; LayerError for layers= of another type.
     """
-    if isinstance(steps, (str, bytes, Mapping)) or not isinstance(steps, Iterable):
-        raise RecipeError(f"steps is {type(steps).__name__}, not a list of steps; write steps=[Quantize(bits=8)].")
+    check_list(steps)
     found = tuple(steps)
     for place, step in enumerate(found, 1):
         if not _is_step(step):

@@ -20,7 +20,7 @@ from enxuto.evaluation.measurement import Evaluation
 from enxuto.evaluation.points import is_fraction, shown
 from enxuto.exporters import LARGE_ERROR, OnnxFile
 from enxuto.exporters import export as export_model
-from enxuto.files import writable_folder
+from enxuto.files import as_path, writable_folder
 from enxuto.losses import Sensitivity, newest_sensitivity
 from enxuto.measure import ORIGINAL, measure, save_original
 from enxuto.reports import Document, read_document, write_html
@@ -78,7 +78,7 @@ def export(
     by its measured quality.
     Raises: ExportError for another kind of file, a model that cannot be exported, or one without sample inputs.
     """
-    if Path(path).suffix != ".onnx":
+    if as_path(path).suffix != ".onnx":
         raise ExportError(f"'{path}' is no kind of file enxuto exports to; name it '{Path(path).stem}.onnx'.")
     model = _model(what)
     if isinstance(what, Result):
@@ -137,7 +137,7 @@ def report(what: Result | PathLike, path: PathLike, *, sensitivity: Sensitivity 
         raise TaskError(f"{type(what).__name__} is a model, and a report is of a result; give what compress returned.")
     document = Document.from_json(what.document()) if isinstance(what, Result) else read_document(what)
     if sensitivity is None:
-        sensitivity = newest_sensitivity(what.artifact.parent if isinstance(what, Result) else Path(what))
+        sensitivity = newest_sensitivity(what.artifact.parent if isinstance(what, Result) else as_path(what))
     elif not isinstance(sensitivity, Sensitivity):
         sensitivity = Sensitivity.load(sensitivity)
     write_html(document, path, sensitivity)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import Batch, batch_size
-from enxuto.calls import attempt, slow_attention
+from enxuto.calls import attempt, check_finite_answer, slow_attention
 from enxuto.evidence.samples import in_parts
 from enxuto.functional.likeness import class_axis, probabilities
 from enxuto.outputs import output_tensors
@@ -80,14 +80,16 @@ def drawn(
     made = _signed if of == "outputs" else _labelled
     for place, batch in in_parts(model, counted(_cycle(batches, PASSES), "how outputs move", PASSES)):
         with torch.enable_grad(), slow_attention():
-            outputs = output_tensors(attempt(model, batch, place))
+            answer = attempt(model, batch, place)
+            check_finite_answer(answer, place)
+            outputs = output_tensors(answer)
             sums = [
                 made(each, generator) * (1.0 if units is None else units[name])
                 for name, each in outputs.items()
                 if _counts(each) and (units is None or name in units)
             ]
             total = torch.stack(sums).sum() if sums else None
-        del outputs, sums
+        del answer, outputs, sums
         if total is not None:
             yield batch_size(batch), total
         del total  # and with it what autograd kept

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from enxuto.errors import RecipeError
+from enxuto.checks import check_list
+from enxuto.errors import RecipeError, TaskError
 from enxuto.layers.rehearsal import Rehearsal
 from enxuto.sites import sites
 from enxuto.surgery import duplicate
@@ -36,6 +37,7 @@ def prepare(task: Task, steps: Sequence[Step] = (), *, gradual: bool = False) ->
     """
     if not isinstance(task, Task):
         raise RecipeError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
+    check_list(steps)
     return prepared(duplicate(task.model), task, steps, gradual=gradual).train()
 
 
@@ -70,4 +72,6 @@ def prepared(model: nn.Module, task: Task, steps: Sequence[Step], *, gradual: bo
 
 def convert(model: nn.Module) -> nn.Module:
     """The trained model as it ships: codes where there was a grid, exact zeros where weights were out, plain floats else."""
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"model is {type(model).__name__}, not a torch.nn.Module; give what prepare returned, trained.")
     return settle_(duplicate(model)).eval()

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
+from enxuto.checks import check_list, whole, within
 from enxuto.errors import RangeError
 from enxuto.task import Step, Task
 
@@ -43,9 +44,12 @@ class Schedule:
         end: float = 0.7,
         updates: int = 25,
     ) -> None:
-        if batches < 1 or updates < 1 or not 0 <= begin < end <= 1:
+        check_list(steps)
+        fit = within(begin, "[0, 1]") and within(end, f"({begin}, 1]")
+        if not (fit and whole(batches, 1) and whole(updates, 1)):
             raise RangeError(
-                f"a schedule of {batches} batches from begin={begin} to end={end} makes no sense; use 0 <= begin < end <= 1."
+                f"a schedule of batches={batches!r} in updates={updates!r} from begin={begin!r} to end={end!r} makes no sense; use "
+                "whole numbers and 0 <= begin < end <= 1."
             )
         self.model, self.steps = model, [step for step in steps if isinstance(step, Rehearsable)]
         self.first, self.last = round(begin * batches), max(1, round(end * batches))
