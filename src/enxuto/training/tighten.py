@@ -48,8 +48,8 @@ class Schedule:
         fit = within(begin, "[0, 1]") and within(end, f"({begin}, 1]")
         if not (fit and whole(batches, 1) and whole(updates, 1)):
             raise RangeError(
-                f"a schedule of batches={batches!r} in updates={updates!r} from begin={begin!r} to end={end!r} makes no sense; use "
-                "whole numbers and 0 <= begin < end <= 1."
+                f"a schedule of batches={batches!r} in updates={updates!r} from begin={begin!r} to end={end!r} makes no sense; "
+                "use whole numbers and 0 <= begin < end <= 1."
             )
         self.model, self.steps = model, [step for step in steps if isinstance(step, Rehearsable)]
         self.first, self.last = round(begin * batches), max(1, round(end * batches))
