@@ -57,18 +57,31 @@ def zipped(model: nn.Module, path: Path) -> int:
     return path.stat().st_size
 
 
-def tell(name: str, claim: str, rows: Sequence[Row], **more: Any) -> None:
-    """Prints the table and writes the JSON."""
+def known(name: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of an earlier run, by their network and their way; none where there was none."""
+    path = RESULTS / f"{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return {(row["network"], row["way"]): row for row in rows}
+
+
+def commit() -> str:
+    """The commit that runs."""
+    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
+def tell(name: str, claim: str, rows: Sequence[Row], *, quiet: bool = False, **more: Any) -> None:
+    """Prints the table, unless `quiet`, and writes the JSON."""
     columns = list(dict.fromkeys(key for row in rows for key in row if not key.startswith("_")))
     table = Table(*columns, title=claim)
     for row in rows:
         table.add_row(*(_word(row.get(column)) for column in columns))
-    Console(width=140).print(table)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    if not quiet:
+        Console(width=140).print(table)
     document = {
         "claim": claim,
         "command": f"python bench/{Path(sys.argv[0]).name}",
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "seed": SEED,
         "threads": torch.get_num_threads(),
         "environment": environment(),

@@ -25,11 +25,13 @@ import enxuto as ex
 import peers
 from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.plan.history import Trial
-from enxuto.plan.search import next_of
-from enxuto.plan.untrained import Wish, untrained
+from enxuto.plan.search import fold, next_of
+from enxuto.plan.untrained import Wish, folded_or_not, untrained
 from enxuto.recipe import line
 from file_coders import NETWORKS, network
 
+NAME, SEARCHED = "file_untrained", "searched"
+CLAIM = "without training and labels: the smallest file at half a point of the validation"
 MAX_DROP = 0.005
 TOLERANCES = tuple(float(f"{2e-5 * 1.1**k:.3g}") for k in range(56))
 BEYOND = 2
@@ -38,24 +40,27 @@ Tried = Callable[[int], tuple[dict[str, Any], nn.Module]]
 
 
 def main(names: list[str]) -> None:
-    """Every network of the zoo, or those named."""
+    """Every network of the zoo, or those named, whose rows take the place of those that are there; with `searched` among the
+    names only what `compress` finds."""
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    for name in names or list(NETWORKS):
+    found = common.known(NAME)
+    for name in [name for name in names if name != SEARCHED] or list(NETWORKS):
         model, task = network(name)
         with tempfile.TemporaryDirectory() as folder:
-            for way, places, tried in _ways(model, task, Path(folder)):
-                started = time.process_time()
-                best = _smallest(model, task, places, tried)
-                rows.append({"network": name, "way": way, **best, "seconds": time.process_time() - started})
-                print(rows[-1], flush=True)
-            for prefix in ((), (ex.Fold(),)):
-                started = time.process_time()
-                best = _searched(model, task, prefix, Path(folder))
-                way = "thin layers, zeros, tolerance" + ", folded first" * len(prefix)
-                rows.append({"network": name, "way": way, **best, "seconds": time.process_time() - started})
-                print(rows[-1], flush=True)
-        common.tell("file_untrained", "without training and labels: the smallest file at half a point of the validation", rows)
+            for way, best in _bests(model, task, Path(folder), ours=SEARCHED in names):
+                found[name, way] = {"network": name, "way": way, **best, "_commit": common.commit()}
+                print(found[name, way], flush=True)
+                common.tell(NAME, CLAIM, sorted(found.values(), key=lambda row: list(NETWORKS).index(row["network"])), quiet=True)
+
+
+def _bests(model: nn.Module, task: ex.Task, folder: Path, *, ours: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    for way, places, tried in () if ours else _ways(model, task, folder):
+        started = time.process_time()
+        yield way, {**_smallest(model, task, places, tried), "seconds": time.process_time() - started}
+    for prefix in folded_or_not((), fold(task)):
+        started = time.process_time()
+        way = "thin layers, zeros, tolerance" + ", folded first" * len(prefix)
+        yield way, {**_searched(model, task, prefix, folder), "seconds": time.process_time() - started}
 
 
 def _ways(model: nn.Module, task: ex.Task, folder: Path) -> Iterator[tuple[str, int, Tried]]:

@@ -85,7 +85,7 @@ class Search:
         self.history = History(self.folder / "search.json", key)
         self.start -= self.history.seconds
         self.density = _density(self.task)
-        self.fold = _fold(self.task)
+        self.fold = fold(self.task)
         if self.history.base is None:
             self.history.base = self._base()
             self.history.keep()
@@ -350,7 +350,7 @@ def _density(task: Task) -> float:
     return max(1, sum(int(value.count_nonzero()) for value in values)) / total
 
 
-def _fold(task: Task) -> tuple[Step, ...]:
+def fold(task: Task) -> tuple[Step, ...]:
     """Fold where there is something to fold: not in networks without batch norm, or with norms before their layers."""
     try:
         Fold()(task.model, task)
