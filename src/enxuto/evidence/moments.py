@@ -21,6 +21,8 @@ QUESTION = "moments"
 UNSEEN = "no product with it is seen on the calibration batches"
 TOO_LARGE = "the squares of its inputs are too large for 32 bits"
 CHUNKS = 8  # of the inputs of a product, which are in the order of the samples: how far they differ is what chance does
+LARGE = 256  # inputs of a chunk, from which on its own second moments are summed: fewer are cheaper by their products
+ENOUGH = 32  # inputs for each column, beyond which further batches tell less
 LEAST_ROWS = 256  # of the inputs of a product, however few multiply-accumulates it has
 
 
@@ -49,16 +51,17 @@ class MomentsOf:
     """The moments of some weights of a model, gathered as they are asked for, in the order of the network, within `limit_bytes`.
 
     As many weights as fit are watched in one pass over the batches; those before are dropped then, so ask in order. The moments
-    of a single weight may be larger than the limit, which is half of the weights in float32 unless it is given. What was kept
-    (`evidence.kept`) is read, weight by weight, in place of a pass.
+    of a single weight may be larger than the limit, which is what the weights take in float32 and the two largest moments,
+    unless it is given. What was kept (`evidence.kept`) is read, weight by weight, in place of a pass.
     """
 
     def __init__(
         self, model: nn.Module, batches: Iterable[Batch], weights: Sequence[Site], limit_bytes: int | None = None, seed: int = 0
     ) -> None:
         self.model, self.batches, self.seed = model, batches, seed
-        self.limit = limit_bytes or sum(2 * parameter.numel() for parameter in model.parameters())
         self.waiting = {weight.key: _square_bytes(weight) for weight in weights}
+        own = sum(4 * parameter.numel() for parameter in model.parameters())
+        self.limit = limit_bytes or own + sum(sorted(self.waiting.values())[-2:])
         self.held: dict[str, list[Moments]] = {}
         self.missing: dict[str, str] = {}
 
@@ -96,16 +99,18 @@ def moments(
 ) -> tuple[dict[str, list[Moments]], dict[str, str]]:
     """The moments of the named weights, or only their diagonals, in one pass; and of those without any, why.
 
-    Of a product as many inputs are looked at, drawn evenly, as cost no more than the product itself, and at least LEAST_ROWS;
-    which, depends on the weight and not on those beside it.
+    Of a product as many inputs are looked at, drawn evenly, as cost no more than the product itself, and fewer of each further
+    batch once there are ENOUGH for each column; at least LEAST_ROWS. Which, depends on the weight and not on those beside it.
     Raises: TaskError when the model fails on a batch or gives values that are not finite.
     """
     generators = seeds(keys, seed)
     sums = Sums(diagonal=diagonal, doubted=not diagonal)
+    seen = dict.fromkeys(keys, 0)
 
     def see(product: Product) -> None:
         if product.count:
-            inputs = product.inputs(chosen(product, generators[product.key]))
+            inputs = product.inputs(chosen(product, generators[product.key], seen[product.key]))
+            seen[product.key] += inputs.shape[1]
             sums.add(product, inputs, inputs)
 
     return sums.means(keys, watch(model, counted(batches, f"inputs of {named_few(keys)}"), keys, see))
@@ -153,9 +158,18 @@ class Sums:
         place = (product.key, product.start, product.stop, product.groups)
         before = self.sums.get(place)
         weight = product.count / inputs.shape[1]
-        square = _summed(inputs, others, weight, None if before is None else before.square, self.diagonal)
-        if self.doubted:
-            self.apart.setdefault(place, []).extend(weight**2 * norm for norm in _norms(inputs))
+        square = None if before is None else before.square
+        norms: list[float] = []
+        if self.doubted and inputs.shape[1] >= CHUNKS * min(inputs.shape[2], LARGE):
+            for few in inputs.chunk(CHUNKS, dim=1):
+                own = few.transpose(1, 2) @ few
+                norms.append(_apart(own))
+                square = own.mul_(weight) if square is None else square.add_(own, alpha=weight)
+        else:
+            norms = _norms(inputs) if self.doubted else []
+            square = _summed(inputs, others, weight, square, self.diagonal)
+        assert square is not None
+        self.apart.setdefault(place, []).extend(weight**2 * norm for norm in norms)
         self.sums[place] = Moments(product.start, product.stop, square, product.count + (0 if before is None else before.count))
 
     def means(self, keys: Sequence[str], otherwise: Mapping[str, str]) -> tuple[dict[str, list[Moments]], dict[str, str]]:
@@ -200,6 +214,13 @@ def _summed(inputs: Tensor, others: Tensor, weight: float, total: Tensor | None,
     return total.baddbmm_(inputs.transpose(1, 2), others, alpha=weight)
 
 
+def _apart(square: Tensor) -> float:
+    """The square of what lies off the diagonal. Shapes: [groups, in, in]."""
+    size = float(square.abs().max()) or 1.0
+    own = square.diagonal(dim1=1, dim2=2).double().square().sum()
+    return max(0.0, float((square / size).square_().sum(dtype=torch.float64)) * size**2 - float(own))
+
+
 def _norms(inputs: Tensor) -> list[float]:
     """The square of what lies off the diagonal of the sum of x xᵀ, for each of some chunks. Shapes: inputs [groups, rows, in]."""
     found = []
@@ -227,9 +248,10 @@ def _doubt(each: Moments, norms: Sequence[float]) -> float:
     return min(1.0, max(0.0, chance / seen))
 
 
-def chosen(product: Product, generator: torch.Generator) -> Tensor:
-    """The numbers of the inputs that are looked at."""
-    rows = max(LEAST_ROWS, product.count * (product.stop - product.start) // product.groups // product.width)
+def chosen(product: Product, generator: torch.Generator, seen: int = 0) -> Tensor:
+    """The numbers of the inputs that are looked at, when so many were seen before."""
+    rows = product.count * (product.stop - product.start) // product.groups // product.width
+    rows = max(LEAST_ROWS, int(rows * min(1.0, ENOUGH * product.width / max(1, seen))))
     if rows >= product.count:
         return torch.arange(product.count)
     return torch.randint(product.count, (rows,), generator=generator).sort().values
