@@ -27,6 +27,7 @@ from enxuto.plan.fitting import CODINGS, Fitting
 from enxuto.plan.history import End, History, Trial, in_words, search_key
 from enxuto.plan.levels import FINISH_RATE, LEVEL, SPARSEST, first_density, level, trained
 from enxuto.plan.pace import seconds_per_epoch, seconds_seen
+from enxuto.plan.rated import rated
 from enxuto.plan.speed import channels_for_latency
 from enxuto.plan.untrained import Recipe, Tries, Wish, folded_or_not, untrained
 from enxuto.progress import interrupting, unheard
@@ -273,24 +274,34 @@ class Search:
                 if not self.last:
                     break
         epochs = self._longer(PASSES, 0.0)
+        worth = yield from rated((*self.base, *self.fold), epochs, self._small())
         tail = max(EPOCHS[0], round(epochs / 2, 3)) if epochs else 0.0
         if tail:
             yield self.base + self._finish(4, tail)
         yield from self._ladder(epochs, tail)
-        while 0 < epochs < EPOCHS[-1]:  # the goal was missed or more is to be had, and time is left: train longer
+        while 0 < epochs < EPOCHS[-1]:  # the goal was missed or more is to be had, and time is left: train what is best longer
             epochs = min(LONGER * epochs, EPOCHS[-1])
-            yield from self._ladder(epochs, max(EPOCHS[0], round(epochs / 2, 3)))
+            if self._best_is_rated:
+                worth = (yield from rated((*self.base, *self.fold), epochs, self._small(), worth)) or worth
+            else:
+                yield from self._ladder(epochs, max(EPOCHS[0], round(epochs / 2, 3)))
+
+    @property
+    def _best_is_rated(self) -> bool:
+        return self.best >= 0 and any(getattr(step, "rate", None) for step in self.recipes[self.best])
 
     def _untrained(self) -> Generator[Recipe, Trial | None, Recipe]:
         """Thin layers and the coarsest tolerance that loses little enough, nothing trained; and whether folding pays."""
-        wish = Wish(
-            does=lambda trial: trial.drop <= self.target.drop,
-            coarser=lambda trial: trial.drop <= self.target.drop,
-            cost=lambda trial: trial.file_bytes,
-            enough=lambda trial: False,
-        )
-        prefix = yield from untrained(folded_or_not(self.base, self.fold), wish)
+        prefix = yield from untrained(folded_or_not(self.base, self.fold), self._small())
         return prefix[len(self.base) :]
+
+    def _small(self) -> Wish:
+        """As few bytes as lose little enough."""
+
+        def does(trial: Trial) -> bool:
+            return trial.drop <= self.target.drop
+
+        return Wish(does, coarser=does, cost=lambda trial: trial.file_bytes, enough=lambda trial: False)
 
     def _ladder(self, epochs: float, tail: float) -> Tries:
         """Level by level fewer weights, each level trained from the one before, until the goal or too much is lost."""
