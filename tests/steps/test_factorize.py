@@ -521,3 +521,10 @@ def test_a_network_that_draws_random_numbers_is_held_against_the_same_ones():
 
     model, x = Noisy().eval(), torch.randn(8, 20)
     assert error_of(Factorize(), model, x) < 0.01
+
+
+def test_a_size_where_nothing_can_be_thinner_is_skipped_with_the_reason():
+    """As a part of a recipe it is passed over like every step that finds nothing to do."""
+    task = Task(nn.Sequential(nn.Linear(2, 2)), calibration=[torch.randn(8, 2)])
+    with pytest.raises(NothingChangedError, match="no selected layer is smaller"):
+        Factorize(size=0.5)(task.model, task)

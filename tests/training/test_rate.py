@@ -136,7 +136,20 @@ def test_arguments_that_make_no_sense_are_refused_at_once(arguments: dict[str, o
         ex.Recover(**arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("rate", "first", "words"), [(1e-6, [], "none is on a grid"), ("100 B", [FINE], "less than biases")])
+def test_bytes_that_were_missed_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Three batches are too few to come anywhere near, and the price does not explode over it."""
+    task = trained()
+    fine, _ = FINE(task.model, task)
+    _, record = ex.Recover(epochs=0.3, rate="1 kB")(fine, task)
+    assert [change.what for change in record.skipped] == ["bytes missed"]
+    assert "in place of 1.00 kB" in record.skipped[0].why
+    assert "in place of 1.00 kB" in caplog.text
+    assert record.figures["loss_per_bit"] <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rate", "first", "words"), [(1e-6, [], "none is on a grid"), ("100 B", [FINE], "less than what is no code")]
+)
 def test_a_rate_that_cannot_be_is_refused_before_anything_is_trained(
     rate: object, first: list[ex.Step], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:

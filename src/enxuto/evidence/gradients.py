@@ -18,7 +18,7 @@ from enxuto.sites import Site
 from enxuto.surgery import to_float
 
 PASSES = 32  # over a batch; 128 kept 0.5 points more or less on ResNet-8 without channels, no trend
-UNREACHED = "the outputs do not depend on it on the calibration batches"
+UNREACHED = "no gradient of the outputs reaches it: they do not depend on it, or it runs under no_grad or behind detach"
 TOO_LARGE = "the squares of its gradients are too large for 32 bits"
 
 Of = Literal["outputs", "labels"]

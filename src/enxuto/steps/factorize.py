@@ -159,6 +159,9 @@ class _Work:
         at = next((at for at, (_, cost, _) in enumerate(steps) if self.fixed + cost <= left * whole), None)
         if at is None:
             least = (self.fixed + steps[-1][1]) / whole
+            if least >= 1:
+                why = f"no selected layer is smaller at any rank ({reasons(self.left)})"
+                raise NothingChangedError(f"{self.step} would change nothing: {why}; leave the step out.")
             raise RangeError(
                 f"{self.step.goals[0]} is less than there is: at the lowest ranks {least:.3f} of the selected layers is left; "
                 "use at least that, or layers= without those that stay whole."

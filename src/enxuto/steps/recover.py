@@ -123,12 +123,17 @@ class Recover:
         losses = loop.losses
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
+        missed = "" if rate is None else rate.missed()
         if rate is not None:
             figures |= {"coded_bytes": rate.coded_bytes, "loss_per_bit": rate.now}
+        if missed:
+            logger.warning("%s; train for more batches, or ask for what it came to.", missed)
         change = Change("", f"trained for {total} batches", f"loss {losses[0]:.3g} to {figures['loss_last']:.3g}")
         kept = f"the running statistics of batch norms in {loop.alone} of {total} batches"
-        skipped = (Change("", kept, "they gave single values, which have no variance, as a batch of one sample does"),)
-        return Record(str(self), (change,), skipped if loop.alone else (), figures, seconds)
+        alone = Change("", kept, "they gave single values, which have no variance, as a batch of one sample does")
+        short = Change("", "bytes missed", missed)
+        skipped = tuple(each for each, there in ((alone, loop.alone), (short, missed)) if there)
+        return Record(str(self), (change,), skipped, figures, seconds)
 
     def fitting(self, student: nn.Module, task: Task) -> tuple[tuple[str, ...], int | None]:
         """The layers to checkpoint and the samples of a pass, so that a step keeps within the memory allowed.

@@ -22,12 +22,14 @@ from enxuto.sites import Site, parameters, sites
 from enxuto.sizes import format_bytes
 from enxuto.training.objective import Moment
 
+NEAR = 0.15  # of the bytes that were given
 LOOKS = 120  # at the codes, in a training
 RAMP = 0.3  # of the training, in which the weight grows to what it is
 SETTLED = 0.8  # of the training, from where on zeros stay
 NAMES = 16  # bytes of a name, a shape and a place in the file, about
 REACHED = 0.6  # of the training, when bytes that are given shall be there
 FIRST_WEIGHT = 2e-6  # of the loss for a bit, where the bytes are given and the weight is sought
+MOST_WEIGHT = 1e-3  # beyond it a training learns nothing but to be small
 NOW, EVER = 2.0, 0.15  # how hard its logarithm answers that of the bytes: what is off now, and what has been all along
 
 
@@ -58,8 +60,8 @@ class Rate:
         self.rest = 0 if self.bytes is None else _rest(self.student, {id(leaf) for _, leaf in self.priced})
         if self.bytes is not None and self.bytes <= self.rest:
             raise RangeError(
-                f"rate={format_bytes(self.bytes)} is less than biases, names and shapes take, about {format_bytes(self.rest)}; "
-                "ask for more, or give biases fewer bits."
+                f"rate={format_bytes(self.bytes)} is less than what is no code takes (biases, norms, parameters in float, names, "
+                f"shapes), about {format_bytes(self.rest)}; ask for more, or code more of it before."
             )
         self.now = FIRST_WEIGHT if self.weight is None else self.weight
 
@@ -79,16 +81,30 @@ class Rate:
         """What all codes took when they were last looked at."""
         return sum(price.total for price in self.known) / 8
 
+    def missed(self) -> str:
+        """What became of bytes that were given, where the file will be off by more than NEAR; else empty."""
+        if self.bytes is None:
+            return ""
+        self._priced()
+        about = self.coded_bytes + self.rest
+        if abs(about / self.bytes - 1) <= NEAR:
+            return ""
+        return f"the file comes to about {format_bytes(about)} in place of {format_bytes(self.bytes)}"
+
+    @torch.no_grad()
+    def _priced(self) -> None:
+        self.known = []
+        for site, leaf in self.priced:
+            codes = site.matrix(_seen(leaf)).round().abs()
+            self.known.append(prices(codes, 2 ** (leaf.grid.bits - 1) - 1 if leaf.grid else 1))
+
     @torch.no_grad()
     def _look(self, progress: float) -> None:
         if progress >= SETTLED and not self.settled:
             self.settled = True
             for _, leaf in self.priced:
                 leaf.keep = _seen(leaf).round() != 0
-        self.known = []
-        for site, leaf in self.priced:
-            codes = site.matrix(_seen(leaf)).round().abs()
-            self.known.append(prices(codes, 2 ** (leaf.grid.bits - 1) - 1 if leaf.grid else 1))
+        self._priced()
         if self.bytes is not None:
             self._steer(progress)
 
@@ -99,8 +115,9 @@ class Rate:
         if not progress:
             self.began = math.log(self.coded_bytes)
         off = math.log(self.coded_bytes) - (self.began + (wanted - self.began) * min(1.0, progress / REACHED))
-        self.off += off
-        self.now = FIRST_WEIGHT * math.exp(NOW * off + EVER * self.off)
+        if self.now < MOST_WEIGHT or off < 0:
+            self.off += off
+        self.now = min(MOST_WEIGHT, FIRST_WEIGHT * math.exp(min(NOW * off + EVER * self.off, 50.0)))
 
 
 def _steps(leaf: Rehearsal) -> bool:
