@@ -220,8 +220,8 @@ def test_a_model_alone_is_no_task(tmp_path: Path) -> None:
 
 
 def test_a_precision_nobody_knows_is_not_taken_for_another(tmp_path: Path) -> None:
-    with pytest.raises(ex.Error, match="precision='int4' is not known"):
-        ex.export(Mlp(), tmp_path / "a.onnx", calibration=[torch.randn(2, 12)], precision="int4")
+    with pytest.raises(ex.Error, match="precision='int3' is not known"):
+        ex.export(Mlp(), tmp_path / "a.onnx", calibration=[torch.randn(2, 12)], precision="int3")
     with pytest.raises(ex.Error, match=r"is Tensor, not a list of batches; write calibration=\[batch\]"):
         ex.export(Mlp(), tmp_path / "a.onnx", calibration=torch.randn(2, 12))
     assert not list(tmp_path.iterdir())

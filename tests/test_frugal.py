@@ -77,7 +77,7 @@ MORE = {
     "a recipe": 1,  # what the step before gave is still there
     repr(ex.Recover(epochs=1)): 3,  # the trained weights, their gradients, the two states of AdamW, and an update of one layer
     "fp32": 1,  # the graph holds the weights, its bytes are written from a copy of a copy
-    "int8": 3,  # the decoded weights, and what ONNX Runtime's calibration holds of the graph
+    "int8": 5,  # the decoded weights, what ONNX Runtime's calibration holds of the graph, and a trial file that is compared
 }
 """How many times the weights some work takes beyond twice the weights, and of what."""
 

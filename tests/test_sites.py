@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from enxuto.errors import LayerError
+from enxuto.forms import Ranks
 from enxuto.layers import Affine, CodedTensor, Rehearsal, Table, code_
 from enxuto.sites import Site, first_names, left_in_float, sites
 from enxuto.surgery import borrowed, duplicate, to_float
@@ -20,7 +21,7 @@ class Many(nn.Module):
         self.norm, self.embed, self.lstm = nn.LayerNorm(4), nn.Embedding(7, 4), nn.LSTM(4, 3, bidirectional=True)
         self.attention, self.head = nn.MultiheadAttention(4, 2), nn.Linear(4, 7, bias=False)
         self.grouped, self.back = nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose1d(4, 6, 3, groups=2)
-        self.again, self.thin = nn.Linear(4, 4), thinned("", nn.Linear(8, 8), (2,), None).module
+        self.again, self.thin = nn.Linear(4, 4), thinned("", nn.Linear(8, 8), Ranks("svd", (2,)), None).module
         self.head.weight, self.again.weight = self.embed.weight, self.attention.out_proj.weight
 
 

@@ -51,8 +51,8 @@ class MomentsOf:
     """The moments of some weights of a model, gathered as they are asked for, in the order of the network, within `limit_bytes`.
 
     As many weights as fit are watched in one pass over the batches; those before are dropped then, so ask in order. The moments
-    of a single weight may be larger than the limit, which is what the weights take in float32 and the two largest moments,
-    unless it is given. What was kept (`evidence.kept`) is read, weight by weight, in place of a pass.
+    of a single weight may be larger than the limit, which is half of the weights in float32 unless it is given. What was kept
+    (`evidence.kept`) is read, weight by weight, in place of a pass.
     """
 
     def __init__(
@@ -60,8 +60,7 @@ class MomentsOf:
     ) -> None:
         self.model, self.batches, self.seed = model, batches, seed
         self.waiting = {weight.key: _square_bytes(weight) for weight in weights}
-        own = sum(4 * parameter.numel() for parameter in model.parameters())
-        self.limit = limit_bytes or own + sum(sorted(self.waiting.values())[-2:])
+        self.limit = limit_bytes or sum(2 * parameter.numel() for parameter in model.parameters())
         self.held: dict[str, list[Moments]] = {}
         self.missing: dict[str, str] = {}
 
