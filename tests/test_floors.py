@@ -285,6 +285,14 @@ def test_what_scripts_import_from_the_package_is_there():
     assert missing == []
 
 
+def test_every_bench_is_run_by_the_one_that_runs_all():
+    bench = ROOT.parents[1] / "bench"
+    listed = (bench / "all.py").read_text(encoding="utf-8")
+    scripts = [path.name for path in bench.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert len(scripts) > 30
+    assert [name for name in scripts if name != "all.py" and f'"{name}"' not in listed] == []
+
+
 def test_the_reader_of_imports_sees_what_it_must():
     """The test of the tests: a module that breaks every rule is caught."""
     code = "import torch.nn as nn\nfrom enxuto.steps import fold\ndef f():\n    from enxuto import cli\n"

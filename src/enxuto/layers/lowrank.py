@@ -35,7 +35,7 @@ class _Thin(nn.Sequential):
     @property
     def wide(self) -> nn.Module:
         """The part that has the kernel."""
-        part: nn.Module = self.down
+        part: nn.Module = getattr(self, "core", self.down)
         return part
 
     @property
@@ -137,12 +137,6 @@ class TuckerConv(_ThinConv):
         self.up = kind(rank, out_channels, 1, bias=bias)
 
     @property
-    def wide(self) -> nn.Module:
-        """The part that has the kernel."""
-        part: nn.Module = self.core
-        return part
-
-    @property
     def weight(self) -> Tensor:
         """The whole weight, as of the others."""
         down, up = self.down.weight.flatten(1), self.up.weight.flatten(1)
@@ -176,12 +170,6 @@ class CPConv(_ThinConv):
         self.down = kind(in_channels, rank, 1, bias=False)
         self.core = kind(rank, rank, kernel_size, stride, padding, dilation, rank, bias=False, padding_mode=padding_mode)
         self.up = kind(rank, out_channels, 1, bias=bias)
-
-    @property
-    def wide(self) -> nn.Module:
-        """The part that has the kernel."""
-        part: nn.Module = self.core
-        return part
 
     @property
     def weight(self) -> Tensor:

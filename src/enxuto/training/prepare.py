@@ -38,7 +38,11 @@ def prepare(task: Task, steps: Sequence[Step] = (), *, gradual: bool = False) ->
     if not isinstance(task, Task):
         raise RecipeError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
     check_list(steps)
-    return prepared(duplicate(task.model), task, steps, gradual=gradual).train()
+    model = duplicate(task.model)
+    for weight in sites(model):
+        if not bool(weight.read().count_nonzero()):
+            _log.warning("'%s' is zero throughout and stays so; give it small values before if it is to learn.", weight.key)
+    return prepared(model, task, steps, gradual=gradual).train()
 
 
 def prepared(model: nn.Module, task: Task, steps: Sequence[Step], *, gradual: bool) -> nn.Module:
@@ -46,9 +50,6 @@ def prepared(model: nn.Module, task: Task, steps: Sequence[Step], *, gradual: bo
     for leaf in model.modules():
         if isinstance(leaf, Rehearsal):
             leaf.passed = ()  # these steps are the ones to decide
-    for weight in sites(model):
-        if not bool(weight.read().count_nonzero()):
-            _log.warning("'%s' is zero throughout and stays so; give it small values before if it is to learn.", weight.key)
     projected = ""
     for step in steps:
         if isinstance(step, type) or not isinstance(step, Step):

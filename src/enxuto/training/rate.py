@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from enxuto.coding import encode_array, encode_integers
 from enxuto.errors import RangeError
+from enxuto.functional.affine import largest_code
 from enxuto.functional.rate import Prices, prices
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
@@ -82,10 +83,13 @@ class Rate:
         return sum(price.total for price in self.known) / 8
 
     def missed(self) -> str:
-        """What became of bytes that were given, where the file will be off by more than NEAR; else empty."""
+        """What became of bytes that were given, where the file will be off by more than NEAR; else empty.
+
+        For the end of a training: looks at the codes as they are then.
+        """
+        self._priced()
         if self.bytes is None:
             return ""
-        self._priced()
         about = self.coded_bytes + self.rest
         if abs(about / self.bytes - 1) <= NEAR:
             return ""
@@ -96,7 +100,8 @@ class Rate:
         self.known = []
         for site, leaf in self.priced:
             codes = site.matrix(_seen(leaf)).round().abs()
-            self.known.append(prices(codes, 2 ** (leaf.grid.bits - 1) - 1 if leaf.grid else 1))
+            assert leaf.grid is not None
+            self.known.append(prices(codes, largest_code(leaf.grid.bits)))
 
     @torch.no_grad()
     def _look(self, progress: float) -> None:
@@ -143,5 +148,5 @@ def _rest(student: nn.Module, priced: set[int]) -> int:
 def _coded(tensor: Tensor | CodedTensor | Rehearsal) -> int:
     frozen = tensor.frozen() if isinstance(tensor, Rehearsal) else tensor
     if isinstance(frozen, CodedTensor):
-        return len(encode_integers(frozen.symbol_bytes().numpy(), frozen.symbols))
+        return len(encode_integers(frozen.symbol_bytes().cpu().numpy(), frozen.symbols))
     return len(encode_array(frozen.detach().float().cpu().numpy()))
