@@ -49,6 +49,7 @@ def every(width, rows, folder):
         found[repr(step)] = peak(lambda: step(model, task))
     pruned, _ = ex.Prune(0.7, scope="layer")(model, task)
     found["Repair"] = peak(lambda: ex.Repair()(pruned, task))
+    found["Tune"] = peak(lambda: ex.Tune(passes=1)(pruned, task))
     del pruned
     found["a recipe"] = peak(lambda: run(task, STEPS[:3]))
     for bits in (4, 8):

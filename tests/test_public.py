@@ -19,9 +19,9 @@ def test_the_public_names_are_sorted_and_these():
     assert enxuto.__all__ == sorted(enxuto.__all__)
     assert enxuto.__all__ == [
         *("Change", "Equalize", "Error", "Factorize", "Fold", "Prune", "PruneChannels", "Quantize", "Record", "Recover"),
-        *("Repair", "Result", "Schedule", "Sensitivity", "Share", "Target", "Task", "allocate", "compress", "convert"),
-        *("evaluate", "export", "keep_decoded_", "ledger", "load", "memory", "prepare", "report", "run", "save"),
-        "sensitivity",
+        *("Repair", "Result", "Schedule", "Sensitivity", "Share", "Target", "Task", "Tune", "allocate", "compress"),
+        *("convert", "evaluate", "export", "keep_decoded_", "ledger", "load", "memory", "prepare", "report", "run"),
+        *("save", "sensitivity"),
     ]
     assert dir(enxuto) == enxuto.__all__
     assert sorted([*enxuto._HOMES, *enxuto._ROOMS]) == enxuto.__all__

@@ -21,6 +21,7 @@ from enxuto.steps.recover import Recover
 from enxuto.steps.repair import Repair
 from enxuto.steps.share import Share
 from enxuto.steps.table import STEPS
+from enxuto.steps.tune import Tune
 from toys import Mlp, inputs, output, photograph, task_of, unchanged
 
 RECIPE = (
@@ -33,6 +34,7 @@ RECIPE = (
     Quantize(bits=4, per="group", group=16, activations=8, biases=8),
     Share(bits=3),
     Repair(gains=False),
+    Tune(passes=3),
     Recover(epochs=2.5, learning_rate=1e-4),
     Recover(during=(Prune(0.5), Share(3)), tight=0.5, rate="6 kB"),
 )

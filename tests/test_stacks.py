@@ -18,6 +18,7 @@ from enxuto.errors import NothingChangedError
 from enxuto.exporters import export
 from enxuto.recipe import run
 from enxuto.steps.table import STEPS
+from enxuto.task import Task
 from toys import Block, Mlp, ResidualCnn, inputs, output, photograph, seeded, task_of, unchanged
 
 NETS = (Mlp, ResidualCnn, Block)
@@ -32,26 +33,38 @@ STEPS_HERE: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "Quantize": ({"bits": 4, "activations": 8, "biases": 8}, {}),
     "Share": ({"bits": 3}, {}),
     "Repair": ({}, {}),
+    "Tune": ({"passes": 8}, {}),
     "Recover": ({"epochs": 1}, {}),
 }
 
 # What is rightly refused, with the words of the refusal. Whatever is not here must work, and whatever is here must not.
 NO_NORM = "the model has no batch norm"
 AGREES = "where the original's are"
+IDLE = ("Fold", "Repair", "Tune")  # have nothing to do beside each other on some networks
+ASIDE = "kept aside"  # Tune finds nothing lost on them
 MOVED = "for the better"  # Repair compares layers with the original's, and their channels have other factors
 REFUSED: dict[tuple[type[nn.Module], str, str], str] = {
     **{(net, "Fold", name): NO_NORM for net in (Mlp, Block) for name in ("Fold", "Repair")},
     **{(net, "Repair", "Repair"): AGREES for net in NETS},
     **{(net, "Repair", "Fold"): AGREES for net in (Mlp, Block)},
+    **{(net, "Fold", "Tune"): NO_NORM for net in (Mlp, Block)},
+    **{(net, "Repair", "Tune"): AGREES for net in NETS},
+    **{(net, "Tune", name): ASIDE for net in NETS for name in ("Repair", "Tune")},
+    **{(net, "Tune", "Fold"): ASIDE for net in (Mlp, Block)},
 }
 
 # Steps that find nothing to do beside one that does: the place of the step in the pair, and the words of its record.
 SKIPPED: dict[tuple[type[nn.Module], str, str], tuple[int, str]] = {
-    **{(net, "Fold", name): (0, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name not in ("Fold", "Repair")},
-    **{(net, name, "Fold"): (1, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name not in ("Fold", "Repair")},
+    **{(net, "Fold", name): (0, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name not in IDLE},
+    **{(net, name, "Fold"): (1, NO_NORM) for net in (Mlp, Block) for name in STEPS_HERE if name not in IDLE},
     **{(net, "Factorize", "Factorize"): (1, "one part of a factorized layer") for net in NETS},
-    **{(net, "Repair", name): (0, AGREES) for net in NETS for name in STEPS_HERE if name not in ("Fold", "Repair")},
+    **{(net, "Repair", name): (0, AGREES) for net in NETS for name in STEPS_HERE if name not in IDLE},
     **{(net, "Recover", "Repair"): (1, AGREES) for net in (Mlp, Block)},
+    **{(net, "Tune", name): (0, ASIDE) for net in NETS for name in STEPS_HERE if name not in IDLE},
+    **{(net, "Equalize", "Tune"): (1, ASIDE) for net in NETS},
+    **{(net, "Recover", "Tune"): (1, ASIDE) for net in (Mlp, Block)},
+    (ResidualCnn, "Tune", "Fold"): (0, ASIDE),
+    (ResidualCnn, "Fold", "Tune"): (1, ASIDE),
     (ResidualCnn, "Fold", "Fold"): (1, NO_NORM),
     (ResidualCnn, "Fold", "Repair"): (1, AGREES),
     (ResidualCnn, "Repair", "Fold"): (0, AGREES),
@@ -85,9 +98,17 @@ def steps_of(first: str, second: str):
     return [STEPS[first](**one), STEPS[second](**two)]
 
 
+def task_for(net: type[nn.Module], *names: str) -> Task:
+    """Four samples, and a hundred where some are kept aside."""
+    if "Tune" not in names:
+        return task_of(net)
+    chance = torch.Generator().manual_seed(0)
+    return Task(seeded(net), calibration=[torch.randn(96, *inputs(net).shape[1:], generator=chance)])
+
+
 @functools.cache
 def stacked(net: type[nn.Module], first: str, second: str) -> nn.Module:
-    return run(task_of(net), steps_of(first, second))[0]
+    return run(task_for(net, first, second), steps_of(first, second))[0]
 
 
 def named(case: object) -> str:
@@ -105,7 +126,7 @@ def test_every_pair_that_any_network_takes_is_exported():
 
 @pytest.mark.parametrize(("net", "first", "second"), [case for case in CASES if case in REFUSED], ids=named)
 def test_what_makes_no_sense_is_refused_and_harms_nothing(net, first, second):
-    task = task_of(net)
+    task = task_for(net, first, second)
     before = photograph(task.model)
     with pytest.raises(NothingChangedError, match=REFUSED[net, first, second]):
         run(task, steps_of(first, second))
@@ -114,7 +135,7 @@ def test_what_makes_no_sense_is_refused_and_harms_nothing(net, first, second):
 
 @pytest.mark.parametrize(("net", "first", "second"), [case for case in CASES if case not in REFUSED], ids=named)
 def test_two_steps_save_and_load_with_equal_outputs(net, first, second, tmp_path):
-    task = task_of(net)
+    task = task_for(net, first, second)
     before = photograph(task.model)
     model, records = run(task, steps_of(first, second))
     assert unchanged(task.model, before)

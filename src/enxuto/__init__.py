@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from enxuto.steps.recover import Recover
     from enxuto.steps.repair import Repair
     from enxuto.steps.share import Share
+    from enxuto.steps.tune import Tune
     from enxuto.task import Target, Task
     from enxuto.training.prepare import convert, prepare
     from enxuto.training.tighten import Schedule
@@ -54,6 +55,7 @@ _HOMES = {
     "Share": "steps.share",
     "Target": "task",
     "Task": "task",
+    "Tune": "steps.tune",
     "allocate": "allocation",
     "compress": "compression",
     "convert": "training.prepare",
@@ -87,6 +89,7 @@ __all__ = [
     "Share",
     "Target",
     "Task",
+    "Tune",
     "allocate",
     "compress",
     "convert",

@@ -20,6 +20,8 @@ from enxuto.layers.traits import traits
 from enxuto.records import Change
 from enxuto.select import Patterns, matches, select
 
+HELD = 2.0  # how much worse than on a fitted grid values may lie on the grid that a parameter has
+
 
 @dataclass(frozen=True, eq=False)
 class Site:
@@ -70,6 +72,41 @@ class Site:
             tensor.leaf.data = values.to(tensor.leaf)  # whoever else holds the old values keeps them
         else:
             tensor.data = values.to(tensor)
+
+    def settle_(self, values: Tensor) -> str:
+        """Puts other values in; a coded parameter keeps its grid where that holds them about as well as one fitted to them.
+        Says where it got another, to be told of in a record."""
+        tensor = self.tensor
+        if not isinstance(tensor, CodedTensor):
+            self.write_(values)
+            return ""
+        values = values.float()
+        held, fresh = tensor.recode(values), tensor.grid.encode(values, self.key)
+        errors = [float((each() - values).square().sum()) for each in (held, fresh)]
+        fits = errors[0] <= HELD**2 * errors[1]
+        made = held if fits else fresh
+        made.dtype = tensor.dtype
+        tensor.become_(made)
+        return "" if fits else f", on a new grid of {tensor.grid.bits} bits"
+
+    def scale_(self, gain: Tensor) -> None:
+        """Multiplies the row of each output channel, or all by one number; codes stay where scales can take it instead.
+
+        Shapes: gain [out] or [1].
+        """
+        values, tensor = self.read(), self.tensor
+        made = tensor.scaled(self._times(values.float(), gain), gain) if isinstance(tensor, CodedTensor) else None
+        if isinstance(tensor, CodedTensor) and made is not None:
+            made.dtype = tensor.dtype
+            tensor.become_(made)
+        else:
+            self.write_(self._times(values, gain))
+
+    def _times(self, values: Tensor, gain: Tensor) -> Tensor:
+        gain = gain.to(values)
+        if values.ndim == 1 or gain.numel() == 1:
+            return values * gain
+        return self.shaped(self.matrix(values) * gain[:, None])
 
     def code_(self, tensor: nn.Module) -> None:
         """Puts a tensor module in its place, everywhere."""

@@ -18,7 +18,7 @@ def parts(recipe: Recipe) -> tuple[float, float]:
     return (thin[0] if thin else 1.0), tolerance
 
 
-def play(best_size: float, allowed: float = 0.005) -> list[tuple[float, float, Trial]]:
+def play(best_size: float, allowed: float = 0.005) -> list[tuple[float, float, Trial, bool]]:
     """Layers of this size lose least beside their bytes; thinner ones lose more, and so do coarser tolerances."""
     wish = Wish(
         does=lambda trial: trial.drop <= allowed,
@@ -35,24 +35,27 @@ def play(best_size: float, allowed: float = 0.005) -> list[tuple[float, float, T
         size, tolerance = parts(recipe)
         file_bytes = round(1e5 * size * max(0.2, -math.log10(tolerance) - 1))
         drop = 0.004 * (tolerance / 3e-4) + (0.2 * (best_size - size) if size < best_size else 0.0)
+        drop *= 0.5 if isinstance(recipe[-1], ex.Tune) else 1.0
         trial = Trial(0.0, "", file_bytes, 0.0, False, "", drop)
-        tried.append((size, tolerance, trial))
+        tried.append((size, tolerance, trial, isinstance(recipe[-1], ex.Tune)))
     raise AssertionError("no end")
 
 
 @pytest.mark.parametrize("best_size", [1.0, 0.4, 0.15])
 def test_the_thinnest_layers_that_pay_are_found(best_size: float) -> None:
     tried = play(best_size)
-    fitting = [(trial.file_bytes, size) for size, _, trial in tried if trial.drop <= 0.005]
+    fitting = [(trial.file_bytes, size) for size, _, trial, _ in tried if trial.drop <= 0.005]
     assert min(fitting)[1] <= max(0.5, best_size)
     whole = min(file_bytes for file_bytes, size in fitting if size == 1)
     assert min(fitting)[0] <= whole
-    assert len({size for size, _, _ in tried}) < 10
+    assert len({size for size, _, _, _ in tried}) < 10
 
 
 def test_the_tolerance_is_near_the_coarsest_that_will_do() -> None:
-    coarsest = max(tolerance for size, tolerance, trial in play(1.0) if size == 1 and trial.drop <= 0.005)
-    assert 3e-4 <= coarsest <= 3.75e-4 * 1.001, "0.004 at 0.0003 is allowed to become 0.005"
+    fitting = [(tolerance, tuned) for size, tolerance, trial, tuned in play(1.0) if size == 1 and trial.drop <= 0.005]
+    untuned, tuned = (max(tolerance for tolerance, each in fitting if each is way) for way in (False, True))
+    assert 3e-4 <= untuned <= 3.75e-4 * 1.001, "0.004 at 0.0003 is allowed to become 0.005"
+    assert 6.5e-4 <= tuned <= 7.5e-4 * 1.001, "and twice that where tuning halves what is lost"
 
 
 def test_sizes_that_bring_nothing_end_it() -> None:
@@ -79,6 +82,7 @@ def test_a_network_that_takes_no_such_step_is_left_at_once() -> None:
     assert asked[-1][0] < 1
     pruned = recipes.send(None)
     assert [type(step) for step in pruned] == [ex.Prune, ex.Quantize]
+    assert [type(step) for step in recipes.send(None)] == [ex.Quantize, ex.Tune]
     with pytest.raises(StopIteration):
         recipes.send(None)
 

@@ -33,15 +33,22 @@ def influence(
     if answer is not None:
         moved, missing = answer.data
         return moved, missing
+    moved, missing = moved_by(model, batches, weights, seed, outputs)
+    keep(Answer([moved, missing], {}), model, *asked)
+    return moved, missing
+
+
+def moved_by(
+    model: nn.Module, batches: Iterable[Batch], weights: Sequence[Site], seed: int = 0, outputs: Outputs | None = None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The same for these batches, which are looked at anew."""
     variances = _variances(model, batches, outputs)
     least = max(variances.values(), default=0.0) * 1e-12  # an output that never changes has no spread to be told in
     units = {name: 1 / math.sqrt(max(each, 1e-30)) for name, each in variances.items() if each > least or not least}
     found, missing = squared_gradients(model, batches, weights, seed, units=units)
     moved = {key: math.sqrt(float(square.double().mean())) for key, square in found.items()}
     missing |= {key: UNREACHED for key, each in moved.items() if not each}
-    moved = {key: each for key, each in moved.items() if each}
-    keep(Answer([moved, missing], {}), model, *asked)
-    return moved, missing
+    return {key: each for key, each in moved.items() if each}, missing
 
 
 def _variances(model: nn.Module, batches: Iterable[Batch], outputs: Outputs | None) -> dict[str, float]:

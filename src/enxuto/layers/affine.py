@@ -187,8 +187,9 @@ class AffineTensor(CodedTensor):
     def scaled(self, values: Tensor, gain: Tensor) -> AffineTensor | None:
         if self.grid.bits == 1 and not bool(gain.all()):
             return None  # one bit has no code for zero
-        rows = self.scale.float().view(-1, 1) if self.grid.per == "tensor" else self.scale.float().view(gain.numel(), -1)
-        grid = replace(self.grid, per="channel") if self.grid.per == "tensor" else self.grid
+        alone = self.grid.per == "tensor" and gain.numel() > 1
+        rows = self.scale.float().view(-1, 1) if alone else self.scale.float().view(gain.numel(), -1)
+        grid = replace(self.grid, per="channel") if alone else self.grid
         scale = (rows * gain.float().abs()[:, None]).flatten()
         return AffineTensor.of(grid, values, torch.where(scale > 0, scale, 1.0))
 

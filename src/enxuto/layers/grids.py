@@ -197,7 +197,7 @@ class CodedTensor(nn.Module):
     def scaled(self, values: Tensor, gain: Tensor) -> CodedTensor | None:
         """The same codes where `values` are the weight times `gain` for each row, or their negatives; None where no grid can.
 
-        Shapes: gain [out].
+        Shapes: gain [out], or [1] for all of them.
         """
         return None
 

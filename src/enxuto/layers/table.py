@@ -90,6 +90,9 @@ class TableTensor(CodedTensor):
         entries = self.codebook.detach().float()  # fewer values than codes: the last entry stands for the rest
         return torch.cat([entries, entries[-1:].expand(2**self.grid.bits - entries.numel())])
 
+    def scaled(self, values: Tensor, gain: Tensor) -> TableTensor | None:
+        return TableTensor.of(self.grid, values, self.codebook * gain.to(self.codebook)) if gain.numel() == 1 else None
+
     def told(self) -> list[Any]:
         return [self.kind, self.grid.bits]
 

@@ -1,4 +1,5 @@
-"""Recipes without training: layers made thin by the data, and one tolerance for all bits; a generator told what they gave.
+"""Recipes without training: layers made thin by the data, one tolerance for all bits, and what that moved tuned back; a generator
+told what they gave.
 
 Fewer, finer numbers are often smaller than many coarse ones: how thin pays is found by trying, thinner each time.
 """
@@ -13,6 +14,7 @@ from enxuto.plan.history import Trial
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
+from enxuto.steps.tune import Tune
 from enxuto.task import Step
 
 Recipe = tuple[Step, ...]
@@ -25,6 +27,7 @@ FEWER_HALVINGS = 5
 COARSEST = 0.1  # of the outputs' spread, by one step of one value: nothing is left of a network
 THIN, THINNER = 0.5, 0.7  # of the weights' bytes in thin layers: first, and times what it was before
 THINNEST = 0.02
+TUNED = (0.9, 3.0)  # times the tolerance that was best untuned: where that of tuned networks is looked for
 ZEROS = 0.3  # of the weights, the others refit: 2 to 13 % smaller files on five of the zoo's networks
 IDLE = 2  # sizes in a row that may bring nothing
 
@@ -41,24 +44,27 @@ class Wish:
 
 
 def untrained(prefixes: Sequence[Recipe], wish: Wish) -> Generator[Recipe, Trial | None, Recipe]:
-    """Whole layers first, then ever thinner ones, each with the tolerance that is best for it, until that brings nothing; and the
-    best of them with some zeros. Returns the beginning, of those given, that whole layers are smallest behind."""
-    prefix, best, tolerance = yield from _begun(prefixes, wish)
-    if tolerance is None:
+    """Whole layers first, then ever thinner ones, each with the tolerance that is best for it, until that brings nothing; then
+    the best with some zeros, and what was best tuned. Returns the beginning, of those given, that is best for whole layers."""
+    prefix, best, at = yield from _begun(prefixes, wish)
+    if at is None:
         return prefix
     found, idle, size = prefix, 0, THIN
-    around = _around(tolerance)
     while idle < IDLE and size >= THINNEST:
         steps = (*prefix, Factorize(size=round(size, 3)))
-        cost, tolerance = yield from _halved(steps, wish, around, FEWER_HALVINGS)
+        cost, tolerance = yield from _halved(steps, wish, _around(at), FEWER_HALVINGS)
         if tolerance is None:
             break  # not to be applied, and thinner layers neither
         idle = 0 if cost < best else idle + 1
         if cost < best or math.isinf(best):
-            found, around = steps, _around(tolerance)
+            found, at = steps, tolerance
         best = min(best, cost)
         size *= THINNER
-    yield from _halved((*found, Prune(ZEROS, scores="wanda", refit=True)), wish, around, FEWER_HALVINGS)
+    zeros = (*found, Prune(ZEROS, scores="wanda", refit=True))
+    cost, tolerance = yield from _halved(zeros, wish, _around(at), FEWER_HALVINGS)
+    if cost < best and tolerance is not None:
+        found, at = zeros, tolerance
+    yield from _halved(found, wish, _around(at, TUNED), FEWER_HALVINGS, (Tune(),))
     return prefix
 
 
@@ -78,19 +84,19 @@ def folded_or_not(base: Recipe, fold: Recipe) -> tuple[Recipe, ...]:
     return ((*base, *fold), base) if fold else (base,)
 
 
-def _around(tolerance: float) -> tuple[float, float]:
-    return tolerance * AROUND[0], min(tolerance * AROUND[1], COARSEST)
+def _around(tolerance: float, times: tuple[float, float] = AROUND) -> tuple[float, float]:
+    return tolerance * times[0], min(tolerance * times[1], COARSEST)
 
 
 def _halved(
-    prefix: Recipe, wish: Wish, between: tuple[float, float], halvings: int
+    prefix: Recipe, wish: Wish, between: tuple[float, float], halvings: int, then: Recipe = ()
 ) -> Generator[Recipe, Trial | None, tuple[float, float | None]]:
     """The least cost among tolerances that do, and the last that did; None where the recipe could not be applied."""
     low, high = between
     cost, found = math.inf, None
     for _ in range(halvings):
         middle = halfway(low, high)
-        trial = yield (*prefix, tolerated(middle))
+        trial = yield (*prefix, tolerated(middle), *then)
         if trial is None:
             return math.inf, None
         if wish.does(trial):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from enxuto.checks import check_flags
 from enxuto.copies import separate_
@@ -15,7 +15,6 @@ from enxuto.errors import NothingChangedError, RangeError
 from enxuto.evidence.outputs import Answers
 from enxuto.evidence.pairs import NormPlace, OutputPlace, Place, agree_
 from enxuto.evidence.places import LEFT, holder, norm_places, output_places
-from enxuto.layers.grids import CodedTensor
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches, select
 from enxuto.sites import Site
@@ -23,7 +22,6 @@ from enxuto.surgery import borrowed
 from enxuto.task import Task
 
 SCALED = 1.5  # times as far as the original's may channels spread by chance or what other steps do to them
-HELD = 2.0  # how much worse than on a fitted grid a bias may lie on the grid that it has
 
 
 @dataclass(frozen=True)
@@ -117,42 +115,8 @@ def _settled_(model: nn.Module, place: Place) -> Change:
     gain, shift = place.correction()
     bias = Site(place.path, "bias", layer)
     done = "bias moved"
-    fitted = _put_(bias, bias.read().double() * gain + shift)
+    fitted = bias.settle_(bias.read().double() * gain + shift)
     if place.gains:
-        _scale_(Site(place.path, "weight", layer), gain)
+        Site(place.path, "weight", layer).scale_(gain)
         done = "bias moved, rows scaled"
     return Change(place.path, f"{done}{fitted}", f"its outputs' {what} the original's")
-
-
-def _put_(bias: Site, values: Tensor) -> str:
-    """Writes a bias; a coded one keeps its grid where that holds it about as well as a fitted one. Says where it did not."""
-    tensor = bias.tensor
-    if not isinstance(tensor, CodedTensor):
-        bias.write_(values)
-        return ""
-    values = values.float()
-    held, fresh = tensor.recode(values), tensor.grid.encode(values, bias.key)
-    errors = [float((each() - values).square().sum()) for each in (held, fresh)]
-    fits = errors[0] <= HELD**2 * errors[1]
-    made = held if fits else fresh
-    made.dtype = tensor.dtype
-    tensor.become_(made)
-    return "" if fits else f", on a new grid of {tensor.grid.bits} bits"
-
-
-def _scale_(weight: Site, gain: Tensor) -> None:
-    """Multiplies each output channel's row; codes stay, and their scales are multiplied."""
-    values, tensor = weight.read(), weight.tensor
-    made = tensor.scaled(_times(weight, values.float(), gain), gain) if isinstance(tensor, CodedTensor) else None
-    if isinstance(tensor, CodedTensor) and made is not None:
-        made.dtype = tensor.dtype
-        tensor.become_(made)
-    else:
-        weight.write_(_times(weight, values, gain))
-
-
-def _times(weight: Site, values: Tensor, gain: Tensor) -> Tensor:
-    gain = gain.to(values)
-    if values.ndim == 1:
-        return values * gain
-    return weight.shaped(weight.matrix(values) * gain[:, None])

@@ -13,7 +13,8 @@ from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
 from enxuto.steps.repair import Repair
 from enxuto.steps.share import Share
+from enxuto.steps.tune import Tune
 
 STEPS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Fold, Equalize, Prune, PruneChannels, Factorize, Quantize, Share, Repair, Recover)
+    kind.__name__: kind for kind in (Fold, Equalize, Prune, PruneChannels, Factorize, Quantize, Share, Repair, Tune, Recover)
 }
