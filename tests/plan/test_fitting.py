@@ -63,7 +63,7 @@ def test_without_training_all_ways_to_write_weights_are_tried() -> None:
     _, tried = play(300, never)
     kinds = {(type(step), getattr(step, "per", "")) for recipe, _ in tried for step in recipe}
     weights = {(ex.Share, ""), (ex.Quantize, "network"), (ex.Quantize, "channel"), (ex.Prune, "")}
-    assert kinds == weights | {(ex.Factorize, "")}
+    assert kinds == weights | {(ex.Factorize, ""), (ex.Tune, "")}
 
 
 def test_training_grows_until_the_time_holds_no_more_and_still_fits() -> None:
