@@ -30,7 +30,7 @@ from enxuto.plan.untrained import Wish, folded_or_not, untrained
 from enxuto.recipe import line
 from file_coders import NETWORKS, network
 
-NAME, SEARCHED = "file_untrained", "searched"
+NAME, SEARCHED = "file_untrained", "thin layers"
 CLAIM = "without training and labels: the smallest file at half a point of the validation"
 MAX_DROP = 0.005
 TOLERANCES = tuple(float(f"{2e-5 * 1.1**k:.3g}") for k in range(56))
@@ -40,26 +40,28 @@ Tried = Callable[[int], tuple[dict[str, Any], nn.Module]]
 
 
 def main(names: list[str]) -> None:
-    """Every network of the zoo, or those named, whose rows take the place of those that are there; with `searched` among the
-    names only what `compress` finds."""
+    """Every network of the zoo, or those named, whose rows take the place of those that are there; other names are how the ways
+    to measure begin: "nncodec", "tolerance, gptq", "thin layers" for what `compress` begins with."""
     torch.set_num_threads(1)
     found = common.known(NAME)
-    for name in [name for name in names if name != SEARCHED] or list(NETWORKS):
+    ways = tuple(name for name in names if name not in NETWORKS)
+    for name in [name for name in names if name in NETWORKS] or list(NETWORKS):
         model, task = network(name)
         with tempfile.TemporaryDirectory() as folder:
-            for way, best in _bests(model, task, Path(folder), ours=SEARCHED in names):
+            for way, best in _bests(model, task, Path(folder), ways or ("",)):
                 found[name, way] = {"network": name, "way": way, **best, "_commit": common.commit()}
                 print(found[name, way], flush=True)
                 common.tell(NAME, CLAIM, sorted(found.values(), key=lambda row: list(NETWORKS).index(row["network"])), quiet=True)
 
 
-def _bests(model: nn.Module, task: ex.Task, folder: Path, *, ours: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    for way, places, tried in () if ours else _ways(model, task, folder):
+def _bests(model: nn.Module, task: ex.Task, folder: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for way, places, tried in _ways(model, task, folder):
+        if way.startswith(wanted):
+            started = time.process_time()
+            yield way, {**_smallest(model, task, places, tried), "seconds": time.process_time() - started}
+    for prefix in folded_or_not((), fold(task)) if SEARCHED.startswith(wanted) or SEARCHED in wanted else ():
         started = time.process_time()
-        yield way, {**_smallest(model, task, places, tried), "seconds": time.process_time() - started}
-    for prefix in folded_or_not((), fold(task)):
-        started = time.process_time()
-        way = "thin layers, zeros, tolerance" + ", folded first" * len(prefix)
+        way = f"{SEARCHED}, zeros, tolerance, tuned" + ", folded first" * len(prefix)
         yield way, {**_searched(model, task, prefix, folder), "seconds": time.process_time() - started}
 
 
