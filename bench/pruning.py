@@ -2,7 +2,9 @@
 
 512 samples without labels. Quality is that of the test split, at settings that nobody chose by it (of the validation split for
 the digits, which have no test apart); the distance is how far outputs moved on validation samples that no step saw, of their
-variance. "normed" is the same with batch norms whose statistics are moved as far as the pruning moved them on the 512.
+variance. "normed" is the same with batch norms whose statistics are moved as far as the pruning moved them on the 512, and
+"tuned" is what `Tune` makes of it by the same samples. `python bench/pruning.py resnet-20 "70 % in each layer"` runs a part,
+whose rows take the place of those that are there.
 """
 
 from __future__ import annotations
@@ -33,25 +35,29 @@ PATTERNS: tuple[tuple[str, dict[str, object]], ...] = (
     ("2:4", {"pattern": "2:4"}),
 )
 SCORES = ("magnitude", "wanda", "taylor")
+TUNED = (("magnitude", False), ("wanda", True))  # with refit or without: the least and the most that is done before
+CLAIM = "zeros by the data keep what zeros by magnitude lose, without training"
 UNSEEN = 512  # samples of the validation split, for the distance
 
 
 def main(names: list[str]) -> None:
-    """Every network with every pattern of zeros, by every score, as it is and refit."""
+    """Every network with every pattern of zeros, by every score, as it is and refit; or those that are named."""
     torch.set_num_threads(1)
-    rows: list[dict[str, object]] = []
-    for name in names or list(NETWORKS):
+    found = common.known("pruning")
+    patterns = [each for each in PATTERNS if each[0] in names] or PATTERNS
+    for name in [name for name in names if name in NETWORKS] or list(NETWORKS):
         model, task = network(name)
         judge = task.test or task.evaluate
         assert judge is not None
         whole = _mean(judge(model))
         moved = _distance(model, name)
-        for zeros, sizes in PATTERNS:
+        for zeros, sizes in patterns:
             for scores in SCORES:
                 for refit in (False, True):
                     started = time.process_time()
                     small, _ = ex.Prune(scores=scores, refit=refit, **sizes)(model, task)  # type: ignore[arg-type]
-                    row: dict[str, object] = {"network": name, "zeros": zeros, "scores": scores, "refit": refit}
+                    row: dict[str, object] = {"network": name, "way": f"{zeros}, {scores}{', refit' * refit}", "zeros": zeros}
+                    row |= {"scores": scores, "refit": refit, "_commit": common.commit()}
                     row |= {"original": whole, "seconds": time.process_time() - started}
                     row |= {"drop": whole - _mean(judge(small)), "distance": moved(small)}
                     norms = [path for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -59,9 +65,14 @@ def main(names: list[str]) -> None:
                         normed = duplicate(small)
                         agree_(normed, model, [NormPlace(path) for path in norms], task.calibration)
                         row |= {"drop normed": whole - _mean(judge(normed)), "distance normed": moved(normed)}
-                    rows.append(row)
+                    if (scores, refit) in TUNED:
+                        tuned, record = ex.Tune()(small, task)
+                        row |= {"drop tuned": whole - _mean(judge(tuned)), "distance tuned": moved(tuned)}
+                        row |= {"seconds tuned": record.seconds}
+                    found[name, str(row["way"])] = row
                     print(row, flush=True)
-    common.tell("pruning", "zeros by the data keep what zeros by magnitude lose, without training", rows)
+                    rows = sorted(found.values(), key=lambda each: list(NETWORKS).index(each["network"]))
+                    common.tell("pruning", CLAIM, rows, quiet=True)
 
 
 def _mean(quality: object) -> float:
