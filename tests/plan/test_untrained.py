@@ -80,9 +80,9 @@ def test_a_network_that_takes_no_such_step_is_left_at_once() -> None:
     next(recipes)
     asked = [parts(recipes.send(Trial(0.0, "", 1000, 0.0, False, "", 0.0))) for _ in range(HALVINGS)]
     assert asked[-1][0] < 1
-    pruned = recipes.send(None)
-    assert [type(step) for step in pruned] == [ex.Prune, ex.Quantize]
-    assert [type(step) for step in recipes.send(None)] == [ex.Quantize, ex.Tune]
+    tuned = recipes.send(None)
+    assert [type(step) for step in tuned] == [ex.Quantize, ex.Tune]
+    assert [type(step) for step in recipes.send(None)] == [ex.Prune, ex.Quantize], "what cannot be tuned is not tuned again"
     with pytest.raises(StopIteration):
         recipes.send(None)
 

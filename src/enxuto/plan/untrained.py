@@ -28,6 +28,7 @@ COARSEST = 0.1  # of the outputs' spread, by one step of one value: nothing is l
 THIN, THINNER = 0.5, 0.7  # of the weights' bytes in thin layers: first, and times what it was before
 THINNEST = 0.02
 TUNED = (0.9, 3.0)  # times the tolerance that was best untuned: where that of tuned networks is looked for
+ZEROED = (0.6, 1.8)  # times what was best without zeros
 ZEROS = 0.3  # of the weights, the others refit: 2 to 13 % smaller files on five of the zoo's networks
 IDLE = 2  # sizes in a row that may bring nothing
 
@@ -45,7 +46,7 @@ class Wish:
 
 def untrained(prefixes: Sequence[Recipe], wish: Wish) -> Generator[Recipe, Trial | None, Recipe]:
     """Whole layers first, then ever thinner ones, each with the tolerance that is best for it, until that brings nothing; then
-    the best with some zeros, and what was best tuned. Returns the beginning, of those given, that is best for whole layers."""
+    what was best tuned, and with some zeros. Returns the beginning, of those given, that is best for whole layers."""
     prefix, best, at = yield from _begun(prefixes, wish)
     if at is None:
         return prefix
@@ -60,11 +61,12 @@ def untrained(prefixes: Sequence[Recipe], wish: Wish) -> Generator[Recipe, Trial
             found, at = steps, tolerance
         best = min(best, cost)
         size *= THINNER
+    then: Recipe = (Tune(),)
+    _, tolerance = yield from _halved(found, wish, _around(at, TUNED), FEWER_HALVINGS, then)
+    if tolerance is None:
+        then, tolerance = (), at
     zeros = (*found, Prune(ZEROS, scores="wanda", refit=True))
-    cost, tolerance = yield from _halved(zeros, wish, _around(at), FEWER_HALVINGS)
-    if cost < best and tolerance is not None:
-        found, at = zeros, tolerance
-    yield from _halved(found, wish, _around(at, TUNED), FEWER_HALVINGS, (Tune(),))
+    yield from _halved(zeros, wish, _around(tolerance, ZEROED), FEWER_HALVINGS, then)
     return prefix
 
 
