@@ -140,6 +140,13 @@ def _cut(shape: Shape, before: Shape) -> bool:
     return len(shape) == len(before) and all(size <= was for size, was in zip(shape, before, strict=True))
 
 
+def check_parts(model: nn.Module) -> None:
+    """Raises ArtifactError for a thin layer whose parts do not go with what is said of it beside them."""
+    for path, module in model.named_modules():
+        if isinstance(module, THIN) and not module.fits:
+            raise ArtifactError(f"the parts of the file's '{path}' do not make one {type(module).__name__}; the file is damaged.")
+
+
 def check_dtypes(model: nn.Module, into: nn.Module) -> None:
     """Raises ArtifactError when weights and statistics of one dtype come back in several, which no layer could run."""
     found = _dtypes(model)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from enxuto.artifact.claims import check_dtypes, check_grid, check_memory
+from enxuto.artifact.claims import check_dtypes, check_grid, check_memory, check_parts
 from enxuto.artifact.container import HEADER, Reader, sizes, tables, write
 from enxuto.artifact.graph import GRAPH, attach
 from enxuto.artifact.index import Entry as Stored
@@ -119,6 +119,7 @@ def _loaded(reader: Reader, into: nn.Module) -> nn.Module:
             _assign_(model, name, tensor)
     _tie_(model, same)
     check_dtypes(model, into)
+    check_parts(model)
     set_states_(model, extra)
     for module in model.modules():
         if isinstance(module, nn.RNNBase) and not isinstance(module, Coded):

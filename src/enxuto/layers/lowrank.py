@@ -39,6 +39,11 @@ class _Thin(nn.Sequential):
         return part
 
     @property
+    def fits(self) -> bool:
+        """True when what is told beside the parts agrees with them."""
+        return True
+
+    @property
     def weight(self) -> Tensor:
         """The whole weight, for a network that asks for its dtype or its size; made anew at each call."""
         whole: Tensor = self.up.weight.flatten(1) @ self.down.weight.flatten(1)
@@ -193,6 +198,8 @@ class KroneckerLinear(_Thin):
 
     def __init__(self, in_features: int, out_features: int, rank: int, rows: int, columns: int, bias: bool = True) -> None:
         super().__init__()
+        if out_features % rows or in_features % columns:
+            raise ValueError(f"rows={rows} and columns={columns} do not divide {out_features} outputs and {in_features} inputs")
         self.rows = rows
         self.down = nn.Linear(columns, rank * rows, bias=False)
         self.up = nn.Linear(rank * (in_features // columns), out_features // rows, bias=False)
@@ -212,6 +219,12 @@ class KroneckerLinear(_Thin):
     def out_features(self) -> int:
         """As of the whole layer."""
         return int(self.up.out_features) * self.rows
+
+    @property
+    def fits(self) -> bool:
+        rank, left = divmod(self.down.out_features, self.rows)
+        whole = rank > 0 and not left and not self.up.in_features % rank
+        return whole and (self.bias is None or len(self.bias) == self.out_features)
 
     @property
     def weight(self) -> Tensor:

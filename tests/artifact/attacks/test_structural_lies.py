@@ -41,6 +41,14 @@ def test_no_file_that_lies_takes_ten_times_its_size(told):
     assert [name for name, grown in most.items() if grown > 10 * told[name]["file_bytes"] + NOISE_BYTES] == []
 
 
+def test_parts_of_a_thin_layer_that_do_not_go_together_are_refused(tmp_path):
+    honest = next(each for each in lies.honest(tmp_path) if each.name == "KroneckerLinear, None")
+    [edit] = [edit for edit in honest.meta["edits"] if edit["path"] == "layer"]
+    found = [lies.outcome(lie, tmp_path / "lie.nxt")["found"] for _, lie in lies.lies_of_arguments(honest, edit)]
+    assert set(found) <= {"ran", "refused"}
+    assert found.count("refused") > 0.9 * len(found)
+
+
 def test_every_kind_a_file_may_name_is_lied_about():
     assert set(KINDS) <= set(lies.LAYERS)
 
