@@ -8,7 +8,8 @@ from torch import nn
 
 import enxuto as ex
 from enxuto.errors import RangeError
-from enxuto.evidence.histograms import BINS, Histogram, fitted_ranges
+from enxuto.evidence.histograms import BINS, Histogram, clipped_ranges, fitted_ranges
+from enxuto.exporters.weights import clipped_inputs
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.activations import ActivationGrid
 from enxuto.steps.quantize import Quantize
@@ -78,6 +79,15 @@ def test_what_the_products_do_not_need_is_cut():
     assert best[1] < 2e3
     ordinary = torch.randn(256, 8)
     assert fitted_ranges(model, [ordinary], "best", {"0"}) == fitted_ranges(model, [ordinary], "minmax", {"0"})
+    assert clipped_ranges(model, [x], {"0"}) == {"0": best}
+    assert clipped_ranges(model, [ordinary], {"0"}) == {}
+
+
+def test_a_file_cuts_inputs_but_those_that_have_grids_already():
+    model, x = outlying()
+    x[5, 0] = 2e4
+    assert clipped_inputs(model, [x]).keys() == {"0"}
+    assert clipped_inputs(model, [x], known={"0"}) == {}
 
 
 def test_zeros_alone_have_a_range():

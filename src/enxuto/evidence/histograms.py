@@ -90,6 +90,25 @@ def fitted_ranges(model: nn.Module, batches: Iterable[Batch], ranges: Ranges, pa
     layer reads of it; it looks at the batches twice, and the second time each layer runs on its inputs as each range would round
     them. Raises: TaskError when the model fails on a batch or gives values that are not finite.
     """
+    if ranges == "best":
+        return {path: best for path, (_, best) in _whole_and_best(model, batches, paths).items()}
+    seen: dict[str, Histogram] = {}
+
+    def count(path: str, given: Tensor) -> None:
+        if path in paths:
+            seen.setdefault(path, Histogram()).add(given)
+
+    watch_inputs(to_float(model), batches, count)
+    return {path: WAYS[ranges](alike) for path, alike in seen.items()}
+
+
+def clipped_ranges(model: nn.Module, batches: Iterable[Batch], paths: Collection[str]) -> dict[str, Span]:
+    """What `fitted_ranges` calls best, of the layers where that is not all that was seen."""
+    return {path: best for path, (whole, best) in _whole_and_best(model, batches, paths).items() if best != whole}
+
+
+def _whole_and_best(model: nn.Module, batches: Iterable[Batch], paths: Collection[str]) -> dict[str, tuple[Span, Span]]:
+    """All that was seen of the inputs of each layer, and the range with which its products move least."""
     plain = to_float(model)
     seen: dict[str, tuple[Histogram, Histogram]] = {}
 
@@ -97,17 +116,14 @@ def fitted_ranges(model: nn.Module, batches: Iterable[Batch], ranges: Ranges, pa
         if path in paths:
             alike, read = seen.setdefault(path, (Histogram(), Histogram()))
             alike.add(given)
-            if ranges == "best":
-                read.add(given, _read(plain.get_submodule(path)))
+            read.add(given, _read(plain.get_submodule(path)))
 
     watch_inputs(plain, batches, count)
-    if ranges != "best":
-        return {path: WAYS[ranges](alike) for path, (alike, _) in seen.items()}
     spans = {
         path: tuple(dict.fromkeys([*(way(alike) for way in WAYS.values()), mse(read)])) for path, (alike, read) in seen.items()
     }
     errors = _errors(plain, batches, spans)
-    return {path: _better(each, [errors[path, span] for span in each]) for path, each in spans.items()}
+    return {path: (each[0], _better(each, [errors[path, span] for span in each])) for path, each in spans.items()}
 
 
 def _read(layer: nn.Module) -> Tensor:

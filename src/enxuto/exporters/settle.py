@@ -43,6 +43,8 @@ class Settling:
         self.model, self.batches, self.precision, self.folder = model, batches, precision, folder
         self.dynamic_batch = dynamic_batch
         self.plain, self.scales, self.notes = on_grids(model, batches, rounding, precision)
+        grids = input_grids(model)
+        self.inputs = (clipped_inputs(self.plain, batches, grids) if precision == "int8" else {}) | grids
         self.exact = folder / "float.onnx"
         self.written, self.graph = self._opened(frozenset())
         self.ways = ways(self.graph.proto.graph, precision)
@@ -53,10 +55,9 @@ class Settling:
         """The float file with all weights on grids but those of the layers at these paths."""
         plain = restored(self.plain, self.model, whole)
         written = to_onnx(plain, self.batches[0], self.exact, others=self.batches[1:], dynamic_batch=self.dynamic_batch)
-        inputs = clipped_inputs(plain, self.batches) if self.precision == "int8" else {}
         scales = {name: scale for name, scale in self.scales.items() if name.rpartition(".")[0] not in whole}
         parameters = dict(plain.named_parameters(remove_duplicate=False))
-        return written, Graph(self.exact, self.batches, Given(scales, inputs | input_grids(self.model), parameters))
+        return written, Graph(self.exact, self.batches, Given(scales, self.inputs, parameters))
 
     def write(self, path: os.PathLike[str], chosen: Mapping[str, Way]) -> Distance:
         """Writes the file and tells how far it is from the network."""

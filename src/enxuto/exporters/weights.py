@@ -7,10 +7,9 @@ from collections.abc import Collection, Sequence
 from torch import Tensor, nn
 
 from enxuto.batches import Batch
-from enxuto.calibrate import input_ranges
 from enxuto.encode import code_weights_
 from enxuto.errors import TaskError
-from enxuto.evidence.histograms import fitted_ranges
+from enxuto.evidence.histograms import clipped_ranges
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.affine import Affine, AffineTensor
 from enxuto.layers.coded import coded_tensors, weight_names
@@ -119,14 +118,17 @@ def _all_scales(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def clipped_inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, tuple[float, int]]:
-    """Grids (scale, zero point) of the inputs, by path, of layers that lose least where a part of what was seen is cut."""
-    paths = {path for path, module in model.named_modules() if traits(module).product}
+def clipped_inputs(model: nn.Module, batches: Sequence[Batch], known: Collection[str] = ()) -> dict[str, tuple[float, int]]:
+    """Grids (scale, zero point) of the inputs, by path, of layers that lose least where a part of what was seen is cut.
+
+    Layers at the paths that are `known` have grids already and are not looked at.
+    """
+    paths = {path for path, module in model.named_modules() if traits(module).product and path not in known}
     try:
-        fitted, whole = fitted_ranges(model, batches, "best", paths), input_ranges(model, batches)
+        cut = clipped_ranges(model, batches, paths) if paths else {}
     except TaskError:  # outputs that are not finite: the whole range is safe
         return {}
-    return {path: activation_grid(*span) for path, span in fitted.items() if span != whole[path]}
+    return {path: activation_grid(*span) for path, span in cut.items()}
 
 
 def _shortened(model: nn.Module, kept: dict[str, Tensor], precision: str) -> list[str]:
