@@ -17,7 +17,7 @@ from enxuto import zoo
 from enxuto.errors import LimitError, RangeError
 from enxuto.memory.blocks import Choice
 from enxuto.memory.planning import cheapest, lean_optimizers
-from enxuto.memory.trials import largest_batch
+from enxuto.memory.trials import equal, largest_batch
 
 BATCH = torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))
 LIMITS = {"resnet-8": ("8 MB", "3 MB"), "transformer": ("14 MB", "4 MB"), "lenet-300-100": ("6.2 MB",)}
@@ -75,6 +75,13 @@ def test_the_search_finds_what_counting_finds(slopes, limit, guess, most):
     found = largest_batch(lambda size: asked.append(size) or peak(size), limit, guess=guess, most=most)
     assert found == max((size for size in range(1, most + 1) if peak(size) <= limit), default=0)
     assert all(1 <= size <= most for size in asked)
+
+
+@given(samples=st.integers(1, 5000), size=st.integers(1, 5000))
+def test_equal_passes_are_as_many_and_no_larger(samples, size):
+    found = equal(samples, size)
+    assert -(-samples // found) == -(-samples // size)
+    assert found == min(smaller for smaller in range(1, min(size, samples) + 1) if -(-samples // smaller) == -(-samples // size))
 
 
 @given(

@@ -19,7 +19,7 @@ from enxuto.errors import LimitError, RangeError
 from enxuto.memory.blocks import Choice, choices
 from enxuto.memory.prediction import said_once
 from enxuto.memory.training import Loss, MakeOptimizer, Pass, Precision
-from enxuto.memory.trials import FEW, MOST, Training, measured_pace
+from enxuto.memory.trials import FEW, Training, measured_pace
 from enxuto.progress import counted
 from enxuto.sizes import format_bytes, parse_bytes, tensor_bytes
 
@@ -104,7 +104,7 @@ def plan(
     _enough_for_weights(model, limit_bytes)
     asked = Training(model, batch, loss, optimizer, precision, device, wanted)
     options = _options(asked, limit_bytes)
-    largest = asked.largest(limit_bytes, guess=wanted, most=MOST)
+    largest = asked.largest(limit_bytes)
     others = list(_others(asked, min(FEW, largest)))
     for training in counted(others, "planning", len(others)):
         options += _in_parts(training, limit_bytes, ())
@@ -215,9 +215,8 @@ def _in_parts(training: Training, limit_bytes: int, paths: tuple[str, ...]) -> l
     wanted = training.wanted
     if training.peak(wanted, 1, paths) <= limit_bytes:
         return [_option(training, limit_bytes, wanted, 1, paths)]
-    size = training.largest(limit_bytes, guess=max(1, wanted // 2), most=wanted, accumulation=2, paths=paths)
-    passes = -(-wanted // size) if size else 0
-    if not size or wanted // passes < training.least:
+    passes = training.fewest_passes(limit_bytes, paths)
+    if not passes or wanted // passes < training.least:
         return []
     return [_option(training, limit_bytes, -(-wanted // passes), passes, paths)]
 

@@ -87,22 +87,32 @@ class Training:
     def least(self) -> int:
         """The fewest samples that can be trained on: two where one is refused, as by a batch norm of vectors."""
         try:
-            self.profile(1)
+            self.profile(1, 2)  # in several passes, which is what small sizes are asked for
         except Exception as refused:
             try:
-                self.profile(2)
+                self.profile(2, 2)
             except Exception:
                 raise refused from None
             return 2
         return 1
 
-    def largest(self, limit_bytes: int, guess: int, most: int, accumulation: int = 1, paths: tuple[str, ...] = ()) -> int:
-        """The most samples of a pass within the limit; 0 when not even `least` are."""
-        if not self.profile(self.wanted).predicted:
-            most = min(most, self.wanted)  # what must really run is not tried larger than asked for
-        return largest_batch(
-            lambda size: self.peak(size, accumulation, paths), limit_bytes, guess=guess, least=self.least, most=most
+    def largest(self, limit_bytes: int) -> int:
+        """The most samples of one pass within the limit, whatever an update sees; 0 when not even `least` are."""
+        most = MOST if self.profile(self.wanted).predicted else self.wanted  # what must really run is not tried larger
+        return largest_batch(self.peak, limit_bytes, guess=self.wanted, least=self.least, most=most)
+
+    def fewest_passes(self, limit_bytes: int, paths: tuple[str, ...] = ()) -> int:
+        """In how few equal passes the samples of an update keep within the limit; 0 when not even `least` samples a pass do."""
+        if self.wanted < self.least:
+            return 0
+        size = largest_batch(
+            lambda size: self.peak(equal(self.wanted, size), 2, paths),
+            limit_bytes,
+            guess=max(1, self.wanted // 2),
+            least=self.least,
+            most=self.wanted,
         )
+        return -(-self.wanted // size) if size else 0
 
     def seconds(self, few: int) -> float:
         """The median time of a training step of a copy of the model, really run on a few samples."""
@@ -115,6 +125,16 @@ class Training:
                 step.run(model, batch, optimizer)
                 times.append(time.perf_counter() - start)
         return median(times[1:])
+
+
+def equal(samples: int, size: int) -> int:
+    """The size of equal passes, as many as those of `size` samples would be.
+
+    >>> [equal(32, size) for size in (32, 16, 15, 11, 10, 1)]
+    [32, 16, 11, 11, 8, 1]
+    """
+    passes = -(-samples // size)
+    return -(-samples // passes)
 
 
 def measured_pace(asked: Training, other: Training, few: int) -> float | None:
