@@ -37,8 +37,8 @@ def peak(work):
     kept = work()
     return peak_bytes() - before
 
-def every(width, rows, folder):
-    model, batch = network(width), torch.randn(rows, 3, 64, 64)
+def every(width, rows, folder, colours):
+    model, batch = network(width), torch.randn(rows, 3, 32, 32) + colours * torch.randn(rows, 3, 1, 1)
     task = ex.Task(model, calibration=[batch])
     model(batch[:2])
     found = {"weights": sum(p.numel() * 4 for p in model.parameters())}
@@ -69,8 +69,8 @@ STEPS = [ex.Fold(), ex.Prune(0.8), ex.Share(bits=4), ex.Quantize(bits=4), ex.Qua
          ex.Share(bits=3, rounding="gptq"), ex.Prune(scores="wanda", scope="row"), ex.Prune(scores="taylor", scope="layer"),
          ex.Prune(scores="wanda", layers="5", refit=True), ex.Recover(epochs=1)]
 torch.set_num_threads(1)
-every(16, 16, sys.argv[1])  # what is imported and compiled once
-print(json.dumps(every(2048, 16, sys.argv[1])))
+every(16, 16, sys.argv[1], colours=1)  # what is imported and compiled once; images so unlike that one int8 file is enough
+print(json.dumps(every(1024, 16, sys.argv[1], colours=0)))
 """
 
 
@@ -94,7 +94,7 @@ def peaks(code: str, folder: Path) -> dict[str, int]:
 def test_no_step_takes_more_than_twice_the_model_and_a_batch(tmp_path):
     found = peaks(PEAKS, tmp_path)
     weights = found.pop("weights")
-    allowed = 2 * weights + found.pop("batch") + 2**23  # and eight megabytes for pieces of weights
+    allowed = 2 * weights + found.pop("batch") + 2**21  # and two megabytes for pieces of weights
     assert set(MORE) <= set(found)
     assert {name: peak / weights for name, peak in found.items() if peak > allowed + MORE.get(name, 0) * weights} == {}
 

@@ -137,7 +137,7 @@ def random_network(seed: int) -> tuple[nn.Module, int]:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_random_network_is_foreseen_in_bf16(seed: int) -> None:
     model, channels = random_network(seed)
-    x, y = torch.randn(11, channels, 20, 20), torch.randint(10, (11,))
+    x, y = torch.randn(11, channels, 14, 14), torch.randint(10, (11,))
     for batch, step in ((x, {}), ((x, y), {"loss": F.cross_entropy, "optimizer": torch.optim.SGD})):
         foreseen = memory.predict(model, batch, precision="bf16-mixed", **step)
         found = memory.record(model, batch, precision="bf16-mixed", **step)
