@@ -12,13 +12,13 @@ demo: .venv/ready
 	$(BIN)/enxuto demo --out out || [ $$? -eq 3 ]  # 3: a goal was missed, and the table says so
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 -p tools.lines
+	$(BIN)/python -m pytest -n 2 --dist worksteal -p tools.lines
 
 check-matrix: .venv/dev
 	$(BIN)/python tools/matrix.py
