@@ -58,13 +58,16 @@ def _odds(there: Tensor) -> Tensor:
     Shapes: bool [rows, columns] -> float32, the same.
     """
     counted = there.float()
-    rows, columns = (_logit(counted.sum(dim), counted.shape[dim]) for dim in (1, 0))
-    odds = rows[:, None] + columns - _logit(counted.sum(), counted.numel())
+    rows, columns = counted.sum(1), counted.sum(0)
+    whole = _logit(counted.sum(), counted.numel())
+    (heights, tall), (widths, wide) = (sums.unique(return_counts=True) for sums in (rows, columns))
+    classes = _logit(heights, counted.shape[1])[:, None] + _logit(widths, counted.shape[0]) - whole  # few, where most are zero
+    places = (tall[:, None] * wide).double()
     low, high, wanted = -20.0, 20.0, float(counted.sum())
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if float(torch.sigmoid(odds + middle).sum()) > wanted else (middle, high)
-    return odds + (low + high) / 2
+        low, high = (low, middle) if float((places * torch.sigmoid(classes + middle)).sum()) > wanted else (middle, high)
+    return _logit(rows, counted.shape[1])[:, None] + _logit(columns, counted.shape[0]) - whole + (low + high) / 2
 
 
 def _logit(count: Tensor, of: int) -> Tensor:

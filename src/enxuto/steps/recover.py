@@ -39,7 +39,8 @@ class Recover:
     `during` holds steps that tighten inside this training (Prune, Quantize, Share): little by little, and wholly from the part
     `tight` of it on; 0 is from the first batch. `rate` makes the file small while it trains: a text is the bytes to come to
     ("6 kB"), a number the loss that a bit is worth (3e-6 is a small file). It prices the codes of weights on grids of steps, so
-    `Quantize(bits=8, per="tensor")` comes before or in `during` with tight=0.
+    `Quantize(bits=8, per="tensor")` comes before or in `during` with tight=0; what else is in the file counts as it is then, so
+    code biases before as well.
     Raises: RangeError for numbers out of range; TaskError when training batches are neither (inputs, targets) nor a dict that
     holds "labels"; LimitError, before anything is trained, when the memory is not enough.
     Source: Hinton, Vinyals, Dean 2015; Polino, Pascanu, Alistarh 2018, "Model compression via distillation and quantization".
@@ -127,7 +128,7 @@ class Recover:
         if rate is not None:
             figures |= {"coded_bytes": rate.coded_bytes, "loss_per_bit": rate.now}
         if missed:
-            logger.warning("%s; train for more batches, or ask for what it came to.", missed)
+            logger.warning("%s; ask for what it came to, or train for more batches.", missed)
         change = Change("", f"trained for {total} batches", f"loss {losses[0]:.3g} to {figures['loss_last']:.3g}")
         kept = f"the running statistics of batch norms in {loop.alone} of {total} batches"
         alone = Change("", kept, "they gave single values, which have no variance, as a batch of one sample does")

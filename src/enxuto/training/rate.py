@@ -2,12 +2,15 @@
 
 Source: rate and distortion trained together as in Oktay et al. 2020, "Scalable model compression by entropy penalized
 reparameterization"; grids learn as in Esser et al. 2020. Deviation: the price is that of the codes themselves, looked at anew
-from time to time, straight through; no model is trained and none is sent.
+from time to time, straight through; no model is trained and none is sent. Where bytes are given, the smallest codes beyond them
+are left out from look to look, little by little as in Zhu, Gupta 2017, "To prune, or not to prune", and the price only brings the
+others near: alone it would overshoot, as steps and weights have momentum.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,13 +28,17 @@ from enxuto.training.objective import Moment
 
 NEAR = 0.15  # of the bytes that were given
 LOOKS = 120  # at the codes, in a training
+WEIGHED = 10  # looks, after which the codes are coded to see what they take beside their price
 RAMP = 0.3  # of the training, in which the weight grows to what it is
 SETTLED = 0.8  # of the training, from where on zeros stay
 NAMES = 16  # bytes of a name, a shape and a place in the file, about
 REACHED = 0.6  # of the training, when bytes that are given shall be there
 FIRST_WEIGHT = 2e-6  # of the loss for a bit, where the bytes are given and the weight is sought
-MOST_WEIGHT = 1e-3  # beyond it a training learns nothing but to be small
-NOW, EVER = 2.0, 0.15  # how hard its logarithm answers that of the bytes: what is off now, and what has been all along
+LEAST_WEIGHT, MOST_WEIGHT = 1e-8, 1e-3  # beyond it a training learns nothing but to be small
+NOW, EVER = 1.0, 0.05  # how hard its logarithm answers that of the bytes: what is off now, and what has been all along
+SPARE = 0.2  # of the bytes, in their logarithm, that the weight leaves for the cut
+TRIES = 3  # at how many codes take the bytes that are wanted
+STEEPNESS, FLATTEST, STEEPEST = 0.8, 0.4, 1.6  # of bytes over how many codes are not zero, in logarithms: at first, and limits
 
 
 @dataclass
@@ -47,7 +54,11 @@ class Rate:
     priced: list[tuple[Site, Rehearsal]] = field(init=False)
     known: list[Prices] = field(init=False, default_factory=list)
     looked: int = -1
+    free: list[Tensor | None] = field(init=False)  # what of each weight is no zero for ever
+    put: list[Tensor | None] = field(init=False)  # what the last cut left of each
+    began: float = field(init=False)  # the logarithm of the bytes at first
     off: float = 0.0  # what bytes have been off so far, in sum
+    beside: float = 1.0  # what the codes take in a file, beside their price
     settled: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +75,7 @@ class Rate:
                 f"rate={format_bytes(self.bytes)} is less than what is no code takes (biases, norms, parameters in float, names, "
                 f"shapes), about {format_bytes(self.rest)}; ask for more, or code more of it before."
             )
+        self.free = self.put = [leaf.keep for _, leaf in self.priced]
         self.now = FIRST_WEIGHT if self.weight is None else self.weight
 
     def __call__(self, moment: Moment) -> Tensor:
@@ -72,15 +84,15 @@ class Rate:
             self.looked = int(moment.progress * LOOKS)
             self._look(moment.progress)
         total = torch.zeros(())
-        for (site, leaf), price in zip(self.priced, self.known, strict=True):
-            steps = site.matrix(_seen(leaf)).abs()
-            total = total + (price.slopes(steps.detach()) * steps).sum()
+        for (site, leaf), price, free in zip(self.priced, self.known, self.free, strict=True):
+            seen = site.matrix(_seen(leaf)).detach().abs()
+            total = total + (price.slopes(seen) * site.matrix(_between(leaf, free)).abs()).sum()
         return self.now * (min(1.0, moment.progress / RAMP) if self.bytes is None else 1.0) * total
 
     @property
     def coded_bytes(self) -> float:
         """What all codes took when they were last looked at."""
-        return sum(price.total for price in self.known) / 8
+        return self.beside * sum(price.total for price in self.known) / 8
 
     def missed(self) -> str:
         """What became of bytes that were given, where the file will be off by more than NEAR; else empty.
@@ -88,6 +100,7 @@ class Rate:
         For the end of a training: looks at the codes as they are then.
         """
         self._priced()
+        self._weigh()
         if self.bytes is None:
             return ""
         about = self.coded_bytes + self.rest
@@ -99,30 +112,75 @@ class Rate:
     def _priced(self) -> None:
         self.known = []
         for site, leaf in self.priced:
-            codes = site.matrix(_seen(leaf)).round().abs()
             assert leaf.grid is not None
-            self.known.append(prices(codes, largest_code(leaf.grid.bits)))
+            self.known.append(prices(site.matrix(_seen(leaf)).round().abs(), largest_code(leaf.grid.bits)))
 
     @torch.no_grad()
     def _look(self, progress: float) -> None:
-        if progress >= SETTLED and not self.settled:
-            self.settled = True
-            for _, leaf in self.priced:
-                leaf.keep = _seen(leaf).round() != 0
+        if self.bytes is not None:
+            self._let_go()
         self._priced()
         if self.bytes is not None:
             self._steer(progress)
+        if progress >= SETTLED and not self.settled:
+            self.settled = True
+            self.free = [_seen(leaf).round() != 0 for _, leaf in self.priced]
+            self._keep(self.free)
+
+    def _let_go(self) -> None:
+        """Takes the cut back, and what another step has left meanwhile for what is free."""
+        each = zip(self.priced, self.free, self.put, strict=True)
+        self.free = [
+            free if leaf.keep is put else _both(leaf.keep, free if self.settled else None) for (_, leaf), free, put in each
+        ]
+        self._keep(self.free)
+
+    def _keep(self, kept: Sequence[Tensor | None]) -> None:
+        self.put = [*kept]
+        for (_, leaf), keep in zip(self.priced, kept, strict=True):
+            leaf.keep = keep
+            leaf.grow = self.bytes is not None and not self.settled  # what was cut may come back
+
+    def _weigh(self) -> None:
+        """Compares what the codes take with their price: a coder has to learn how often each is."""
+        total = sum(price.total for price in self.known) / 8
+        self.beside = sum(_coded(leaf) for _, leaf in self.priced) / total if total else 1.0
 
     def _steer(self, progress: float) -> None:
-        """Moves the weight so that bytes fall to what is wanted, evenly in their logarithm, while zeros can still change."""
+        """Bytes fall evenly in their logarithm: the weight brings them near from above, and the cut to where they shall be."""
         assert self.bytes is not None
-        wanted = math.log(self.bytes - self.rest)
+        now, wanted = math.log(max(1.0, self.coded_bytes)), math.log(self.bytes - self.rest)
         if not progress:
-            self.began = math.log(self.coded_bytes)
-        off = math.log(self.coded_bytes) - (self.began + (wanted - self.began) * min(1.0, progress / REACHED))
+            self.began = now
+        path = self.began + (wanted - self.began) * min(1.0, progress / REACHED)
+        off = now - path - SPARE
         if self.now < MOST_WEIGHT or off < 0:
             self.off += off
-        self.now = min(MOST_WEIGHT, FIRST_WEIGHT * math.exp(min(NOW * off + EVER * self.off, 50.0)))
+        self.now = min(MOST_WEIGHT, max(LEAST_WEIGHT, FIRST_WEIGHT * math.exp(min(NOW * off + EVER * self.off, 50.0))))
+        if now <= path:
+            self.now = 0.0  # what is gone rarely comes back
+        else:
+            self._cut_(math.exp(path))
+        if not self.looked % WEIGHED:
+            self._weigh()
+
+    def _cut_(self, allowed: float) -> None:
+        """Leaves out the smallest weights, in steps, so that the codes take about what is allowed."""
+        whole = [_seen(leaf).abs() for _, leaf in self.priced]
+        sizes = torch.cat([steps[steps.round() > 0] for steps in whole]).sort(descending=True).values
+        count, at, steep = len(sizes), self.coded_bytes, STEEPNESS
+        for _ in range(TRIES):
+            fewer = min(max(1, round(count * (allowed / at) ** (1 / steep))), len(sizes))
+            if fewer == count:
+                break
+            self._keep([steps >= sizes[fewer - 1] for steps in whole])
+            self._priced()
+            steep = min(max(math.log(self.coded_bytes / at) / math.log(fewer / count), FLATTEST), STEEPEST)
+            count, at = fewer, self.coded_bytes
+
+
+def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return one if other is None else other if one is None else one & other
 
 
 def _steps(leaf: Rehearsal) -> bool:
@@ -131,18 +189,26 @@ def _steps(leaf: Rehearsal) -> bool:
 
 def _seen(leaf: Rehearsal) -> Tensor:
     """Where the leaf lies between codes. Shapes: as the weight."""
+    return _between(leaf, leaf.keep)
+
+
+def _between(leaf: Rehearsal, keep: Tensor | None) -> Tensor:
+    """The same where `keep` stays, in place of its own."""
     assert leaf.grid is not None
-    steps = leaf.grid.steps(leaf.kept().float(), leaf.learned())
+    kept = leaf.leaf if keep is None else torch.where(keep, leaf.leaf, 0.0)
+    steps = leaf.grid.steps(kept.float(), leaf.learned())
     assert steps is not None
     return steps
 
 
 def _rest(student: nn.Module, priced: set[int]) -> int:
-    """About what of a file is no codes of weights: biases, norms, running statistics, names and shapes."""
+    """About what of a file is no codes of weights: biases, norms, running statistics, names and shapes; a scale has none."""
     held = {id(site.tensor): site.tensor for site in parameters(student) if not isinstance(site.module, Rehearsal)}
+    inside = {id(buffer) for leaf in student.modules() if isinstance(leaf, Rehearsal) for buffer in leaf.buffers()}
     buffers = [buffer for buffer in student.buffers() if buffer.is_floating_point() and buffer.ndim]
     others = [tensor for place, tensor in held.items() if place not in priced]
-    return NAMES * (len(held) + len(buffers)) + sum(map(_coded, [*others, *buffers]))
+    named = len(held) + sum(id(buffer) not in inside for buffer in buffers)
+    return NAMES * named + sum(map(_coded, [*others, *buffers]))
 
 
 def _coded(tensor: Tensor | CodedTensor | Rehearsal) -> int:
