@@ -29,10 +29,11 @@ def rounded_up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def parse_bytes(text: str | int | float, noun: str = "size", *, least: int = 1) -> int:
+def parse_bytes(text: str | int | float, noun: str = "size", *, least: int = 1, unit: bool = False) -> int:
     """The number of bytes that "100 kB", "1.5MB", "64 KiB" or a plain number means.
 
-    Raises: RangeError, which calls it `noun`, when the text is no size, or the size is below `least`.
+    Raises: RangeError, which calls it `noun`, when the text is no size, or the size is below `least`; with `unit`, for those to
+    whom a number says something else, when the text has none.
     >>> parse_bytes("100 kB"), parse_bytes("1.5MiB"), parse_bytes(512)
     (100000, 1572864, 512)
     """
@@ -40,6 +41,10 @@ def parse_bytes(text: str | int | float, noun: str = "size", *, least: int = 1) 
         match = _SIZE.fullmatch(text)
         if not match or match[2].lower() not in UNITS:
             raise RangeError(f"{noun}={text!r} is not understood; write a number and a unit, as in '100 kB' or '1.5 MB'.")
+        if unit and not match[2]:
+            raise RangeError(
+                f"{noun}={text!r} is a text without a unit; write '{match[1]} kB' for bytes, or {match[1]} for a number."
+            )
         count = float(match[1]) * UNITS[match[2].lower()]
     else:
         count = float(text) if within(text, "(-inf, inf)") else -1.0

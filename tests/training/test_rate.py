@@ -154,6 +154,8 @@ def test_the_term_pulls_weights_to_zero_and_steps_apart() -> None:
     [
         ({"rate": 0.0}, "rate=0.0"),
         ({"rate": "much"}, "much"),
+        ({"rate": "2"}, "rate='2' is a text without a unit; write '2 kB' for bytes, or 2 for a number"),
+        ({"rate": "3e-6"}, "3e-6"),
         ({"tight": 1.5}, "tight=1.5"),
         ({"during": [ex.PruneChannels(macs=0.5)]}, "PruneChannels in during="),
         ({"during": [ex.Prune]}, "Prune in during="),

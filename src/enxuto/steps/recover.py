@@ -89,7 +89,7 @@ class Recover:
         if not within(self.tight, "[0, 1]"):
             raise RangeError(f"{named('tight', self.tight)} is the part of the training before steps are whole; use 0.7.")
         if isinstance(self.rate, str):
-            parse_bytes(self.rate, "rate")
+            parse_bytes(self.rate, "rate", unit=True)
         elif self.rate is not None and not within(self.rate, "(0, inf)"):
             raise RangeError(f"{named('rate', self.rate)} is the loss that a bit is worth; use for example 3e-6, or '6 kB'.")
 
