@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import enxuto as ex
 import enxuto.measure
-from enxuto.errors import ExportError, TargetError
+from enxuto.errors import ExportError, TargetError, TaskError
 from toys import Mlp
 
 NAMES = ("file_bytes", "quality", "parameters", "macs", "latency_ms", "latency_samples_ms", "peak_memory_bytes")
@@ -202,6 +202,13 @@ def test_bad_goals_are_refused_before_anything_is_written(more: dict, message: s
     with pytest.raises(ex.Error, match=message):
         ex.compress(task(), **more, out=tmp_path)
     assert not (tmp_path / "small.nxt").exists()
+
+
+@pytest.mark.parametrize("what", [None, 3, [], {}])
+def test_a_report_of_what_is_no_result_says_what_would_do(what: object, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="is no result and no path of one; give what compress returned, or the folder it wrote"):
+        ex.report(what, tmp_path / "page.html")  # type: ignore[arg-type]
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_model_alone_is_no_task(tmp_path: Path) -> None:

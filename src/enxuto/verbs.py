@@ -14,6 +14,7 @@ from torch import nn
 from enxuto.artifact.save import Entry, load
 from enxuto.artifact.save import save as save_model
 from enxuto.batches import Batch
+from enxuto.checks import named
 from enxuto.errors import ExportError, OutputError, TaskError
 from enxuto.evaluation.compare import TOLERANCE
 from enxuto.evaluation.measurement import Evaluation
@@ -135,6 +136,10 @@ def report(what: Result | PathLike, path: PathLike, *, sensitivity: Sensitivity 
     """
     if isinstance(what, nn.Module):
         raise TaskError(f"{type(what).__name__} is a model, and a report is of a result; give what compress returned.")
+    if not isinstance(what, (Result, str, os.PathLike)):
+        raise TaskError(
+            f"{named('what', what)} is no result and no path of one; give what compress returned, or the folder it wrote."
+        )
     document = Document.from_json(what.document()) if isinstance(what, Result) else read_document(what)
     if sensitivity is None:
         sensitivity = newest_sensitivity(what.artifact.parent if isinstance(what, Result) else as_path(what))
