@@ -33,6 +33,7 @@ VALUES += [[2, 2], [0, 0], [-1, -1], [20_000] * 2, [2**30] * 2, [2**40], ["x", "
 DEVICES = ["cpu", "meta", "cuda", 0, None]
 SIZES_TOLD: list[Any] = [-1, 0, 2**30, 2**62, 3, 20_000, "x", None, [2, 2]]
 
+torch.manual_seed(0)  # which codes there are says which lies are told
 one, rows, image = torch.randn(2, 8), torch.randn(2, 5, 8), torch.randn(2, 8, 9, 9)
 LAYERS: dict[str, tuple[nn.Module, torch.Tensor]] = {
     "Identity": (nn.Identity(), one),
@@ -123,6 +124,7 @@ def lies(told: Honest) -> Iterator[tuple[str, Honest]]:
     edit = next((edit for edit in told.meta["edits"] if "kind" in edit and edit["path"] == "layer"), None)
     if edit is not None:
         yield from lies_of_arguments(told, edit)
+        yield from lies_of_parts(told)
     if "None" in told.name:
         yield from lies_of_sizes(told)
     yield from lies_of_tensors(told)
@@ -149,6 +151,23 @@ def lies_of_arguments(told: Honest, edit: dict[str, Any]) -> Iterator[tuple[str,
             yield edited(told, f"is {kind}", kind=kind)
             if kind in DESCRIBED:
                 yield edited(told, f"is {kind} with its arguments", kind=kind, args=describe(other))
+
+
+def lies_of_parts(told: Honest) -> Iterator[tuple[str, Honest]]:
+    """Layers of several parts: each part in turn as wide as its tensor, which is wider or narrower than the others take."""
+    for section, axis, more in itertools.product(told.sections, (0, 1), (-1, 1)):
+        part = section.name.removesuffix(".weight")
+        edit = next((edit for edit in told.meta["edits"] if edit["path"] == part != "layer" and "args" in edit), None)
+        outer = (part == "layer.down" and axis == 1) or (part == "layer.up" and axis == 0)  # of these the network is to judge
+        if edit is None or outer or axis >= len(section.shape):
+            continue
+        name = next(name for name in edit["args"] if name.startswith(("out_", "in_")[axis]))
+        shape = tuple(size + more * (place == axis) for place, size in enumerate(section.shape))
+        changed = replace(section, shape=shape, array=np.resize(np.asarray(section.array), shape))
+        sections = [changed if each is section else each for each in told.sections]
+        args = edit["args"] | {name: edit["args"][name] + more}
+        edits = [each | {"args": args} if each is edit else each for each in told.meta["edits"]]
+        yield told.told(f"{part} with {name}={args[name]}", meta=told.meta | {"edits": edits}, sections=sections)
 
 
 def describe_all(layer: nn.Module) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
@@ -40,8 +41,9 @@ class _Thin(nn.Sequential):
 
     @property
     def fits(self) -> bool:
-        """True when what is told beside the parts agrees with them."""
-        return True
+        """True when each part takes what the one before it gives, and what is told beside them agrees with them."""
+        parts: list[Any] = [*self.children()]
+        return all(one.out_channels == other.in_channels for one, other in pairwise(parts))
 
     @property
     def weight(self) -> Tensor:
@@ -76,6 +78,11 @@ class LowRankLinear(_Thin):
     sizes = ("in_features", "out_features")
     in_features, out_features, rank = _of("down", "in_features"), _of("up", "out_features"), _of("up", "in_features")
     bias = _of("up", "bias")
+
+    @property
+    def fits(self) -> bool:
+        """As of the others."""
+        return bool(self.down.out_features == self.up.in_features)
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
         super().__init__()

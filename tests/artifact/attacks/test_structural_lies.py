@@ -11,9 +11,11 @@ import pytest
 
 import lies
 from enxuto.layers.kinds import KINDS, _parameters
+from enxuto.layers.lowrank import THIN
 from enxuto.layers.rules import ARGUMENTS, FORBIDDEN
 
 STEP = 31
+NUMBERS = ("rows", "rank", "columns", "in_rank")  # that only layers of thin ones have
 NOISE_BYTES = 1 << 24  # that an allocator, an error message or a first import may take in a process
 
 
@@ -34,6 +36,23 @@ def test_no_file_that_lies_is_loaded_and_fails_later(told):
         (name, found["found"]) for name, found in told.items() if found["found"] not in ("ran", "refused", "not written")
     ] == []
     assert sum(found["found"] == "refused" for found in told.values()) > len(told) * 0.9
+
+
+@pytest.mark.parametrize("kind", THIN)
+def test_no_thin_layer_lies_about_its_parts(kind, tmp_path, monkeypatch):
+    """All of what no tensor tells, and parts that fit their tensors but not one another."""
+    monkeypatch.setattr(lies, "LAYERS", {kind.__name__: lies.LAYERS[kind.__name__]})
+    told = next(lies.honest(tmp_path))
+    edit = next(edit for edit in told.meta["edits"] if edit["path"] == "layer")
+    parts = [*lies.lies_of_parts(told)]
+    assert len(parts) >= 4
+    tried = [
+        *parts,
+        *((name, lie) for name, lie in lies.lies_of_arguments(told, edit) if name.split(": ")[1].startswith(NUMBERS)),
+    ]
+    found = {name: lies.outcome(lie, tmp_path / "lie.nxt")["found"] for name, lie in tried}
+    assert {name: how for name, how in found.items() if how not in ("ran", "refused")} == {}
+    assert not [name for name, _ in parts if found[name] != "refused"]
 
 
 def test_no_file_that_lies_takes_ten_times_its_size(told):
