@@ -78,6 +78,7 @@ MORE = {
     "a recipe": 1,  # what the step before gave is still there
     repr(ex.Recover(epochs=1)): 3,  # the trained weights, their gradients, the two states of AdamW, and an update of one layer
     "fp32": 1,  # the graph holds the weights, its bytes are written from a copy of a copy
+    "Tune": 1,  # every weight times its factor, and what of the gradients of these is there at once
     "int8": 5,  # the decoded weights, what ONNX Runtime's calibration holds of the graph, and a trial file that is compared
 }
 """How many times the weights some work takes beyond twice the weights, and of what."""
