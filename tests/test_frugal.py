@@ -37,8 +37,8 @@ def peak(work):
     kept = work()
     return peak_bytes() - before
 
-def every(width, rows, folder, colours):
-    model, batch = network(width), torch.randn(rows, 3, 32, 32) + colours * torch.randn(rows, 3, 1, 1)
+def every(width, rows, folder):
+    model, batch = network(width), torch.randn(rows, 3, 64, 64)
     task = ex.Task(model, calibration=[batch])
     model(batch[:2])
     found = {"weights": sum(p.numel() * 4 for p in model.parameters())}
@@ -49,7 +49,6 @@ def every(width, rows, folder, colours):
         found[repr(step)] = peak(lambda: step(model, task))
     pruned, _ = ex.Prune(0.7, scope="layer")(model, task)
     found["Repair"] = peak(lambda: ex.Repair()(pruned, task))
-    found["Tune"] = peak(lambda: ex.Tune(passes=1)(pruned, task))
     del pruned
     found["a recipe"] = peak(lambda: run(task, STEPS[:3]))
     for bits in (4, 8):
@@ -69,8 +68,8 @@ STEPS = [ex.Fold(), ex.Prune(0.8), ex.Share(bits=4), ex.Quantize(bits=4), ex.Qua
          ex.Share(bits=3, rounding="gptq"), ex.Prune(scores="wanda", scope="row"), ex.Prune(scores="taylor", scope="layer"),
          ex.Prune(scores="wanda", layers="5", refit=True), ex.Recover(epochs=1)]
 torch.set_num_threads(1)
-every(16, 16, sys.argv[1], colours=1)  # what is imported and compiled once; images so unlike that one int8 file is enough
-print(json.dumps(every(1024, 16, sys.argv[1], colours=0)))
+every(16, 16, sys.argv[1])  # what is imported and compiled once
+print(json.dumps(every(2048, 16, sys.argv[1])))
 """
 
 
@@ -78,7 +77,6 @@ MORE = {
     "a recipe": 1,  # what the step before gave is still there
     repr(ex.Recover(epochs=1)): 3,  # the trained weights, their gradients, the two states of AdamW, and an update of one layer
     "fp32": 1,  # the graph holds the weights, its bytes are written from a copy of a copy
-    "Tune": 1,  # every weight times its factor, and what of the gradients of these is there at once
     "int8": 5,  # the decoded weights, what ONNX Runtime's calibration holds of the graph, and a trial file that is compared
 }
 """How many times the weights some work takes beyond twice the weights, and of what."""
@@ -95,7 +93,7 @@ def peaks(code: str, folder: Path) -> dict[str, int]:
 def test_no_step_takes_more_than_twice_the_model_and_a_batch(tmp_path):
     found = peaks(PEAKS, tmp_path)
     weights = found.pop("weights")
-    allowed = 2 * weights + found.pop("batch") + 2**21  # and two megabytes for pieces of weights
+    allowed = 2 * weights + found.pop("batch") + 2**23  # and eight megabytes for pieces of weights
     assert set(MORE) <= set(found)
     assert {name: peak / weights for name, peak in found.items() if peak > allowed + MORE.get(name, 0) * weights} == {}
 
