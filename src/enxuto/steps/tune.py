@@ -62,6 +62,7 @@ class Tune:
             if after < before:
                 figures = {"output_error_before": before, "output_error": after, **record.figures}
                 return separate_(made, model), replace(record, figures=figures, seconds=time.monotonic() - start)
+            del made, record  # before the next takes memory
         raise NothingChangedError(
             f"{self} would change nothing for the better: outputs of samples kept aside are {before:.3g} of their spread off the "
             f"original's and would be {after:.3g}; give more samples, or leave the step out."

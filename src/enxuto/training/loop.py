@@ -79,8 +79,7 @@ class Loop:
         self._check(student)
 
     def _pace_(self, optimizer: Any, done: int, total: int) -> None:
-        """Up in a twentieth of the batches, then down along a cosine."""
-        share = min((done + 1) / max(1, total // WARM), 0.5 * (1 + math.cos(math.pi * done / total)))
+        share = pace(done, total, WARM)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate * share
 
@@ -105,6 +104,11 @@ class Loop:
                 f"training diverged: the loss became {self.losses[-1]} after {len(self.losses)} batches; use a lower "
                 f"learning_rate than {self.learning_rate}."
             )
+
+
+def pace(done: int, total: int, warm: int) -> float:
+    """The part of a learning rate that the next of `total` updates has: up in one `warm`th of them, then down a cosine."""
+    return min((done + 1) / max(1, total // warm), 0.5 * (1 + math.cos(math.pi * done / total)))
 
 
 def _passes(batch: Example, size: int | None) -> list[tuple[Example, float]]:

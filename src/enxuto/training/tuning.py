@@ -30,6 +30,7 @@ from enxuto.progress import counted
 from enxuto.select import Patterns, matches
 from enxuto.sites import Site, parameters, sites, together
 from enxuto.surgery import to_float
+from enxuto.training.loop import pace
 
 UPDATE = 64  # samples that an update sees
 WARM = 5  # the part of all updates that warms up is one in so many
@@ -121,14 +122,13 @@ class Tuning:
         self, model: nn.Module, original: nn.Module, pulled: Sequence[Lever], samples: Sequence[Batch], said: Outputs | None
     ) -> int:
         """Moves the levers; how many updates it took. Raises: TaskError when the original fails on a part."""
-        lesson = _Lesson.of(original, samples, said)
+        lesson = _Wanted.of(original, samples, said)
         plain = to_float(model).requires_grad_(False)
         optimizer = torch.optim.Adam([lever.change for lever in pulled], lr=self.learning_rate)
         order = list(self._order(samples))
         with evaluating(plain), repeatable(plain), torch.enable_grad():
             for done, places in enumerate(counted(order, "tuning", len(order))):
-                share = min((done + 1) / max(1, len(order) // WARM), 0.5 * (1 + math.cos(math.pi * done / len(order))))
-                optimizer.param_groups[0]["lr"] = self.learning_rate * share
+                optimizer.param_groups[0]["lr"] = self.learning_rate * pace(done, len(order), WARM)
                 optimizer.zero_grad()
                 seen = sum(batch_size(samples[place]) for place in places)
                 for place in places:
@@ -153,21 +153,21 @@ class Tuning:
 
 
 @dataclass(frozen=True, eq=False)
-class _Lesson:
+class _Wanted:
     """What the original answers to each part, and how far each output spreads over all."""
 
     wanted: Sequence[Mapping[str, Tensor]]
     spreads: Mapping[str, Spread]
 
     @staticmethod
-    def of(original: nn.Module, samples: Sequence[Batch], said: Outputs | None) -> _Lesson:
+    def of(original: nn.Module, samples: Sequence[Batch], said: Outputs | None) -> _Wanted:
         with evaluating(original), repeatable(original):
             answers = [
                 output_tensors(attempt(original, each, f"part {place} of calibration")) for place, each in enumerate(samples, 1)
             ]
         names = [name for name in said_of(answers[0], said) if answers[0][name].is_floating_point()]
         wanted = [{name: each[name] for name in names if name in each} for each in answers]
-        return _Lesson(wanted, {name: Spread.of([each[name] for each in wanted if name in each]) for name in names})
+        return _Wanted(wanted, {name: Spread.of([each[name] for each in wanted if name in each]) for name in names})
 
     def loss(self, outputs: Any, place: int) -> Tensor:
         """How far outputs are from the original's, squared, in units of their spread: the mean over all outputs."""
