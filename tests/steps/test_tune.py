@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import enxuto as ex
-from enxuto.errors import LayerError, NothingChangedError, RangeError, TaskError
+from enxuto.errors import LayerError, NothingChangedError, RangeError
 from enxuto.layers.coded import coded_tensors
 from enxuto.recipe import run
 from enxuto.sites import sites
@@ -130,7 +130,7 @@ def test_three_samples_are_enough_to_try_and_one_is_refused() -> None:
     pruned, _ = ex.Prune(0.6)(task.model, task)
     _, record = ex.Tune(passes=2)(pruned, task)
     assert record.figures["output_error"] < record.figures["output_error_before"]
-    with pytest.raises(TaskError, match="holds a single sample"):
+    with pytest.raises(NothingChangedError, match="holds a single sample"):
         ex.Tune()(pruned, Task(task.model, calibration=[samples(Mlp)[0][:1]]))
 
 

@@ -48,8 +48,8 @@ class Tune:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The tuned copy.
 
-        Raises: NothingChangedError when nothing can be tuned, or the outputs of the samples kept aside came no nearer;
-        TaskError when there are too few samples, or the network fails on them.
+        Raises: NothingChangedError when nothing can be tuned, or by too few samples, or the outputs of those kept aside came no
+        nearer; TaskError when the network fails on them.
         """
         start = time.monotonic()
         select(borrowed(model), self.layers, lambda module: True)

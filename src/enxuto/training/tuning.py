@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from enxuto.batches import Batch, arguments, batch_size, parts
 from enxuto.calls import attempt, evaluating, repeatable
-from enxuto.errors import TaskError
+from enxuto.errors import NothingChangedError
 from enxuto.evidence.influence import moved_by
 from enxuto.evidence.samples import in_parts, small_batch
 from enxuto.functional.distill import same_values
@@ -92,14 +92,14 @@ def _real(site: Site) -> bool:
 def halves(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     """The samples in parts to tune by, and in parts to judge by: each eighth, and one at least.
 
-    Raises: TaskError when they cannot be parted: a single one, or one batch in a network that takes no other number.
+    Raises: NothingChangedError when they cannot be parted: a single one, or one batch in a network that takes no other number.
     """
     size = min(UPDATE, max(1, sum(map(batch_size, batches)) // ASIDE))
     small = [each for _, part in in_parts(model, batches) for each in _small(model, part, size)]
     if len(small) < 2:
-        raise TaskError(
-            "calibration holds a single sample, or a single batch that the network takes only whole, and some are to be tuned by "
-            "and others judged by; give more batches, better hundreds of samples."
+        raise NothingChangedError(
+            "nothing can be tuned: calibration holds a single sample, or a single batch that the network takes only whole, and some "
+            "are to be tuned by and others judged by; give more batches, better hundreds of samples."
         )
     every = min(ASIDE, len(small))
     return [part for place, part in enumerate(small, 1) if place % every], small[every - 1 :: every]
