@@ -98,8 +98,8 @@ def halves(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Batch], lis
     small = [each for _, part in in_parts(model, batches) for each in _small(model, part, size)]
     if len(small) < 2:
         raise NothingChangedError(
-            "nothing can be tuned: calibration holds a single sample, or a single batch that the network takes only whole, and some "
-            "are to be tuned by and others judged by; give more batches, better hundreds of samples."
+            "nothing can be tuned: calibration holds a single sample, or a single batch that the network takes only whole, and "
+            "some are to be tuned by and others judged by; give more batches, better hundreds of samples."
         )
     every = min(ASIDE, len(small))
     return [part for place, part in enumerate(small, 1) if place % every], small[every - 1 :: every]
