@@ -128,7 +128,7 @@ def _search(task: Task, target: Target, seconds: float, work: Path, before: Sequ
     search = Search(task, target, seconds, work, evaluate, limit)
     search.run()
     if search.best < 0:
-        why = " ".join(dict.fromkeys([*(trial.why for trial in search.given_up), *search.unchanged]))
+        why = " ".join(dict.fromkeys([*(trial.why for trial in search.given_up), *search.history.refused.values()]))
         raise TargetError(
             f"no recipe could be applied to this network; {why or 'inspect it to see which layers enxuto can treat.'}"
         )

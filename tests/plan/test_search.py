@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 import enxuto as ex
+from enxuto.errors import NothingChangedError
 from enxuto.plan import search as plan
 from enxuto.plan.history import End, History, in_words
 from enxuto.plan.search import Search, smallest_file
@@ -251,6 +252,34 @@ def test_a_search_whose_time_was_over_repeats_its_result_and_no_more(tmp_path: P
     again.run()
     assert again.trials[: len(first.trials)] == first.trials
     assert again.recipes[first.best] == first.recipes[first.best]
+
+
+def test_a_recipe_that_cannot_be_applied_is_not_tried_again_when_the_time_is_over(tmp_path, monkeypatch) -> None:
+    """As `Tune` where no tuning is better than none: only trying tells, and a search that repeats itself has no time to try."""
+    brought = task()
+    assert brought.evaluate is not None
+
+    def begun() -> Search:
+        return Search(brought, ex.Target(max_drop=0.3), 60.0, tmp_path, brought.evaluate, math.inf)
+
+    def nothing(*_: object, **__: object) -> None:
+        raise NothingChangedError("nothing to tune.")
+
+    first = begun()
+    recipes, trial = first._recipes(), None
+    for refused in (False, True, False):
+        recipe = plan.next_of(recipes, trial)
+        with monkeypatch.context() as patch:
+            if refused:
+                patch.setattr(plan, "run", nothing)
+            trial = first.attempt(recipe)
+        assert (trial is None) == refused
+    again = begun()
+    monkeypatch.setattr(again, "_tried", None)
+    again.start -= 1000
+    again.run()
+    assert (again.trials, again.end) == (first.trials, End("time", 60.0))
+    assert list(again.history.refused.values()) == ["nothing to tune."]
 
 
 @pytest.mark.parametrize("change", ["target", "evaluate", "damage"])

@@ -81,6 +81,7 @@ class History:
     path: Path
     key: str  # of the task, the target, the time and the quality of the original: another search has another
     known: dict[str, Trial] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # recipes that could not be applied, and why
     base: tuple[Step, ...] | None = None
     decided: list[float] = field(default_factory=list)  # lengths of training, in the order in which they were asked for
 
@@ -90,24 +91,37 @@ class History:
             if found["key"] != self.key:
                 return
             known = {item["recipe"]: Trial(**item) for item in found["trials"]}
+            refused = dict(found["refused"])
             base, decided = None if found["base"] is None else from_data(found["base"]), list(map(float, found["decided"]))
         except FileNotFoundError:
             return
         except (ValueError, TypeError, KeyError, RecipeError, OSError) as error:
             logger.warning("the history of an earlier search is damaged, and the search begins anew: %s", error)
             return
-        self.known, self.base, self.decided = known, base, decided
+        self.known, self.refused, self.base, self.decided = known, refused, base, decided
 
     @property
     def seconds(self) -> float:
         """How long the search had taken when its last trial ended."""
         return max((trial.seconds for trial in self.known.values()), default=0.0)
 
+    def answers(self, words: str) -> bool:
+        """True where what became of this recipe is known already."""
+        return words in self.known or words in self.refused
+
+    def remember(self, words: str, outcome: Trial | str) -> None:
+        """Keeps a recipe's trial, or why it could not be applied."""
+        if isinstance(outcome, Trial):
+            self.known[words] = outcome
+        else:
+            self.refused[words] = outcome
+        self.keep()
+
     def keep(self) -> None:
         """Writes what is known, whole or not at all."""
         trials = [dataclasses.asdict(trial) for trial in self.known.values()]
         base = None if self.base is None else to_data(self.base)
-        plain = {"key": self.key, "base": base, "decided": self.decided, "trials": trials}
+        plain = {"key": self.key, "base": base, "decided": self.decided, "refused": self.refused, "trials": trials}
         write_bytes(self.path, json.dumps(plain).encode())
 
 

@@ -65,7 +65,6 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     recipes: list[tuple[Step, ...]] = field(default_factory=list)
     given_up: list[Trial] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)  # why a step of a recipe would have changed nothing
     best: int = -1
     last: bool | None = None  # whether the last recipe lost little enough; None when it could not be applied
     end: End | None = None  # why the search ended
@@ -113,7 +112,7 @@ class Search:
         try:
             trial = None
             while (recipe := next_of(recipes, trial)) is not None:
-                if in_words(recipe) not in self.history.known:
+                if not self.history.answers(in_words(recipe)):
                     self._check_time()
                 trial = self.attempt(recipe)
                 if self.best >= 0 and self._enough(self.trials[self.best]):
@@ -131,14 +130,13 @@ class Search:
     def attempt(self, recipe: tuple[Step, ...]) -> Trial | None:
         """Runs, saves, reloads and judges one recipe, unless an earlier run did; None when it gave no file to judge."""
         words = in_words(recipe)
+        if not self.history.answers(words):
+            self.history.remember(words, self._tried(recipe, words))
         trial = self.history.known.get(words)
         if trial is None:
-            trial = self._tried(recipe, words)
-            if trial is None:
-                self.last = None
-                return None
-            self.history.known[words] = trial
-            self.history.keep()
+            logger.info("not tried: %s", self.history.refused[words])
+            self.last = None
+            return None
         if trial.given_up:
             logger.warning("given up: %s: %s", words, trial.why)
             self.given_up.append(trial)
@@ -153,8 +151,8 @@ class Search:
         self.last = trial.drop <= self.target.drop
         return trial
 
-    def _tried(self, recipe: tuple[Step, ...], words: str) -> Trial | None:
-        """What a recipe costs and gives, before it is compared with others; None when it could not be applied.
+    def _tried(self, recipe: tuple[Step, ...], words: str) -> Trial | str:
+        """What a recipe costs and gives, before it is compared with others; or why it could not be applied.
 
         Raises: TimeOver when the time ends before, and there is a result already or no hope of one.
         """
@@ -168,9 +166,7 @@ class Search:
             size = path.stat().st_size
             small = load(path, into=self.task.model)
         except (NothingChangedError, RangeError) as fault:  # nothing to do, or less asked for than the network can be
-            logger.info("not tried: %s", fault)
-            self.unchanged.append(str(fault))
-            return None
+            return str(fault)
         except (TaskError, ArtifactError) as fault:  # a training that diverged, a file that does not fit the network
             if self.best < 0 and isinstance(fault, TaskError):  # what is wrong with the data shows in the first recipes
                 raise
