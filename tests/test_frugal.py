@@ -37,6 +37,12 @@ def peak(work):
     kept = work()
     return peak_bytes() - before
 
+def tuned(model, task):
+    try:
+        return ex.Tune(passes=2)(model, task)
+    except ex.errors.NothingChangedError:  # outputs of the two samples kept aside may come no nearer
+        return None
+
 def every(width, rows, folder):
     model, batch = network(width), torch.randn(rows, 3, 64, 64)
     task = ex.Task(model, calibration=[batch])
@@ -56,6 +62,7 @@ def every(width, rows, folder):
         found[f"save {bits}"] = peak(lambda: ex.save(coded, folder + "/small.nxt", original=model))
         if bits == 8:
             found["int8"] = peak(lambda: ex.export(coded, folder + "/small.onnx", calibration=[batch], precision="int8"))
+        found[f"Tune {bits}"] = peak(lambda: tuned(coded, task))
         del coded
         found[f"load {bits}"] = peak(lambda: ex.load(folder + "/small.nxt", into=model))
     found["fp32"] = peak(lambda: ex.export(model, folder + "/small.onnx", calibration=[batch]))
@@ -76,6 +83,7 @@ print(json.dumps(every(2048, 16, sys.argv[1])))
 MORE = {
     "a recipe": 1,  # what the step before gave is still there
     repr(ex.Recover(epochs=1)): 3,  # the trained weights, their gradients, the two states of AdamW, and an update of one layer
+    **{f"Tune {bits}": 1 for bits in (4, 8)},  # decoded weights, those times their factors, and the gradient of one
     "fp32": 1,  # the graph holds the weights, its bytes are written from a copy of a copy
     "int8": 5,  # the decoded weights, what ONNX Runtime's calibration holds of the graph, and a trial file that is compared
 }

@@ -79,7 +79,7 @@ def _held_bytes(model: nn.Module, batch: Batch, place: str) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             held[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would hold the graph that holds it, and no one ever frees that
 
     with torch.enable_grad(), slow_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = [each for each in leaves(attempt(model, batch, place)) if each.requires_grad]

@@ -13,10 +13,11 @@ from enxuto.batches import Batch
 from enxuto.checks import named, whole, within
 from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, RangeError
+from enxuto.evidence.gradients import UNREACHED
 from enxuto.evidence.outputs import Answers
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, select
-from enxuto.surgery import borrowed
+from enxuto.surgery import borrowed, to_float
 from enxuto.task import Task
 from enxuto.training.tuning import Lever, Tuning, halves, levers
 
@@ -71,12 +72,15 @@ class Tune:
     def _tuned(self, model: nn.Module, task: Task, by: list[Batch], rate: float) -> tuple[nn.Module, Record]:
         """A copy tuned at this rate, and what moved in it."""
         made = borrowed(model)
-        pulled, missing = levers(made, self.layers, by[0], task.seed, task.outputs)
+        plain = to_float(made).requires_grad_(False)
+        given, missing = levers(made, plain, self.layers, by[0], task.seed, task.outputs)
+        updates = Tuning(self.passes, rate, task.seed).run_(plain, task.model, given, by, task.outputs)
+        pulled = [lever for lever in given if lever.pulled]
+        missing |= {lever.site.key: UNREACHED for lever in given if not lever.pulled}
         left = tuple(Change(key, "left as it was", why) for key, why in missing.items())
         if not pulled:
             why = f" ({reasons(left)})" if left else ""
             raise NothingChangedError(f"{self} would change nothing: no parameter moves the outputs{why}; leave the step out.")
-        updates = Tuning(self.passes, rate, task.seed).run_(made, task.model, pulled, by, task.outputs)
         figures = {"updates": float(updates), "learning_rate": rate}
         return made, Record(str(self), tuple(map(_settled_, pulled)), left, figures)
 

@@ -48,12 +48,11 @@ class Lever:
     change: Tensor
 
     @staticmethod
-    def of(site: Site, unit: float | None) -> Lever:
+    def of(site: Site, start: Tensor, unit: float | None) -> Lever:
         """One that changed nothing yet."""
-        start = site.read()
         keep = None if unit is None else free(site.module, site.name, start)
         change = torch.zeros_like(start if unit is not None else start.new_zeros(1), dtype=torch.float32)
-        return Lever(site, start, unit, keep, change.requires_grad_())
+        return Lever(site, start, unit, keep, change)
 
     def now(self) -> Tensor:
         """The values as they are with the change."""
@@ -62,27 +61,47 @@ class Lever:
         moved = self.start + (self.unit * self.change).to(self.start)
         return moved if self.keep is None else torch.where(self.keep, moved, self.start)
 
+    def held(self) -> Tensor:
+        """The values as they are, whose gradients become those of the change as they come: never are those of all there."""
+        values = self.now().requires_grad_()
+        values.register_post_accumulate_grad_hook(self._pull_)
+        return values
+
+    @torch.no_grad()
+    def _pull_(self, values: Tensor) -> None:
+        assert values.grad is not None
+        gradient, values.grad = values.grad.float(), None
+        if self.unit is None:
+            gradient = torch.dot(gradient.flatten(), values.float().flatten()).reshape(1)  # of exp, which is its own slope
+        else:
+            gradient *= self.unit if self.keep is None else self.unit * self.keep
+        self.change.grad = gradient if self.change.grad is None else self.change.grad + gradient
+
+    @property
+    def pulled(self) -> bool:
+        """True where a gradient of the outputs reached it."""
+        return self.change.grad is not None
+
 
 def levers(
-    model: nn.Module, layers: Patterns, batch: Batch, seed: int, outputs: Outputs | None
+    model: nn.Module, plain: nn.Module, layers: Patterns, batch: Batch, seed: int, outputs: Outputs | None
 ) -> tuple[list[Lever], dict[str, str]]:
-    """Those of the layers that match, and of parameters that the outputs do not move with, why; as a batch tells it.
+    """Those of the layers that match, over the values of `plain`, which is the model in float; and of vectors that the outputs
+    do not move with, why, as a batch tells it.
 
     Raises: TaskError when the model fails on it.
     """
-    weights = sites(model)
-    known = {id(weight.tensor) for weight in weights}
+    weights = list(filter(_real, sites(model)))
+    known = {id(weight.tensor) for weight in sites(model)}
     first = [places[0] for places in together(parameters(model)).values()]
     vectors = [site for site in first if len(site.shape) <= 1 and id(site.tensor) not in known and _real(site)]
-    chosen = [site for site in (*vectors, *filter(_real, weights)) if matches(site.path or site.name, layers)]
-    moved, missing = moved_by(model, [batch], chosen, seed, outputs)
-    chosen = [site for site in chosen if site.key in moved]
-    share = 1 / math.sqrt(max(1, len(chosen)))  # of what all of them together move the outputs
-    units = {
-        site.key: None if id(site.tensor) in known else share / (moved[site.key] * math.sqrt(math.prod(site.shape)))
-        for site in chosen
-    }
-    return [Lever.of(site, units[site.key]) for site in chosen], missing
+    weights, vectors = ([site for site in each if matches(site.path or site.name, layers)] for each in (weights, vectors))
+    moved, missing = moved_by(plain, [batch], vectors, seed, outputs) if vectors else ({}, {})
+    vectors = [site for site in vectors if site.key in moved]
+    share = 1 / math.sqrt(max(1, len(vectors) + len(weights)))  # of what all of them together move the outputs
+    units = {site.key: share / (moved[site.key] * math.sqrt(math.prod(site.shape))) for site in vectors}
+    starts = {site.key: plain.get_parameter(site.key).detach() for site in (*vectors, *weights)}
+    return [Lever.of(site, starts[site.key], units.get(site.key)) for site in (*vectors, *weights)], missing
 
 
 def _real(site: Site) -> bool:
@@ -94,8 +113,8 @@ def halves(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Batch], lis
 
     Raises: NothingChangedError when they cannot be parted: a single one, or one batch in a network that takes no other number.
     """
-    size = min(UPDATE, max(1, sum(map(batch_size, batches)) // ASIDE))
-    small = [each for _, part in in_parts(model, batches) for each in _small(model, part, size)]
+    plain, size = to_float(model), min(UPDATE, max(1, sum(map(batch_size, batches)) // ASIDE))
+    small = [each for _, part in in_parts(plain, batches) for each in _small(plain, part, size)]
     if len(small) < 2:
         raise NothingChangedError(
             "nothing can be tuned: calibration holds a single sample, or a single batch that the network takes only whole, and "
@@ -119,11 +138,12 @@ class Tuning:
     seed: int
 
     def run_(
-        self, model: nn.Module, original: nn.Module, pulled: Sequence[Lever], samples: Sequence[Batch], said: Outputs | None
+        self, plain: nn.Module, original: nn.Module, pulled: Sequence[Lever], samples: Sequence[Batch], said: Outputs | None
     ) -> int:
-        """Moves the levers; how many updates it took. Raises: TaskError when the original fails on a part."""
+        """Moves the levers of a model in float; how many updates it took. Raises: TaskError when the original fails on a part."""
+        if not pulled:
+            return 0
         lesson = _Wanted.of(original, samples, said)
-        plain = to_float(model).requires_grad_(False)
         optimizer = torch.optim.Adam([lever.change for lever in pulled], lr=self.learning_rate)
         order = list(self._order(samples))
         with evaluating(plain), repeatable(plain), torch.enable_grad():
@@ -131,10 +151,14 @@ class Tuning:
                 optimizer.param_groups[0]["lr"] = self.learning_rate * pace(done, len(order), WARM)
                 optimizer.zero_grad()
                 seen = sum(batch_size(samples[place]) for place in places)
+                values = {lever.site.key: lever.held() for lever in pulled}
                 for place in places:
-                    values = {lever.site.key: lever.now() for lever in pulled}
                     outputs = functional_call(plain, values, *arguments(samples[place]))
-                    (lesson.loss(outputs, place) * (batch_size(samples[place]) / seen)).backward()
+                    loss = lesson.loss(outputs, place) * (batch_size(samples[place]) / seen)
+                    if loss.requires_grad:  # not where all of it runs under no_grad
+                        loss.backward()
+                    del outputs, loss
+                del values  # before the next take memory
                 optimizer.step()
         return len(order)
 
