@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import enxuto as ex
-from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError
+from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError, TaskError
 from enxuto.progress import listening
 from enxuto.recipe import from_data, from_yaml, line, run, to_data, to_yaml, was_skipped
 from enxuto.records import Record
@@ -260,6 +260,18 @@ def test_every_field_of_every_step_refuses_what_is_of_another_type(kind):
             if field.type == "bool":
                 with pytest.raises(RangeError, match=f"^{field.name}=.* neither True nor False"):
                     kind(**{field.name: value})
+
+
+@pytest.mark.parametrize("kind", STEPS.values())
+def test_every_step_says_what_it_takes_when_it_is_called_with_anything_else(kind):
+    task, step = task_of(Mlp), kind()
+    for model, other, named in (
+        (None, task, "model is NoneType"),
+        (task.model, None, "task is NoneType"),
+        (task, task.model, "model is Task"),
+    ):
+        with pytest.raises(TaskError, match=f"^{named}.* takes a network and a task; write step"):
+            step(model, other)
 
 
 def test_what_says_how_something_is_done_that_was_not_asked_for_is_refused():

@@ -191,6 +191,11 @@ FORMS: dict[str, Row] = {
 Form = Literal["auto", "svd", "tucker", "cp", "kronecker"]
 
 
+def fits(form: Form, shape: Shape) -> bool:
+    """True where a layer of this size can have the form that is asked for."""
+    return form == "auto" or FORMS[form].fits(shape)
+
+
 def forms_of(form: Form, shape: Shape) -> list[str]:
     """The forms that a layer of this size may get: the one asked for, or two thin ones where that does not fit."""
     fitting = [name for name, row in FORMS.items() if row.fits(shape) and (form == name or (form == "auto" and row.auto(shape)))]

@@ -145,3 +145,13 @@ class Step(Protocol):
     """A frozen dataclass that turns a model into a smaller one and says what it did; it never edits its input."""
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]: ...
+
+
+def check_call(step: Step, model: object, task: object) -> None:
+    """Raises TaskError where a step was called with anything else than a model and a task."""
+    for name, value, kind in (("model", model, nn.Module), ("task", task, Task)):
+        if not isinstance(value, kind):
+            how = "step(network, ex.Task(network, calibration=[batch]))"
+            raise TaskError(
+                f"{name} is {type(value).__name__}, and {type(step).__name__} takes a network and a task; write {how}."
+            )

@@ -360,3 +360,30 @@ def test_a_class_that_torch_cannot_follow_is_named_once_with_all_layers() -> Non
         fits(model, x)
     with pytest.raises(TargetError, match=r"no recipe could be applied .*PruneChannels.*'a', 'b', 'c': torch.export .*Opaque"):
         compress(Task(model, calibration=[x]), target=Target(macs=0.5, max_drop=0.3), time="10 s")
+
+
+@pytest.mark.parametrize("goal", [{"sparsity": 0.25}, {"macs": 0.7}])
+def test_layers_that_no_gradient_reaches_are_no_longer_the_first_to_go(goal: dict[str, float]) -> None:
+    """A frozen backbone under no_grad has no Taylor scores: zeros for its channels would say that none of them matters."""
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Flatten())
+            self.head = nn.Sequential(nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                features = self.backbone(x)
+            out: Tensor = self.head(features)
+            return out
+
+    torch.manual_seed(0)
+    task = Task(Frozen().eval(), calibration=[IMAGES])
+    blind, record = PruneChannels(multiple_of=1, **goal)(task.model, task)
+    told = [change for change in record.skipped if "scored by magnitude" in change.what]
+    assert [change.path for change in told] == ["backbone.0"]
+    assert "no_grad" in told[0].why
+    assert all("lowest magnitude scores" in change.why for change in record.changes)
+    other, _ = PruneChannels(multiple_of=1, scores="magnitude", **goal)(task.model, task)
+    assert [p.shape for p in blind.parameters()] == [p.shape for p in other.parameters()]

@@ -528,3 +528,14 @@ def test_a_size_where_nothing_can_be_thinner_is_skipped_with_the_reason():
     task = Task(nn.Sequential(nn.Linear(2, 2)), calibration=[torch.randn(8, 2)])
     with pytest.raises(NothingChangedError, match="no selected layer is smaller"):
         Factorize(size=0.5)(task.model, task)
+
+
+@pytest.mark.parametrize(
+    ("form", "model"),
+    [("cp", nn.Linear(64, 64)), ("tucker", nn.Conv2d(64, 64, 1)), ("kronecker", nn.Conv2d(64, 64, 3))],
+)
+def test_a_form_that_fits_no_layer_is_refused(form, model):
+    """It was taken for two thin layers, without a word."""
+    task = Task(nn.Sequential(model).eval(), calibration=[torch.randn(8, 64, *[4, 4] * isinstance(model, nn.Conv2d))])
+    with pytest.raises(RangeError, match=f"form='{form}' fits none of the selected layers .'0'."):
+        Factorize(size=0.5, form=form)(task.model, task)

@@ -35,18 +35,18 @@ def magnitude(model: nn.Module, groups: Sequence[Group]) -> list[FloatArray]:
     return found
 
 
-def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], seed: int) -> list[FloatArray]:
+def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], seed: int) -> list[FloatArray | None]:
     """The squared change of the outputs when a unit is no longer read, to first order, summed over the samples.
 
     Without labels: with random signs r the gradient of r·f(x) has, squared, the expectation |∂f/∂u|², so that each
     backward pass estimates the sum over its samples. Batches go through in as many parts as keep what autograd holds of them
-    below the weights. Needs float parameters. Shapes: one [units] for each group.
+    below the weights. Needs float parameters. Shapes: one [units] for each group; None where no gradient reaches its weights.
     Source: Molchanov et al. 2019, "Importance estimation for neural network pruning", eq. 8; the random signs from
     Hutchinson 1990. Deviation: taken at the weights that read a unit, and of the outputs instead of a loss.
     """
     reading = [(index, part) for index, group in enumerate(groups) for part in group.slices if part.reads]
     weights = {id(held(model, part.address)): held(model, part.address).requires_grad_() for _, part in reading}
-    found = [np.zeros(group.size) for group in groups]
+    found, reached = [np.zeros(group.size) for group in groups], [False] * len(groups)
     for _, total in drawn(model, batches, seed):
         gradients = dict(zip(weights, torch.autograd.grad(total, list(weights.values()), allow_unused=True), strict=True))
         change = [np.zeros(group.size) for group in groups]
@@ -54,11 +54,12 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
             tensor = held(model, part.address)
             gradient = gradients[id(tensor)]
             if gradient is not None:
+                reached[index] = True
                 change[index] += _by_unit(part, groups[index].size, lambda w, g: (w * g).double(), tensor.detach(), gradient)
         for index, each in enumerate(change):
             found[index] += each**2
         del gradients, gradient, total  # as large as the weights, and the next come before these would go
-    return found
+    return [each if seen else None for each, seen in zip(found, reached, strict=True)]
 
 
 def _by_unit(part: Slice, size: int, made: Callable[..., Tensor], *tensors: Tensor) -> FloatArray:

@@ -17,6 +17,7 @@ from enxuto.checks import named, whole, within
 from enxuto.copies import separate_
 from enxuto.cut import Group, cut_
 from enxuto.errors import NothingChangedError, RangeError, TargetError
+from enxuto.evidence.gradients import UNREACHED
 from enxuto.evidence.pairs import NormPlace, agree_
 from enxuto.groups import Groups, find_groups
 from enxuto.groups.budget import MacModel, Order, cheapest, order
@@ -25,7 +26,7 @@ from enxuto.macs import total_macs
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches, select
 from enxuto.surgery import borrowed, to_float
-from enxuto.task import Task
+from enxuto.task import Task, check_call
 
 MULTIPLES = (8, 4, 2, 1)  # measured on ResNet-20 in ONNX Runtime: docs/prune-channels.md
 CLOSE = 0.9  # of the goal: fewer MACs left than that are too few, and a finer multiple is tried
@@ -72,6 +73,7 @@ class PruneChannels:
         Raises: LayerError when `layers` matches nothing, NothingChangedError when no unit can or needs to go,
         TargetError when the MACs cannot be brought down so far.
         """
+        check_call(self, model, task)
         start = time.monotonic()
         select(model, self.layers, lambda module: True)
         found = find_groups(model, task.sample)
@@ -81,8 +83,8 @@ class PruneChannels:
         groups = [found.groups[index] for index in chosen]
         plain = to_float(model).eval()
         costs = MacModel(plain, task.sample, groups)
-        scores = self._scores(plain, groups, task)
-        orders, counts = self._chosen(groups, scores, [found.zeros[index] for index in chosen], costs)
+        scores, by, blind = self._scores(plain, groups, task)
+        orders, counts = self._chosen(groups, scores, [found.zeros[index] for index in chosen], costs, by)
         if not any(counts):
             raise NothingChangedError(self._nothing("no unit would go", found))
         cuts = [(group, each.units[:count]) for group, each, count in zip(groups, orders, counts, strict=True) if count]
@@ -90,9 +92,7 @@ class PruneChannels:
         cut_(smaller, cuts)
         if any(count > each.free for each, count in zip(orders, counts, strict=True)):
             agree_(smaller, model, _norms(smaller, cuts), task.calibration)
-        changes = [
-            _change(group, each, count, self.scores) for group, each, count in zip(groups, orders, counts, strict=True) if count
-        ]
+        changes = [_change(group, each, count, by) for group, each, count in zip(groups, orders, counts, strict=True) if count]
         _log.info("%s: %d of %d groups got smaller", self, len(changes), len(found.groups))
         figures = {
             "macs_before": float(costs.before),
@@ -100,16 +100,23 @@ class PruneChannels:
             "parameters_before": float(sum(p.numel() for p in plain.parameters())),
             "parameters_after": float(sum(p.numel() for p in to_float(smaller).parameters())),
         }
-        return separate_(smaller, model), Record(str(self), tuple(changes), found.frozen, figures, time.monotonic() - start)
+        skipped = (*found.frozen, *blind)
+        return separate_(smaller, model), Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
 
-    def _scores(self, model: nn.Module, groups: Sequence[Group], task: Task) -> list[FloatArray]:
-        exact = self.macs is None and not self.sparsity
-        if exact or self.scores == "magnitude":
-            return magnitude(model, groups)
-        return taylor(model, groups, task.calibration, task.seed)
+    def _scores(self, model: nn.Module, groups: Sequence[Group], task: Task) -> tuple[list[FloatArray], str, list[Change]]:
+        """What the units of each group matter, by which scores, and the groups for which those asked for could not be had."""
+        exact, blind = self.macs is None and not self.sparsity, []
+        if not exact and self.scores == "taylor":
+            found = taylor(model, groups, task.calibration, task.seed)
+            seen = [each for each in found if each is not None]
+            if len(seen) == len(groups):
+                return seen, "taylor", []
+            unseen = [_path(group) for group, each in zip(groups, found, strict=True) if each is None]
+            blind = [Change(path, "channels of all layers scored by magnitude", UNREACHED) for path in unseen]
+        return magnitude(model, groups), "magnitude", blind
 
     def _chosen(
-        self, groups: Sequence[Group], scores: Sequence[FloatArray], zeros: Sequence[frozenset[int]], costs: MacModel
+        self, groups: Sequence[Group], scores: Sequence[FloatArray], zeros: Sequence[frozenset[int]], costs: MacModel, by: str
     ) -> tuple[list[Order], list[int]]:
         """The units of each group in the order in which they go, and how many go.
 
@@ -122,7 +129,7 @@ class PruneChannels:
         best, left, lowest = None, 0.0, 1.0
         for multiple in (self.multiple_of,) if self.multiple_of else MULTIPLES:
             orders = [order(*each, multiple) for each in zip(groups, scores, zeros, strict=True)]
-            counts = cheapest(orders, costs, self.macs * costs.before, per_mac=self.scores == "taylor")
+            counts = cheapest(orders, costs, self.macs * costs.before, per_mac=by == "taylor")
             reached = costs.after(counts) / costs.before
             lowest = min(lowest, reached)
             if left < reached <= self.macs:
@@ -146,13 +153,16 @@ class PruneChannels:
 
 
 def _change(group: Group, units: Order, count: int, scores: str) -> Change:
-    path = (group.writers or group.paths)[0]
     zero = min(units.free, count)
     why = f"{zero} of them zero for every input" if zero else ""
     if count > zero:
         others = "the others have" if zero else "those that went have"
         why += f"{'; ' if why else ''}{others} the lowest {scores} scores"
-    return Change(path, f"kept {group.size - count} of {group.size} channels: {', '.join(group.paths)}", why)
+    return Change(_path(group), f"kept {group.size - count} of {group.size} channels: {', '.join(group.paths)}", why)
+
+
+def _path(group: Group) -> str:
+    return (group.writers or group.paths)[0]
 
 
 def _norms(smaller: nn.Module, cuts: Sequence[tuple[Group, Collection[int]]]) -> list[NormPlace]:

@@ -30,7 +30,7 @@ from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches, select
 from enxuto.sites import held, sites
 from enxuto.surgery import borrowed
-from enxuto.task import Task
+from enxuto.task import Task, check_call
 
 By = Literal["best", "weights", "inputs"]
 TRIALS = 24  # networks that are rounded to find the links that help
@@ -83,6 +83,7 @@ class Equalize:
         Raises: LayerError when `layers` matches nothing, NothingChangedError when no factor helps, TaskError when the model fails
         on a batch.
         """
+        check_call(self, model, task)
         start = time.monotonic()
         select(model, self.layers, lambda module: True)
         batches = list(task.calibration)  # a loader may shuffle, and all that is compared is compared on the same

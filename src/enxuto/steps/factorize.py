@@ -13,7 +13,7 @@ from enxuto.checks import named, whole, within
 from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, RangeError
 from enxuto.evidence.outputs import Answers
-from enxuto.forms import WHOLE, Form, Ranks, form_of_rank
+from enxuto.forms import WHOLE, Form, Ranks, fits, form_of_rank
 from enxuto.functional.allocate import cheapest_steps
 from enxuto.layers.coded import weight_names
 from enxuto.ranks import Least, Offer, SquaresOf, check_ranks, offers, shapes
@@ -21,7 +21,7 @@ from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns
 from enxuto.sites import Site
 from enxuto.surgery import borrowed
-from enxuto.task import Task
+from enxuto.task import Task, check_call
 from enxuto.thin import thin_, thinnable, thinned
 
 STAY = 0.05  # of what outputs spread over the samples: what a network may lose unasked, at most 0.28 points in bench/ranks.py
@@ -43,8 +43,8 @@ class Factorize:
     `least` says which error is least: that of the layers' "outputs" on the calibration batches, or that of their "weights".
     `form` is "svd" (two layers), for convolutions also "tucker" (1x1, k x k, 1x1) and "cp" (1x1, k x k of each channel alone,
     1x1), for Linear layers "kronecker" (a sum of Kronecker products), or "auto": what loses least at as many weights, with
-    "kronecker" for at most 16 outputs; with `rank`, "svd". Layers that would grow, in weights or multiply-accumulates, are left
-    alone and named.
+    "kronecker" for at most 16 outputs; with `rank`, "svd". Layers that the form does not fit get two thin ones;
+    those that would grow, in weights or multiply-accumulates, are left alone and named.
     Raises: RangeError for more than one of these goals, or one out of range.
     Source: Denton et al. 2014, "Exploiting linear structure within convolutional networks"; Zhang et al. 2015, "Accelerating very
     deep convolutional networks for classification and detection"; Kim et al. 2016, "Compression of deep convolutional neural
@@ -81,8 +81,9 @@ class Factorize:
         """The copy with thin layers.
 
         Raises: NothingChangedError when every layer would grow, or none can be thinner and outputs stay where they are;
-        RangeError when `size` or `macs` is less than the least that there is.
+        RangeError when `size` or `macs` is less than the least that there is, or `form` fits no layer.
         """
+        check_call(self, model, task)
         start = time.monotonic()
         answers = Answers(model, task.calibration, task.outputs)
         work = _Work(self, model, task)
@@ -92,9 +93,8 @@ class Factorize:
             raise NothingChangedError(f"{self} would change nothing: {reasons(made.skipped)}; {remedy}.")
         moved = answers.moved(made.model)
         if moved > FAR:
-            _log.warning(
-                "Factorize(%s) moves the outputs by %.0f %% of their spread; %s.", ", ".join(self.goals), 100 * moved, REMEDY
-            )
+            asked = ", ".join([*self.goals, *([f"form={self.form!r}"] if self.form != "auto" else [])])
+            _log.warning("Factorize(%s) moves the outputs by %.0f %% of their spread; %s.", asked, 100 * moved, REMEDY)
             made.skipped.append(Change("", "outputs moved far", f"by {moved:.0%} of their spread over the samples; {REMEDY}"))
         figures = {"output_error": moved, "weights_left": made.weights}
         record = Record(str(self), tuple(made.changes), tuple(made.skipped), figures, time.monotonic() - start)
@@ -123,6 +123,12 @@ class _Work:
         self.weights = {path: Site(path, "weight", layer) for path, layer in layers.items()}
         self.shapes = shapes(plain, layers | others, task.sample)
         self.fixed = sum(self._cost(path, WHOLE) for path in others)
+        if self.weights and not any(fits(step.form, self.shapes[path]) for path in self.weights):
+            raise RangeError(
+                f"form={step.form!r} fits none of the selected layers ({', '.join(map(repr, [*self.weights][:5]))}): "
+                "'tucker' and 'cp' are for convolutions over more than one place, 'kronecker' for Linear layers; use form='svd' "
+                "or 'auto'."
+            )
 
     def _cost(self, path: str, ranks: Ranks) -> int:
         """What a layer counts: in multiply-accumulates where these are the goal, else in weights."""

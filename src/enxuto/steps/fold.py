@@ -23,7 +23,7 @@ from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches
 from enxuto.sites import Site
 from enxuto.surgery import borrowed, duplicate, replace_
-from enxuto.task import Task
+from enxuto.task import Task, check_call
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 SAME = 0.02  # relative difference of outputs that rounding explains, in bfloat16 too
@@ -46,6 +46,7 @@ class Fold:
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The folded copy. Raises: NothingChangedError when no norm can be folded."""
+        check_call(self, model, task)
         start = time.monotonic()
         sample = small_batch(model, task.sample)
         pairs, skipped = pairs_to_fold(model, sample, self.layers)

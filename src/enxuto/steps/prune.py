@@ -29,7 +29,7 @@ from enxuto.scoring import SCORES, Scored, in_training
 from enxuto.select import Patterns
 from enxuto.sites import Site, left_in_float, sites
 from enxuto.surgery import borrowed
-from enxuto.task import Task
+from enxuto.task import Task, check_call
 
 SPARSITY = 0.5  # unless asked otherwise
 SCOPES = ("global", "layer", "row")
@@ -89,6 +89,7 @@ class Prune:
 
         Raises: NothingChangedError when every weight that would go is zero already; ShapeError when no row takes the pattern.
         """
+        check_call(self, model, task)
         start = time.monotonic()
         given, model = model, borrowed(model)
         chosen, left = self._chosen(model)

@@ -32,7 +32,7 @@ from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns, matches
 from enxuto.sites import left_in_float, sites
 from enxuto.surgery import borrowed
-from enxuto.task import Task
+from enxuto.task import Task, check_call
 
 GROUP = 64  # weights that share a scale, unless asked otherwise
 
@@ -116,6 +116,7 @@ class Quantize:
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The quantized copy. Raises: NothingChangedError when all weights share few enough values and nothing else is asked."""
+        check_call(self, model, task)
         start = time.monotonic()
         given, model = model, borrowed(model)
         ranges = self._ranges(model, task)

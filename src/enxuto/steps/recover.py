@@ -17,7 +17,7 @@ from enxuto.memory.checkpoint import checkpointed
 from enxuto.records import Change, Record
 from enxuto.sizes import parse_bytes
 from enxuto.surgery import duplicate
-from enxuto.task import Step, Task
+from enxuto.task import Step, Task, check_call
 from enxuto.training.examples import examples
 from enxuto.training.loop import PRECISIONS, Loop, Precision, logger
 from enxuto.training.objective import Moment, Objective
@@ -95,6 +95,7 @@ class Recover:
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The trained copy."""
+        check_call(self, model, task)
         start = time.monotonic()
         student = prepared(duplicate(model), task, self.during, gradual=self.tight > 0)
         _check_trainable(student)

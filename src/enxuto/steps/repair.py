@@ -19,7 +19,7 @@ from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, matches, select
 from enxuto.sites import Site
 from enxuto.surgery import borrowed
-from enxuto.task import Task
+from enxuto.task import Task, check_call
 
 SCALED = 1.5  # times as far as the original's may channels spread by chance or what other steps do to them
 
@@ -55,6 +55,7 @@ class Repair:
         Raises: NothingChangedError when nothing moved by more than chance explains, or outputs would be farther away;
         TaskError when the network fails on a batch.
         """
+        check_call(self, model, task)
         start = time.monotonic()
         given, model = model, borrowed(model)
         select(model, self.layers, lambda module: True)

@@ -16,7 +16,7 @@ from enxuto.rounding import Rounding, check_rounding, rounded_by
 from enxuto.select import Patterns
 from enxuto.sites import left_in_float, sites
 from enxuto.surgery import borrowed
-from enxuto.task import Task
+from enxuto.task import Task, check_call
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Share:
 
         Raises: NothingChangedError when all do, and nothing else is asked.
         """
+        check_call(self, model, task)
         start = time.monotonic()
         given, model = model, borrowed(model)
         chosen = sites(model, self.layers)

@@ -18,7 +18,7 @@ from enxuto.evidence.outputs import Answers
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, select
 from enxuto.surgery import borrowed, to_float
-from enxuto.task import Task
+from enxuto.task import Task, check_call
 from enxuto.training.tuning import Lever, Tuning, halves, levers
 
 SLOWER = (4, 16)  # times as slow it is tried again where outputs came no nearer
@@ -52,6 +52,7 @@ class Tune:
         Raises: NothingChangedError when nothing can be tuned, or by too few samples, or the outputs of those kept aside came no
         nearer; TaskError when the network fails on them.
         """
+        check_call(self, model, task)
         start = time.monotonic()
         select(borrowed(model), self.layers, lambda module: True)
         by, aside = halves(model, list(task.calibration))
