@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import enxuto as ex
 from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.operators import integer_operators
-from enxuto.exporters import export
+from enxuto.exporters import export, settle
 from enxuto.exporters.graphs import on_grid
 from enxuto.exporters.nibbles import packed, unpacked
+from enxuto.exporters.weights import exchanged
 from toys import Block, inputs, seeded
 
 
@@ -140,3 +141,46 @@ def test_a_table_on_a_grid_of_four_bits_is_two_codes_a_byte(step: ex.Step, tmp_p
     assert [node.op_type for node in onnx.load(made.path).graph.node].count("GatherBlockQuantized") == 1
     assert made.path.stat().st_size < 400 * (32 + 16) + 4000
     assert made.error < 0.03
+
+
+def test_weights_that_are_put_into_the_file_give_what_writing_it_anew_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = seeded(Block), inputs(Block)
+    put: list[bool] = []
+    monkeypatch.setattr(settle, "exchanged", lambda *args: put.append(exchanged(*args)) or put[-1])
+    fast = export(model, tmp_path / "fast.onnx", calibration=[x], precision="int4", max_error=0.03)
+    monkeypatch.setattr(settle, "exchanged", lambda *args: False)
+    anew = export(model, tmp_path / "anew.onnx", calibration=[x], precision="int4", max_error=0.03)
+    assert len(put) >= 2
+    assert all(put)
+    assert fast.path.read_bytes() == anew.path.read_bytes()
+    assert (fast.notes, fast.error) == (anew.notes, anew.error)
+
+
+class Twice(nn.Module):
+    """One matrix under two names, one as it is and one transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.third.weight.data = self.first.weight.data.T.contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.first(x)))
+
+
+@pytest.mark.parametrize("name", ["first.weight", "third.weight", "third.bias", "second.bias"])
+def test_a_weight_is_only_put_in_where_it_is_told_for_certain(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = Twice().eval(), tmp_path / "float.onnx"
+    export(model, path, calibration=[torch.randn(4, 6)])
+    before = path.read_bytes()
+    old: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    new = old | {name: torch.randn_like(old[name])}
+    assert exchanged(path, old, new) == name.endswith("bias")
+    if name.endswith("bias"):
+        assert np.array_equal(initializers(path)[name], new[name].numpy())
+    else:
+        assert path.read_bytes() == before

@@ -19,7 +19,7 @@ from enxuto.exporters.graphs import path_of
 from enxuto.exporters.int8 import Given, Graph
 from enxuto.exporters.onnx import Exported, to_onnx
 from enxuto.exporters.ways import Way, ways
-from enxuto.exporters.weights import clipped_inputs, on_grids, restored
+from enxuto.exporters.weights import clipped_inputs, exchanged, on_grids, restored
 from enxuto.rounding import Rounding
 from enxuto.surgery import to_float
 
@@ -46,25 +46,36 @@ class Settling:
         grids = input_grids(model)
         self.inputs = (clipped_inputs(self.plain, batches, grids) if precision == "int8" else {}) | grids
         self.exact = folder / "float.onnx"
-        self.written, self.graph = self._opened(frozenset())
+        self.whole: frozenset[str] = frozenset()  # paths of layers whose weights are not rounded
+        self.written = self._exported(self.plain)
+        self.graph = self._opened(self.plain)
         self.ways = ways(self.graph.proto.graph, precision)
         self.chosen: dict[str, Way] = {name: each[0] for name, each in self.ways.items()}
-        self.whole: frozenset[str] = frozenset()  # paths of layers whose weights are not rounded
 
-    def _opened(self, whole: frozenset[str]) -> tuple[Exported, Graph]:
-        """The float file with all weights on grids but those of the layers at these paths."""
-        plain = restored(self.plain, self.model, whole)
-        written = to_onnx(plain, self.batches[0], self.exact, others=self.batches[1:], dynamic_batch=self.dynamic_batch)
-        scales = {name: scale for name, scale in self.scales.items() if name.rpartition(".")[0] not in whole}
+    def _exported(self, plain: nn.Module) -> Exported:
+        return to_onnx(plain, self.batches[0], self.exact, others=self.batches[1:], dynamic_batch=self.dynamic_batch)
+
+    def _opened(self, plain: nn.Module) -> Graph:
+        """The float file as it is, of a network whose weights are on grids but those of some layers."""
+        scales = {name: scale for name, scale in self.scales.items() if name.rpartition(".")[0] not in self.whole}
         parameters = dict(plain.named_parameters(remove_duplicate=False))
-        return written, Graph(self.exact, self.batches, Given(scales, self.inputs, parameters))
+        return Graph(self.exact, self.batches, Given(scales, self.inputs, parameters))
+
+    def _restore(self, whole: frozenset[str]) -> None:
+        """Gives the layers at these paths, and no others, their own weights in the float file: as its constants, where they can
+        be told, else it is written anew, which takes the exporter as long as the first time."""
+        before, plain = (restored(self.plain, self.model, paths) for paths in (self.whole, whole))
+        self.whole = whole
+        named = (dict(each.named_parameters(remove_duplicate=False)) for each in (before, plain))
+        if not exchanged(self.exact, *named):
+            self.written = self._exported(plain)
+        self.graph = self._opened(plain)
 
     def write(self, path: os.PathLike[str], chosen: Mapping[str, Way]) -> Distance:
         """Writes the file and tells how far it is from the network."""
         whole = frozenset(path_of(node) for node in self.graph.proto.graph.node if self._rounds_less(node.name, chosen))
         if whole != self.whole:
-            self.whole = whole
-            self.written, self.graph = self._opened(whole)
+            self._restore(whole)
         self.graph.write(path, chosen)
         return distance(self.model, path, self.batches)
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from enxuto.batches import Batch
 from enxuto.encode import code_weights_
 from enxuto.errors import TaskError
+from enxuto.evaluation.session import Array
 from enxuto.evidence.histograms import clipped_ranges
+from enxuto.exporters.graphs import floats
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.affine import Affine, AffineTensor
 from enxuto.layers.coded import coded_tensors, weight_names
@@ -73,6 +80,34 @@ def restored(plain: nn.Module, model: nn.Module, paths: Collection[str]) -> nn.M
         if each.path in paths and each.key in own:
             each.module._parameters[each.name] = nn.Parameter(own[each.key].read(), requires_grad=False)
     return made
+
+
+def exchanged(path: Path, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> bool:
+    """Puts other values of parameters in the place of the constants of a file that hold the old ones, as they are or transposed.
+
+    False, and nothing is written, where one is not in a single constant alone (the exporter folded or stacked it), or another
+    name stood for the same tensor.
+    """
+    proto = onnx.load(path)
+    constants = {name: numpy_helper.to_array(item) for name, item in floats(proto.graph).items()}
+    placed: dict[str, Array] = {}
+    for name, tensor in new.items():
+        if tensor is old[name] or torch.equal(tensor, old[name]):
+            continue
+        if any(each is old[name] and new[other] is not tensor for other, each in old.items()):
+            return False
+        was, now = (each.detach().cpu().numpy() for each in (old[name], tensor))
+        plainly = [key for key, value in constants.items() if np.array_equal(value, was)]
+        turned = [key for key, value in constants.items() if was.ndim == 2 and np.array_equal(value, was.T)]
+        found = {**dict.fromkeys(turned, now.T), **dict.fromkeys(plainly, now)}
+        if len(found) != 1 or found.keys() & placed.keys():
+            return False
+        placed |= found
+    for item in proto.graph.initializer:
+        if item.name in placed:
+            item.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(placed[item.name]), item.name))
+    onnx.save_model(proto, path)
+    return True
 
 
 def _bits(module: nn.Module, precision: str) -> int | None:
