@@ -1,9 +1,17 @@
 """What all tests share: one thread, so that results and times do not depend on the machine's cores."""
 
+import gc
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Thousands of tests are there for good: else every collection of garbage, which memory tests ask for, would walk them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

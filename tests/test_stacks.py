@@ -33,7 +33,7 @@ STEPS_HERE: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "Quantize": ({"bits": 4, "activations": 8, "biases": 8}, {}),
     "Share": ({"bits": 3}, {}),
     "Repair": ({}, {}),
-    "Tune": ({"passes": 8}, {}),
+    "Tune": ({"passes": 3}, {}),
     "Recover": ({"epochs": 1}, {}),
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import Batch, arguments, leaves, mapped
-from enxuto.errors import TaskError
+from enxuto.errors import Error, GradientError, TaskError
 from enxuto.outputs import output_tensors
 
 
@@ -28,7 +28,8 @@ def device_of(model: nn.Module) -> torch.device:
 def attempt(model: nn.Module, batch: Batch, place: str, original: nn.Module | None = None) -> Any:
     """`call`, for batches that a user brought: `place` says which one it is, `original` is what the model was made from.
 
-    Raises: TaskError when the batch is none or the model fails on it, whatever the model raises.
+    Raises: TaskError when the batch is none or the model fails on it, whatever the model raises; GradientError where it runs
+    without gradients.
     """
     if isinstance(batch, str) or not isinstance(batch, (Tensor, Sequence, Mapping)):
         raise TaskError(
@@ -40,9 +41,31 @@ def attempt(model: nn.Module, batch: Batch, place: str, original: nn.Module | No
         return call(model, batch)
     except Exception as error:
         shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-        raise TaskError(
-            f"the model fails on {place} ({shape}): {type(error).__name__}: {error}; {_remedy(model, batch, original)}."
-        ) from error
+        said = f"the model fails on {place} ({shape}): {type(error).__name__}: {error}"
+        if torch.is_grad_enabled() and _runs(model, batch):
+            raise GradientError(f"{said}; without gradients it runs on it, and {WITH_GRADIENTS}.") from error
+        raise TaskError(f"{said}; {_remedy(model, batch, original)}.") from error
+
+
+WITH_GRADIENTS = (
+    "what is asked for needs them: take .numpy(), inference_mode, what works in place and functions without backward out of its "
+    "forward, or use what needs none (Quantize(bits=...), Share, Prune by magnitude)"
+)
+
+
+@contextmanager
+def differentiating(place: str) -> Iterator[None]:
+    """Where gradients of what a model gives are computed. Raises: GradientError when torch cannot, or inside
+    `torch.inference_mode`, where nothing has any."""
+    if torch.is_inference_mode_enabled():
+        raise GradientError("this was called inside torch.inference_mode, where nothing has gradients; call it outside.")
+    try:
+        yield
+    except Error:
+        raise
+    except RuntimeError as error:
+        said = str(error).partition(". Hint")[0].partition("\n")[0].rstrip(".")
+        raise GradientError(f"no gradients go through the model on {place}: {said}; {WITH_GRADIENTS}.") from error
 
 
 def check_filled(batch: Batch, place: str) -> None:
@@ -56,8 +79,6 @@ def check_filled(batch: Batch, place: str) -> None:
 
 def _remedy(model: nn.Module, batch: Batch, original: nn.Module | None) -> str:
     """What would help: other inputs only where nothing tells that these are right."""
-    if torch.is_grad_enabled() and _runs(model, batch):
-        return "it runs on it in eval mode and without gradients, as its forward must also in training"
     if original is not None and _runs(original, batch):
         return "the network it was made from runs on it, so what was done to that since is what fails: leave that out"
     return "batches must hold inputs alone: a tensor, a tuple of arguments or a dict of them"

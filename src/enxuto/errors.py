@@ -6,6 +6,7 @@
     ├── LayerError          (LookupError)   a pattern that matches no layer, a layer that cannot be treated
     ├── NothingChangedError (RuntimeError)  a step that would have left the model as it was
     ├── TaskError           (ValueError)    what the user brought is missing, broken or not finite
+    │   └── GradientError   (RuntimeError)  a forward that runs, but that no gradients go through
     ├── TargetError         (ValueError)    a goal that cannot be reached or does not make sense
     ├── LimitError          (ValueError)    a memory limit that nothing can keep
     ├── RecipeError         (ValueError)    a recipe file that names no known step or argument
@@ -62,6 +63,10 @@ class NothingChangedError(Error, RuntimeError):
 
 class TaskError(Error, ValueError):
     """What the user brought (model, batches, functions) is missing, broken or not finite."""
+
+
+class GradientError(TaskError, RuntimeError):
+    """A forward runs, but torch computes no gradients through it."""
 
 
 class TargetError(Error, ValueError):

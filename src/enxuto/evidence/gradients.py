@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import Batch, batch_size
-from enxuto.calls import attempt, check_finite_answer, slow_attention
+from enxuto.calls import attempt, check_finite_answer, differentiating, slow_attention
 from enxuto.evidence.samples import in_parts
 from enxuto.functional.likeness import class_axis, probabilities
 from enxuto.outputs import output_tensors
@@ -46,9 +46,10 @@ def squared_gradients(
         tensor = plain.get_parameter(weight.key).requires_grad_()
         tensor.register_post_accumulate_grad_hook(lambda tensor, key=weight.key: _add_(sums, key, tensor))
     count = 0
-    for samples, total in drawn(plain, batches, seed, of, units):
-        count += samples
-        total.backward()
+    with differentiating("the calibration batches"):
+        for samples, total in drawn(plain, batches, seed, of, units):
+            count += samples
+            total.backward()
     missing = {weight.key: UNREACHED for weight in weights if weight.key not in sums}
     for key, total in list(sums.items()):
         if not bool(total.div_(max(1, count)).isfinite().all()):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import Batch
+from enxuto.calls import differentiating
 from enxuto.cut import Group, Slice
 from enxuto.evidence.gradients import drawn
 from enxuto.sites import held
@@ -47,8 +49,7 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
     reading = [(index, part) for index, group in enumerate(groups) for part in group.slices if part.reads]
     weights = {id(held(model, part.address)): held(model, part.address).requires_grad_() for _, part in reading}
     found, reached = [np.zeros(group.size) for group in groups], [False] * len(groups)
-    for _, total in drawn(model, batches, seed):
-        gradients = dict(zip(weights, torch.autograd.grad(total, list(weights.values()), allow_unused=True), strict=True))
+    for gradients in _gradients(model, batches, seed, weights):
         change = [np.zeros(group.size) for group in groups]
         for index, part in reading:
             tensor = held(model, part.address)
@@ -58,8 +59,18 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
                 change[index] += _by_unit(part, groups[index].size, lambda w, g: (w * g).double(), tensor.detach(), gradient)
         for index, each in enumerate(change):
             found[index] += each**2
-        del gradients, gradient, total  # as large as the weights, and the next come before these would go
+        del gradients, gradient  # as large as the weights, and the next come before these would go
     return [each if seen else None for each, seen in zip(found, reached, strict=True)]
+
+
+def _gradients(model: nn.Module, batches: Iterable[Batch], seed: int, weights: Mapping[int, Tensor]) -> Iterator[dict[int, Any]]:
+    """Of the signed outputs of each part of the batches, by each weight; None for one that they do not depend on."""
+    with differentiating("the calibration batches"):
+        for _, total in drawn(model, batches, seed):
+            several = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+            del total
+            yield dict(zip(weights, several, strict=True))
+            del several
 
 
 def _by_unit(part: Slice, size: int, made: Callable[..., Tensor], *tensors: Tensor) -> FloatArray:

@@ -18,7 +18,7 @@ from torch import nn
 
 from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import load, save
-from enxuto.errors import ArtifactError, Error, NothingChangedError, RangeError, TargetError, TaskError
+from enxuto.errors import ArtifactError, Error, GradientError, NothingChangedError, RangeError, TargetError, TaskError
 from enxuto.evaluation.points import is_fraction, said
 from enxuto.evaluation.quality import paired_change, quality
 from enxuto.plan.chance import MARGIN, standard_error
@@ -165,7 +165,7 @@ class Search:
             save(model, path, original=self.task.model)
             size = path.stat().st_size
             small = load(path, into=self.task.model)
-        except (NothingChangedError, RangeError) as fault:  # nothing to do, or less asked for than the network can be
+        except (NothingChangedError, RangeError, GradientError) as fault:  # nothing to do, less asked than there is, no gradients
             return str(fault)
         except (TaskError, ArtifactError) as fault:  # a training that diverged, a file that does not fit the network
             if self.best < 0 and isinstance(fault, TaskError):  # what is wrong with the data shows in the first recipes
@@ -211,21 +211,25 @@ class Search:
     def _epochs(self, share: float) -> float:
         """The longest training in EPOCHS that takes no more than this share of the time that is left; 0 when none does."""
         fitting = [epochs for epochs in EPOCHS if epochs * self.epoch_s <= share * self.left_s]
-        self.too_long_s = None if fitting else self.epoch_s
+        self.too_long_s = self.epoch_s if not fitting and self.epoch_s < math.inf else None
         return fitting[-1] if fitting else 0.0
 
     @property
     def epoch_s(self) -> float:
-        """Seconds that one epoch of training takes: as the last one went, or as a few batches say."""
+        """Seconds that one epoch of training takes: as the last one went, or as a few batches say; infinite where none can be."""
         if self.pace_s is None:
-            with interrupting(self._check_time):
-                self.pace_s = seconds_per_epoch(self.task)
+            try:
+                with interrupting(self._check_time):
+                    self.pace_s = seconds_per_epoch(self.task)
+            except GradientError as fault:
+                logger.info("nothing is trained: %s", fault)
+                self.pace_s = math.inf
         return self.pace_s
 
     def _first_epochs(self, passes: float) -> float:
         """How long each of so many trainings takes at first: a twentieth of the time, less if they are many, more if it must."""
         epochs = self._epochs(1 / max(20, 3 * passes))
-        if not epochs:
+        if not epochs and self.epoch_s < math.inf:
             self.pace_s = None  # the first look may have met a busy moment
             epochs = self._epochs(1 / (passes + 1))
         return epochs
@@ -234,7 +238,7 @@ class Search:
         """Epochs of each training of the next round, LONGER times `before` or what the time holds; 0 when that is too little."""
         if not before:
             epochs = self._decided(lambda: self._first_epochs(passes))
-            self.too_long_s = None if epochs else self.epoch_s
+            self.too_long_s = self.epoch_s if not epochs and self.epoch_s < math.inf else None
             return epochs
 
         def choose() -> float:
@@ -361,7 +365,7 @@ def fold(task: Task) -> tuple[Step, ...]:
     """Fold where there is something to fold: not in networks without batch norm, or with norms before their layers."""
     try:
         Fold()(task.model, task)
-    except NothingChangedError:
+    except (NothingChangedError, GradientError):
         return ()
     return (Fold(),)
 
@@ -372,7 +376,7 @@ def smallest_file(task: Task, folder: Path) -> Path:
     for step in (Fold(), Prune(sparsity=0.9999, scores="magnitude"), Share(bits=2, biases=1)):
         try:
             model, _ = step(model, task)
-        except NothingChangedError:
+        except (NothingChangedError, GradientError):
             continue
         except Error as error:
             raise TargetError(f"the network cannot be compressed: {error}") from error

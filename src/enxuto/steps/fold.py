@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import Batch, leaves, mapped
-from enxuto.calls import call, evaluating, float_outputs
+from enxuto.calls import attempt, evaluating, float_outputs
 from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, TaskError
 from enxuto.evidence.samples import small_batch
@@ -135,7 +135,7 @@ def pairs_to_fold(model: nn.Module, sample: Batch, layers: Patterns) -> tuple[li
     hooks += [m.register_forward_pre_hook(read(path), with_kwargs=True) for path, m in norms.items()]
     try:
         with evaluating(model), torch.enable_grad():
-            output = call(model, sample)
+            output = attempt(model, sample, "calibration batch 1")
             users = _users(output, given)
     finally:
         for handle in hooks:

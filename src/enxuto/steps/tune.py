@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from enxuto.batches import Batch
+from enxuto.batches import batch_size
 from enxuto.checks import named, whole, within
 from enxuto.copies import separate_
 from enxuto.errors import NothingChangedError, RangeError
 from enxuto.evidence.gradients import UNREACHED
-from enxuto.evidence.outputs import Answers
 from enxuto.records import Change, Record, reasons
 from enxuto.select import Patterns, select
 from enxuto.surgery import borrowed, to_float
 from enxuto.task import Task, check_call
-from enxuto.training.tuning import Lever, Tuning, halves, levers
+from enxuto.training.tuning import Lever, Tuning, Wanted, halves, harmed, levers, together_off
 
 SLOWER = (4, 16)  # times as slow it is tried again where outputs came no nearer
 
@@ -56,26 +55,35 @@ class Tune:
         start = time.monotonic()
         select(borrowed(model), self.layers, lambda module: True)
         by, aside = halves(model, list(task.calibration))
-        original = Answers(task.model, aside, task.outputs)
-        before = original.moved(model)
+        wanted = Wanted.of(task.model, [*by, *aside], task.outputs)
+        before = wanted.off(model, len(by))
+        if not any(before.values()):
+            raise NothingChangedError(
+                f"{self} would change nothing: outputs of samples kept aside are the original's as they are; put it behind the "
+                "steps that change weights."
+            )
         for rate in (self.learning_rate, *(self.learning_rate / times for times in SLOWER)):
-            made, record = self._tuned(model, task, by, rate)
-            after = original.moved(made)
-            if after < before:
-                figures = {"output_error_before": before, "output_error": after, **record.figures}
+            made, record = self._tuned(model, task, wanted, len(by), rate)
+            after = wanted.off(made, len(by))
+            if together_off(after) < together_off(before) and not harmed(before, after):
+                figures = {"output_error_before": together_off(before), "output_error": together_off(after), **record.figures}
                 return separate_(made, model), replace(record, figures=figures, seconds=time.monotonic() - start)
             del made, record  # before the next takes memory
+        worse = harmed(before, after) or [*after]
+        told = ", ".join(
+            f"'{name}' is {before[name]:.3g} of its spread off the original's, and {after[name]:.3g}" for name in worse
+        )
         raise NothingChangedError(
-            f"{self} would change nothing for the better: outputs of samples kept aside are {before:.3g} of their spread off the "
-            f"original's and would be {after:.3g}; give more samples, or leave the step out."
+            f"{self} would change nothing for the better, by samples kept aside: {told} when tuned at a rate of {rate:.3g}; give "
+            f"more than {sum(batch_size(batch) for _, batch in wanted.parts)} samples or another learning_rate, or leave it out."
         )
 
-    def _tuned(self, model: nn.Module, task: Task, by: list[Batch], rate: float) -> tuple[nn.Module, Record]:
-        """A copy tuned at this rate, and what moved in it."""
+    def _tuned(self, model: nn.Module, task: Task, wanted: Wanted, count: int, rate: float) -> tuple[nn.Module, Record]:
+        """A copy tuned at this rate by so many parts of what is wanted, and what moved in it."""
         made = borrowed(model)
         plain = to_float(made).requires_grad_(False)
-        given, missing = levers(made, plain, self.layers, by[0], task.seed, task.outputs)
-        updates = Tuning(self.passes, rate, task.seed).run_(plain, task.model, given, by, task.outputs)
+        given, missing = levers(made, plain, self.layers, wanted.parts[0][1], task.seed, task.outputs)
+        updates = Tuning(self.passes, rate, task.seed).run_(plain, given, wanted, count)
         pulled = [lever for lever in given if lever.pulled]
         missing |= {lever.site.key: UNREACHED for lever in given if not lever.pulled}
         left = tuple(Change(key, "left as it was", why) for key, why in missing.items())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from enxuto.batches import batch_size, mapped
 from enxuto.calls import call, device_of, evaluating
-from enxuto.errors import TaskError
+from enxuto.errors import GradientError, TaskError
 from enxuto.functional.distill import same_values, soft_labels
 from enxuto.functional.likeness import Spread, class_axis, log_probabilities, probabilities
 from enxuto.outputs import output_tensors, said_of
@@ -73,7 +73,7 @@ def lessons(task: Task, teacher: nn.Module) -> tuple[Lesson, ...]:
         else:
             made.append(Lesson(name, "values", spread, open=said is None))
     if not made:
-        raise TaskError(
+        raise GradientError(
             f"no output of the model can be taught, they are integers ({', '.join(every)}); return what they come from."
         )
     return tuple(made)

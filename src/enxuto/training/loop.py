@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from enxuto.batches import parts, samples
-from enxuto.calls import attempt, device_of
+from enxuto.calls import attempt, device_of, differentiating
 from enxuto.errors import TaskError
 from enxuto.progress import counted
 from enxuto.training.examples import Example
@@ -92,7 +92,8 @@ class Loop:
             if not done:
                 objective.settle_(moment)
             loss = objective(moment) * part
-            fabric.backward(loss)
+            with differentiating(f"training batch {done + 1}"):
+                fabric.backward(loss)
             told += float(loss.detach())
         return told
 

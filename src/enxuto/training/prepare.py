@@ -63,8 +63,8 @@ def prepared(model: nn.Module, task: Task, steps: Sequence[Step], *, gradual: bo
             projected = projected or type(step).__name__
         elif projected:
             raise RecipeError(
-                f"{type(step).__name__} makes new layers, but {projected} before it already trains the old ones; "
-                f"put {type(step).__name__} first."
+                f"{type(step).__name__} changes layers at once, but {projected} before it is only rehearsed in training; "
+                f"put {type(step).__name__} first, or run it on what convert returns."
             )
         else:
             model, _ = step(model, task)
