@@ -42,7 +42,7 @@ def attempt(model: nn.Module, batch: Batch, place: str, original: nn.Module | No
     except Exception as error:
         shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
         said = f"the model fails on {place} ({shape}): {type(error).__name__}: {error}"
-        if torch.is_grad_enabled() and _runs(model, batch):
+        if torch.is_grad_enabled() and _runs(model, batch, as_it_is=True):
             raise GradientError(f"{said}; without gradients it runs on it, and {WITH_GRADIENTS}.") from error
         raise TaskError(f"{said}; {_remedy(model, batch, original)}.") from error
 
@@ -79,14 +79,17 @@ def check_filled(batch: Batch, place: str) -> None:
 
 def _remedy(model: nn.Module, batch: Batch, original: nn.Module | None) -> str:
     """What would help: other inputs only where nothing tells that these are right."""
+    if torch.is_grad_enabled() and _runs(model, batch):
+        return "it runs on it in eval mode, as its forward must also in training"
     if original is not None and _runs(original, batch):
         return "the network it was made from runs on it, so what was done to that since is what fails: leave that out"
     return "batches must hold inputs alone: a tensor, a tuple of arguments or a dict of them"
 
 
-def _runs(model: nn.Module, batch: Batch) -> bool:
+def _runs(model: nn.Module, batch: Batch, *, as_it_is: bool = False) -> bool:
+    """True where it does without gradients, in eval mode or `as_it_is`."""
     try:
-        with evaluating(model):
+        with torch.no_grad() if as_it_is else evaluating(model):
             call(model, mapped(batch, lambda tensor: tensor.to(device_of(model))))
     except Exception:
         return False
