@@ -171,7 +171,7 @@ def test_nothing_that_a_pickle_names_is_called_or_imported(evil, tmp_path, monke
 
 STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQ"
 REBUILT = b"ca\n_rebuild_tensor_v2\n("
-DEEP = 2_000_000
+DEEP = 500_000
 HOSTILE = {
     "a huge memory": b"]r" + struct.pack("<I", 0x7FFFFFFF),
     "a key nested very deep": b"})" + b"\x85" * DEEP + b"K\x01s",
@@ -190,8 +190,8 @@ HOSTILE = {
     + b"tJ\0\0\0\x7ftK\0tR",
     "a shape nested very deep": b"ca\n_rebuild_tensor_v2\n(" + STORAGE + b"K\0)" + b"\x85" * DEEP + b"K\0tR",
     "a storage whose key is doubled": b"(X\x07\0\0\0storageNK\x01\x85" + b"2\x86" * 45 + b"NNtQ",
-    "a stack of two million": b"(" + b"N" * DEEP + b"l",
-    "a shape of two million axes": REBUILT + STORAGE + b"K\0(" + b"J\xff\xff\xff\x7f" * DEEP + b"tK\0tR",
+    "a stack of half a million": b"(" + b"N" * DEEP + b"l",
+    "a shape of half a million axes": REBUILT + STORAGE + b"K\0(" + b"J\xff\xff\xff\x7f" * DEEP + b"tK\0tR",
     "the same arguments for many calls": b"(ca\nb\nq\1(" + b"N" * 20_000 + b"tq\0" + b"h\1h\0R" * 20_000 + b"l",
     "the same arguments for many storages": b"((NNN" + b"N" * (DEEP // 2) + b"tq\0" + b"h\0Q" * 300_000 + b"l",
     "a long key for many entries": b"}(X" + struct.pack("<I", 64 << 20) + b"k" * (64 << 20) + b"q\0)" + b"h\0)" * 100_000 + b"u",
@@ -202,7 +202,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_a_hostile_pickle_takes_time_and_memory_by_its_length_alone(hostile, tmp_path):
-    """In a process of its own, which it might end: with 1 GB, of which torch and numba are not loaded here."""
+    """In a process of its own, which it might end: with 256 MB, of which torch and numba are not loaded here."""
     path = zipped(tmp_path / "x.pt", b"\x80\x04" + HOSTILE[hostile] + b".", [("0", b"abcd")])
     code = f"""
 import json
@@ -215,7 +215,7 @@ print(json.dumps([span.nbytes, int(Path("/proc/self/status").read_text().split("
     assert done.returncode == 0, done.stderr[-2000:]
     nbytes, peak_kib = json.loads(done.stdout)
     assert nbytes == 4
-    assert peak_kib < 1 << 20
+    assert peak_kib < 1 << 18
 
 
 @pytest.mark.parametrize("sizes", [(-1, -3), (True, 3), (1 << 63, 0), (1,) * 33 + (3,), (3.0,), 3])
