@@ -67,21 +67,13 @@ def main(names: list[str]) -> None:
                         row |= {"drop normed": whole - _mean(judge(normed)), "distance normed": moved(normed)}
                     if (scores, refit) in TUNED:
                         started = time.process_time()
-                        tuned = _tuned(small, task)
+                        tuned = common.done(ex.Tune(), small, task)
                         row |= {"drop tuned": whole - _mean(judge(tuned)), "distance tuned": moved(tuned)}
                         row |= {"seconds tuned": time.process_time() - started, "given up": tuned is small}
                     found[name, str(row["way"])] = row
                     print(row, flush=True)
                     rows = sorted(found.values(), key=lambda each: list(NETWORKS).index(each["network"]))
                     common.tell("pruning", CLAIM, rows, quiet=True)
-
-
-def _tuned(small: nn.Module, task: ex.Task) -> nn.Module:
-    """What `Tune` makes of it; itself where that brings samples kept aside no nearer, as `compress` leaves it then."""
-    try:
-        return ex.Tune()(small, task)[0]
-    except ex.errors.NothingChangedError:
-        return small
 
 
 def _mean(quality: object) -> float:

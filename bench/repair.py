@@ -75,10 +75,7 @@ def main(names: list[str]) -> None:
 def _repaired(small: nn.Module, step: ex.Repair | ex.Tune, task: ex.Task, count: int) -> nn.Module:
     """The network as `count` samples repair it; as it was where they show nothing."""
     few = torch.cat([batch for batch in task.calibration if isinstance(batch, torch.Tensor)])[:count]
-    try:
-        return step(small, replace(task, calibration=few.split(64)))[0]
-    except NothingChangedError:
-        return small
+    return common.done(step, small, replace(task, calibration=few.split(64)))
 
 
 if __name__ == "__main__":
