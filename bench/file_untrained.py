@@ -133,7 +133,9 @@ def _searched(model: nn.Module, task: ex.Task, folder: Path) -> dict[str, Any]:
     """The smallest file among the recipes without training that `compress` begins with."""
     bare, path, before = ex.Task(model, calibration=task.calibration, seed=task.seed), folder / "small.nxt", _quality(task, model)
     checkpoints = FolderCheckpoints(folder)
-    recipes = untrained(folded_or_not((), fold(task)), Wish(_passes, _passes, lambda trial: trial.file_bytes, lambda trial: False))
+    recipes = untrained(
+        folded_or_not((), fold(task)), Wish(_passes, _passes, lambda trial: trial.file_bytes, lambda trial: False)
+    )
     passed: list[tuple[dict[str, Any], nn.Module]] = []
     trial = None
     while (recipe := next_of(recipes, trial)) is not None:
