@@ -64,6 +64,8 @@ def differentiating(place: str) -> Iterator[None]:
     except Error:
         raise
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise
         said = str(error).partition(". Hint")[0].partition("\n")[0].rstrip(".")
         raise GradientError(f"no gradients go through the model on {place}: {said}; {WITH_GRADIENTS}.") from error
 

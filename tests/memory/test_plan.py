@@ -28,7 +28,7 @@ def planned(name, limit):
     return ex.memory.plan(zoo.build(name), BATCH, limit, loss=F.cross_entropy)
 
 
-@pytest.mark.parametrize(("name", "limit"), [(name, limits[-1]) for name, limits in LIMITS.items()])
+@pytest.mark.parametrize(("name", "limit"), [(name, limit) for name, limits in LIMITS.items() for limit in limits])
 def test_every_option_keeps_the_limit_when_it_is_run(name, limit):
     model = zoo.build(name)
     plan = planned(name, limit)

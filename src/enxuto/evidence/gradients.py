@@ -46,9 +46,9 @@ def squared_gradients(
         tensor = plain.get_parameter(weight.key).requires_grad_()
         tensor.register_post_accumulate_grad_hook(lambda tensor, key=weight.key: _add_(sums, key, tensor))
     count = 0
-    with differentiating("the calibration batches"):
-        for samples, total in drawn(plain, batches, seed, of, units):
-            count += samples
+    for samples, total in drawn(plain, batches, seed, of, units):
+        count += samples
+        with differentiating("the calibration batches"):
             total.backward()
     missing = {weight.key: UNREACHED for weight in weights if weight.key not in sums}
     for key, total in list(sums.items()):
@@ -80,7 +80,7 @@ def drawn(
     generator = torch.Generator().manual_seed(seed)
     made = _signed if of == "outputs" else _labelled
     for place, batch in in_parts(model, counted(_cycle(batches, PASSES), "how outputs move", PASSES)):
-        with torch.enable_grad(), slow_attention():
+        with differentiating(place), torch.enable_grad(), slow_attention():
             answer = attempt(model, batch, place)
             check_finite_answer(answer, place)
             outputs = output_tensors(answer)

@@ -65,12 +65,12 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
 
 def _gradients(model: nn.Module, batches: Iterable[Batch], seed: int, weights: Mapping[int, Tensor]) -> Iterator[dict[int, Any]]:
     """Of the signed outputs of each part of the batches, by each weight; None for one that they do not depend on."""
-    with differentiating("the calibration batches"):
-        for _, total in drawn(model, batches, seed):
+    for _, total in drawn(model, batches, seed):
+        with differentiating("the calibration batches"):
             several = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-            del total
-            yield dict(zip(weights, several, strict=True))
-            del several
+        del total
+        yield dict(zip(weights, several, strict=True))
+        del several
 
 
 def _by_unit(part: Slice, size: int, made: Callable[..., Tensor], *tensors: Tensor) -> FloatArray:

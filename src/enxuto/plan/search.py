@@ -211,8 +211,12 @@ class Search:
     def _epochs(self, share: float) -> float:
         """The longest training in EPOCHS that takes no more than this share of the time that is left; 0 when none does."""
         fitting = [epochs for epochs in EPOCHS if epochs * self.epoch_s <= share * self.left_s]
-        self.too_long_s = self.epoch_s if not fitting and self.epoch_s < math.inf else None
+        self.too_long_s = self._too_long(bool(fitting))
         return fitting[-1] if fitting else 0.0
+
+    def _too_long(self, found: bool) -> float | None:
+        """What an epoch takes, where no training found a place in the time; None where one did, or nothing can be trained."""
+        return None if found or self.epoch_s == math.inf else self.epoch_s
 
     @property
     def epoch_s(self) -> float:
@@ -238,7 +242,7 @@ class Search:
         """Epochs of each training of the next round, LONGER times `before` or what the time holds; 0 when that is too little."""
         if not before:
             epochs = self._decided(lambda: self._first_epochs(passes))
-            self.too_long_s = self.epoch_s if not epochs and self.epoch_s < math.inf else None
+            self.too_long_s = self._too_long(bool(epochs))
             return epochs
 
         def choose() -> float:
