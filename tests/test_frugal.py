@@ -76,7 +76,7 @@ STEPS = [ex.Fold(), ex.Prune(0.8), ex.Share(bits=4), ex.Quantize(bits=4), ex.Qua
          ex.Prune(scores="wanda", layers="5", refit=True), ex.Recover(epochs=1)]
 torch.set_num_threads(1)
 every(16, 16, sys.argv[1])  # what is imported and compiled once
-print(json.dumps(every(1024, 16, sys.argv[1])))
+print(json.dumps(every(1024, 4, sys.argv[1])))
 """
 
 
@@ -101,7 +101,7 @@ def peaks(code: str, folder: Path) -> dict[str, int]:
 def test_no_step_takes_more_than_twice_the_model_and_a_batch(tmp_path):
     found = peaks(PEAKS, tmp_path)
     weights = found.pop("weights")
-    allowed = 2 * weights + found.pop("batch") + 2**22  # and four megabytes for pieces of weights
+    allowed = 2 * weights + found.pop("batch") + 2**21  # and two megabytes for pieces of weights
     assert set(MORE) <= set(found)
     assert {name: peak / weights for name, peak in found.items() if peak > allowed + MORE.get(name, 0) * weights} == {}
 
