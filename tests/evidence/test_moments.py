@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from enxuto.evidence.moments import Moments, MomentsOf, by_rows, moments
+from enxuto.evidence.moments import Moments, MomentsOf, by_rows, chosen, moments, seeds
+from enxuto.evidence.products import Product
+from enxuto.evidence.symmetric import symmetric_bytes
 from enxuto.sites import sites
 from toys import Mlp
 
@@ -118,3 +121,34 @@ def test_doubt_is_what_other_samples_would_not_show() -> None:
     assert doubts[0] > 0.7
     assert doubts[1] < 0.1
     assert moments(model, [apart[:1]], ["0.weight"])[0]["0.weight"][0].doubt == 1, "one sample shows nothing"
+
+
+@pytest.mark.parametrize("rows", [5, 4096])  # few, whose sum has no blocks of chunks, and many
+def test_wide_inputs_give_both_halves_of_their_square(rows: int) -> None:
+    model = nn.Conv1d(2 * 300, 2, 1, groups=2)
+    given = torch.randn(1, 600, rows, generator=torch.Generator().manual_seed(1))
+    [each] = moments(model, [given], ["weight"])[0]["weight"]
+    inputs = given[0].view(2, 300, rows)
+    if rows > 5:
+        product = Product("weight", 0, 2, 2, 300, rows, lambda chosen: inputs.transpose(1, 2)[:, chosen])
+        inputs = inputs[:, :, chosen(product, seeds(["weight"], 0)["weight"])]
+    torch.testing.assert_close(each.square, inputs @ inputs.transpose(1, 2) / inputs.shape[2])
+    assert torch.equal(each.square, each.square.transpose(1, 2))
+
+
+def test_half_of_each_square_is_held() -> None:
+    model, widths = nn.Sequential(*[nn.Linear(1000, 1000) for _ in range(3)]), 3
+    of = MomentsOf(model, [torch.randn(4, 1000)], sites(model), 1 << 30)
+    of("0.weight")
+    held = sum(block.nbytes for sums in of.held.values() for each in sums for block in each.held.blocks)
+    assert held == (widths - 1) * symmetric_bytes(1, 1000) < 0.63 * (widths - 1) * 4 * 1000**2
+
+
+def test_no_pass_holds_more_than_the_least_number_of_passes_asks_for() -> None:
+    model, passes = nn.Sequential(*[nn.Linear(8, 8) for _ in range(6)]), []
+    of = MomentsOf(model, [torch.randn(4, 8)], sites(model), 5 * symmetric_bytes(1, 8))
+    for weight in sites(model):
+        waiting = len(of.waiting)
+        of(weight.key)
+        passes += [waiting - len(of.waiting)] if waiting > len(of.waiting) else []
+    assert passes == [3, 3]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from enxuto.batches import Batch
-from enxuto.evidence.moments import Moments, Sums, chosen, named_few, seeds
+from enxuto.evidence.moments import Moments, Sums, chosen, named_few, seeds, whole
 from enxuto.evidence.products import Product, Watch
 from enxuto.progress import counted
 from enxuto.sites import Site
@@ -84,7 +84,8 @@ def crossed(
     found, missing = own.means(keys, changed.otherwise)
     with_them, more = across.means(keys, changed.otherwise)
     missing = missing | more | unpaired
-    return {key: list(zip(each, with_them[key], strict=True)) for key, each in found.items() if key not in missing}, missing
+    both = {key: zip(whole(each), whole(with_them[key]), strict=True) for key, each in found.items() if key not in missing}
+    return {key: list(each) for key, each in both.items()}, missing
 
 
 def _place(product: Product) -> tuple[str, int, int, int, int]:

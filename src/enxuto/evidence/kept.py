@@ -69,6 +69,12 @@ def known(model: nn.Module, question: str, *asked: Any) -> Answer | None:
         return None
 
 
+def keeps(model: nn.Module) -> bool:
+    """True where answers about this very object are kept."""
+    place = _place.get()
+    return place is not None and place.model is model
+
+
 def keep(answer: Answer, model: nn.Module, question: str, *asked: Any) -> None:
     """Keeps an answer, unless it is larger than LARGEST_BYTES or the disk does not take it: it can be had again."""
     path = _path(model, question, asked)

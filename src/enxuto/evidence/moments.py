@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from binascii import crc32
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import Batch
-from enxuto.evidence.kept import Answer, keep, known
+from enxuto.evidence.kept import Answer, keep, keeps, known
 from enxuto.evidence.products import Product, watch
+from enxuto.evidence.symmetric import Symmetric, symmetric_bytes
 from enxuto.progress import counted
 from enxuto.sites import Site
 
@@ -47,21 +49,38 @@ class Moments:
             yield slice(self.start + part * size, self.start + (part + 1) * size), square
 
 
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Moments while they are gathered, or wait to be asked for: of what is its own mirror, half is held."""
+
+    start: int
+    stop: int
+    held: Tensor | Symmetric
+    count: int
+    doubt: float = 0.0
+
+    def moments(self) -> Moments:
+        """As whoever asks gets them."""
+        square = self.held.whole() if isinstance(self.held, Symmetric) else self.held
+        return Moments(self.start, self.stop, square, self.count, self.doubt)
+
+
 class MomentsOf:
     """The moments of some weights of a model, gathered as they are asked for, in the order of the network, within `limit_bytes`.
 
-    As many weights as fit are watched in one pass over the batches; those before are dropped then, so ask in order. The moments
-    of a single weight may be larger than the limit, which is half of the weights in float32 unless it is given. What was kept
-    (`evidence.kept`) is read, weight by weight, in place of a pass.
+    As many weights as fit are watched in one pass over the batches, and no more than the least number of passes asks for; those
+    before are dropped then, so ask in order. Half of each square is held until it is asked for; that of a single weight may be
+    larger than the limit, which is half of the weights in float32 unless it is given. What was kept (`evidence.kept`) is read,
+    weight by weight, in place of a pass.
     """
 
     def __init__(
         self, model: nn.Module, batches: Iterable[Batch], weights: Sequence[Site], limit_bytes: int | None = None, seed: int = 0
     ) -> None:
         self.model, self.batches, self.seed = model, batches, seed
-        self.waiting = {weight.key: _square_bytes(weight) for weight in weights}
+        self.waiting = {weight.key: _sum_bytes(weight) for weight in weights}
         self.limit = limit_bytes or sum(2 * parameter.numel() for parameter in model.parameters())
-        self.held: dict[str, list[Moments]] = {}
+        self.held: dict[str, list[Sum]] = {}
         self.missing: dict[str, str] = {}
 
     def __call__(self, key: str) -> list[Moments]:
@@ -75,22 +94,19 @@ class MomentsOf:
             few = self._few(key)
             self.waiting = {name: size for name, size in self.waiting.items() if name not in few}
             self.held.clear()
-            self.held, missing = moments(self.model, self.batches, few, self.seed)
+            self.held, missing = _sums(self.model, self.batches, few, self.seed)
             self.missing |= missing
             for name in few:
                 _keep(self.model, name, self.seed, self.held.get(name, []), missing.get(name, ""))
-        return self.held.pop(key, [])
+        return whole(self.held.pop(key, []))
 
     def _few(self, key: str) -> list[str]:
-        """This weight and those after it that fit beside it."""
-        few: list[str] = []
-        left = self.limit
-        for name in list(self.waiting)[list(self.waiting).index(key) :]:
-            left -= self.waiting[name]
-            if few and left < 0:
-                break
-            few.append(name)
-        return few
+        """This weight and those after it that fit beside it, in the first of as few passes as can be, all about as large."""
+        names = list(self.waiting)[list(self.waiting).index(key) :]
+        sizes = [self.waiting[name] for name in names]
+        fewest = len(_runs(sizes, self.limit))
+        least = bisect_left(range(self.limit), True, key=lambda limit: len(_runs(sizes, limit)) <= fewest)
+        return names[: _runs(sizes, least)[0]]
 
 
 def moments(
@@ -102,8 +118,15 @@ def moments(
     batch once there are ENOUGH for each column; at least LEAST_ROWS. Which, depends on the weight and not on those beside it.
     Raises: TaskError when the model fails on a batch or gives values that are not finite.
     """
+    found, missing = _sums(model, batches, keys, seed, diagonal=diagonal)
+    return {key: whole(each) for key, each in found.items()}, missing
+
+
+def _sums(
+    model: nn.Module, batches: Iterable[Batch], keys: Sequence[str], seed: int, *, diagonal: bool = False
+) -> tuple[dict[str, list[Sum]], dict[str, str]]:
     generators = seeds(keys, seed)
-    sums = Sums(diagonal=diagonal, doubted=not diagonal)
+    sums = Sums(diagonal=diagonal, own=not diagonal)
     seen = dict.fromkeys(keys, 0)
 
     def see(product: Product) -> None:
@@ -125,7 +148,10 @@ def _recalled(model: nn.Module, key: str, seed: int) -> tuple[list[Moments], str
     return made, why
 
 
-def _keep(model: nn.Module, key: str, seed: int, found: Sequence[Moments], why: str) -> None:
+def _keep(model: nn.Module, key: str, seed: int, sums: Sequence[Sum], why: str) -> None:
+    if not keeps(model):
+        return
+    found = whole(sums)
     parts = [(each.start, each.stop, each.count, each.doubt) for each in found]
     keep(Answer([parts, why], {str(n): each.square for n, each in enumerate(found)}), model, QUESTION, key, seed)
 
@@ -145,11 +171,11 @@ def seeds(keys: Sequence[str], seed: int) -> dict[str, torch.Generator]:
 
 
 class Sums:
-    """Sums of x yᵀ over what products meet, or of its diagonal alone; `doubted`, for x = y, how much of it is chance."""
+    """Sums of x yᵀ over what products meet, or of its diagonal alone; `own`, for x = y, half of it, and how much is chance."""
 
-    def __init__(self, *, diagonal: bool = False, doubted: bool = False) -> None:
-        self.diagonal, self.doubted = diagonal, doubted
-        self.sums: dict[tuple[str, int, int, int], Moments] = {}
+    def __init__(self, *, diagonal: bool = False, own: bool = False) -> None:
+        self.diagonal, self.own = diagonal, own
+        self.sums: dict[tuple[str, int, int, int], Sum] = {}
         self.apart: dict[tuple[str, int, int, int], list[float]] = {}
 
     def add(self, product: Product, inputs: Tensor, others: Tensor) -> None:
@@ -157,31 +183,32 @@ class Sums:
         place = (product.key, product.start, product.stop, product.groups)
         before = self.sums.get(place)
         weight = product.count / inputs.shape[1]
-        square = None if before is None else before.square
-        norms: list[float] = []
-        if self.doubted and inputs.shape[1] >= CHUNKS * min(inputs.shape[2], LARGE):
-            for few in inputs.chunk(CHUNKS, dim=1):
-                own = few.transpose(1, 2) @ few
-                norms.append(_apart(own))
-                square = own.mul_(weight) if square is None else square.add_(own, alpha=weight)
+        total = None if before is None else before.held
+        held: Tensor | Symmetric
+        if self.own:
+            held, norms = _own(inputs, weight, total if isinstance(total, Symmetric) else None)
+            self.apart.setdefault(place, []).extend(weight**2 * norm for norm in norms)
         else:
-            norms = _norms(inputs) if self.doubted else []
-            square = _summed(inputs, others, weight, square, self.diagonal)
-        assert square is not None
-        self.apart.setdefault(place, []).extend(weight**2 * norm for norm in norms)
-        self.sums[place] = Moments(product.start, product.stop, square, product.count + (0 if before is None else before.count))
+            held = _summed(inputs, others, weight, total if isinstance(total, Tensor) else None, self.diagonal)
+        self.sums[place] = Sum(product.start, product.stop, held, product.count + (0 if before is None else before.count))
 
-    def means(self, keys: Sequence[str], otherwise: Mapping[str, str]) -> tuple[dict[str, list[Moments]], dict[str, str]]:
+    def means(self, keys: Sequence[str], otherwise: Mapping[str, str]) -> tuple[dict[str, list[Sum]], dict[str, str]]:
         """The means for each weight, and of those without any, why; the sums are used up."""
-        found: dict[str, list[Moments]] = {}
+        found: dict[str, list[Sum]] = {}
         missing = {}
         for place, each in self.sums.items():
-            if not all(map(math.isfinite, map(float, each.square.div_(each.count).aminmax()))):
+            each.held.mul_(1 / each.count)
+            if not all(map(math.isfinite, map(float, each.held.aminmax()))):
                 missing[place[0]] = TOO_LARGE
-            doubt = _doubt(each, self.apart[place]) if self.doubted else 0.0
+            doubt = _doubt(each.held, each.count, self.apart[place]) if isinstance(each.held, Symmetric) else 0.0
             found.setdefault(place[0], []).append(replace(each, doubt=doubt))
         missing |= {key: otherwise.get(key, UNSEEN) for key in keys if key not in found}
-        return {key: by_rows(each) for key, each in found.items() if key not in missing}, missing
+        return {key: each for key, each in found.items() if key not in missing}, missing
+
+
+def whole(sums: Sequence[Sum]) -> list[Moments]:
+    """The moments of one weight, so that each row of its matrix is in one."""
+    return by_rows([each.moments() for each in sums])
 
 
 def by_rows(found: Sequence[Moments]) -> list[Moments]:
@@ -213,11 +240,24 @@ def _summed(inputs: Tensor, others: Tensor, weight: float, total: Tensor | None,
     return total.baddbmm_(inputs.transpose(1, 2), others, alpha=weight)
 
 
-def _apart(square: Tensor) -> float:
-    """The square of what lies off the diagonal. Shapes: [groups, in, in]."""
-    size = float(square.abs().max()) or 1.0
-    own = square.diagonal(dim1=1, dim2=2).double().square().sum()
-    return max(0.0, float((square / size).square_().sum(dtype=torch.float64)) * size**2 - float(own))
+def _own(inputs: Tensor, weight: float, total: Symmetric | None) -> tuple[Symmetric, list[float]]:
+    """The sum of x xᵀ, times this weight, on top of the total; and of some chunks, the square of what lies off the diagonal."""
+    if inputs.shape[1] < CHUNKS * min(inputs.shape[2], LARGE):
+        norms = _norms(inputs)
+        if total is None:
+            return Symmetric.of(inputs).mul_(weight), norms
+        total.add_inputs_(inputs, weight)
+        return total, norms
+    norms = []
+    for few in inputs.chunk(CHUNKS, dim=1):
+        own = Symmetric.of(few)
+        norms.append(own.apart())
+        if total is None:
+            total = own.mul_(weight)
+        else:
+            total.add_(own, weight)
+    assert total is not None
+    return total, norms
 
 
 def _norms(inputs: Tensor) -> list[float]:
@@ -233,17 +273,16 @@ def _norms(inputs: Tensor) -> list[float]:
     return found
 
 
-def _doubt(each: Moments, norms: Sequence[float]) -> float:
+def _doubt(mean: Symmetric, count: int, norms: Sequence[float]) -> float:
     """How much of the square of what lies off the diagonal is the variance of its mean over the chunks.
 
     Source: Ledoit, Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", lemma 3.4; towards the
     diagonal as Schäfer, Strimmer 2005, "A shrinkage approach to large-scale covariance matrix estimation".
     """
-    diagonal = each.square.diagonal(dim1=1, dim2=2)
-    seen = float(torch.linalg.vector_norm(each.square)) ** 2 - float(diagonal.double().square().sum())
+    seen = mean.apart()
     if not (seen > 0 and math.isfinite(seen)) or len(norms) < 2:
         return 1.0 if len(norms) < 2 else 0.0
-    chance = (sum(norms) / each.count**2 - seen / len(norms)) * len(norms) / (len(norms) - 1)
+    chance = (sum(norms) / count**2 - seen / len(norms)) * len(norms) / (len(norms) - 1)
     return min(1.0, max(0.0, chance / seen))
 
 
@@ -256,6 +295,21 @@ def chosen(product: Product, generator: torch.Generator, seen: int = 0) -> Tenso
     return torch.randint(product.count, (rows,), generator=generator).sort().values
 
 
-def _square_bytes(weight: Site) -> int:
-    width = weight.matrix().shape[1]
-    return 4 * width * width * int(getattr(weight.module, "groups", 1))
+def _sum_bytes(weight: Site) -> int:
+    return symmetric_bytes(int(getattr(weight.module, "groups", 1)), weight.matrix().shape[1])
+
+
+def _runs(sizes: Sequence[int], limit: int) -> list[int]:
+    """How many neighbours go into each run, where none is larger than the limit but what is so alone.
+
+    >>> _runs([3, 3, 9, 1], 6)
+    [2, 1, 1]
+    """
+    runs, left = [0], limit
+    for size in sizes:
+        if size > left and runs[-1]:
+            runs.append(0)
+            left = limit
+        runs[-1] += 1
+        left -= size
+    return runs
