@@ -12,8 +12,8 @@ import enxuto as ex
 from enxuto.errors import ExportError, RangeError
 from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.operators import integer_operators
-from enxuto.exporters import OnnxFile, export, input_grids
-from enxuto.exporters.weights import weight_scales
+from enxuto.exporters import OnnxFile, export, input_grids, settle
+from enxuto.exporters.weights import on_grids, weight_scales
 from enxuto.layers import Affine, Table
 from enxuto.layers.activations import ActivationGrid
 from enxuto.layers.coded import code_
@@ -100,3 +100,17 @@ def test_projections_of_attention_keep_the_grid_they_were_rounded_on(tmp_path):
 def test_a_rounding_nobody_knows_is_refused(tmp_path):
     with pytest.raises(RangeError, match="rounding='up'"):
         export(coded(), tmp_path / "x.onnx", calibration=[torch.ones(1, 3, 8, 8)], precision="int8", rounding="up")
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_unless_it_is_said_weights_are_rounded_the_way_that_leaves_outputs_nearer(swapped, tmp_path, monkeypatch):
+    if swapped:  # as where the data mislead: rounding to nearest comes under the name of the other
+        other = {"nearest": "gptq", "gptq": "nearest"}
+        monkeypatch.setattr(settle, "on_grids", lambda model, batches, way, *more: on_grids(model, batches, other[way], *more))
+    model, x = seeded(Mlp), torch.randn(256, 12)
+    ways = ("nearest", "gptq", None)
+    near, by_data, chosen = (
+        export(model, tmp_path / "m.onnx", calibration=[x], precision="int8", rounding=way).error for way in ways
+    )
+    assert (near < by_data) == swapped
+    assert chosen == min(near, by_data)

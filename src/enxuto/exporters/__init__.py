@@ -43,17 +43,18 @@ def export(
     calibration: Iterable[Batch],
     precision: Precision = "fp32",
     dynamic_batch: bool = True,
-    rounding: Rounding = "gptq",
+    rounding: Rounding | None = None,
     max_error: float = LARGE_ERROR,
 ) -> OnnxFile:
     """Writes a network, coded or plain, as one .onnx file.
 
     fp32: coded weights are decoded. int8: products on integers; weights keep the grids they have (7 bits or fewer, one scale
-    per tensor or channel), others get 7 bits per channel and codes that change their products with the batches least, or with
-    rounding="nearest" the nearest; layers whose inputs were calibrated keep those grids, everything else is calibrated. LSTMs
-    find the range of their inputs at each call, and "int8-dynamic" does so in every matrix product. "int4": Linear weights of
-    4 bits, with a scale for a block of inputs, as the runtime's own operator takes them; grids that it can take are kept.
-    What no small operator computes has weights of 8 bits and computes in float.
+    per tensor or channel), others get 7 bits per channel, and codes that change their products with the batches least
+    (rounding="gptq") or the nearest ("nearest"): unless it is said, whichever leaves the outputs nearer. Layers whose inputs were
+    calibrated keep those grids, everything else is calibrated. LSTMs find the range of their inputs at each call, and
+    "int8-dynamic" does so in every matrix product. "int4": Linear weights of 4 bits, with a scale for a block of inputs, as the
+    runtime's own operator takes them; grids that it can take are kept. What no small operator computes has weights of 8 bits and
+    computes in float.
     Every file is compared with the model on all batches. Where outputs are off by more than `max_error` of their size, or of what
     they differ between samples, the layers that add most are computed more exactly, and notes say which, how, and what they would
     cost. What is still off by more than a tenth gets a note, and what is off by half the size is refused.
@@ -68,7 +69,7 @@ def export(
     from enxuto.rounding import check_rounding
     from enxuto.surgery import to_float
 
-    check_rounding(rounding)
+    check_rounding(rounding or "nearest")
     if not within(max_error, "(0, 1)"):
         raise RangeError(f"{named('max_error', max_error)} is a fraction of the outputs in (0, 1); use for example 0.05.")
     batches = _checked(path, calibration, precision)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from enxuto.batches import Batch
@@ -38,11 +39,18 @@ class Settling:
     """A network on its way into a small file."""
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Batch], precision: str, rounding: Rounding, folder: Path, *, dynamic_batch: bool
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        precision: str,
+        rounding: Rounding | None,
+        folder: Path,
+        *,
+        dynamic_batch: bool,
     ) -> None:
         self.model, self.batches, self.precision, self.folder = model, batches, precision, folder
-        self.dynamic_batch = dynamic_batch
-        self.plain, self.scales, self.notes = on_grids(model, batches, rounding, precision)
+        self.dynamic_batch, self.open = dynamic_batch, rounding is None
+        self.plain, self.scales, self.notes = on_grids(model, batches, rounding or "gptq", precision)
         grids = input_grids(model)
         self.inputs = (clipped_inputs(self.plain, batches, grids) if precision == "int8" else {}) | grids
         self.exact = folder / "float.onnx"
@@ -66,6 +74,9 @@ class Settling:
         be told, else it is written anew, which takes the exporter as long as the first time."""
         before, plain = (restored(self.plain, self.model, paths) for paths in (self.whole, whole))
         self.whole = whole
+        self._exchange(before, plain)
+
+    def _exchange(self, before: nn.Module, plain: nn.Module) -> None:
         named = (dict(each.named_parameters(remove_duplicate=False)) for each in (before, plain))
         if not exchanged(self.exact, *named):
             self.written = self._exported(plain)
@@ -87,6 +98,8 @@ class Settling:
     def settle(self, path: os.PathLike[str], limit: float) -> Distance:
         """Writes the file whose outputs are off by at most the limit, or the nearest there is."""
         far = self.write(path, self.chosen)
+        if self.open:
+            far = self._rounded_nearer(path, far)
         moved: list[str] = []
         for number in range(ROUNDS):
             if far.worst <= limit:
@@ -98,6 +111,20 @@ class Settling:
             moved += [name for name in further if name not in moved]
             far = self.write(path, self.chosen)
         return self._put_back(path, moved, far, limit) if moved else far
+
+    def _rounded_nearer(self, path: os.PathLike[str], far: Distance) -> Distance:
+        """Weights at their nearest values, if outputs are nearer so: what each product loses alone is not all that they lose."""
+        mine = (self.plain, self.scales, self.notes)
+        self.plain, self.scales, self.notes = on_grids(self.model, self.batches, "nearest", self.precision)
+        if all(map(torch.equal, mine[0].parameters(), self.plain.parameters())):
+            return far
+        self._exchange(mine[0], self.plain)
+        near = self.write(path, self.chosen)
+        if near.worst < far.worst:
+            return near
+        other, (self.plain, self.scales, self.notes) = self.plain, mine
+        self._exchange(other, self.plain)
+        return self.write(path, self.chosen)
 
     def _by_error(self, path: os.PathLike[str]) -> list[str]:
         """The names of nodes, those first that add most to the error of what enters them, against the network unrounded."""
