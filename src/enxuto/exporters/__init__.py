@@ -65,7 +65,6 @@ def export(
     from enxuto.exporters.compared import distance, worst_layer
     from enxuto.exporters.onnx import to_onnx
     from enxuto.exporters.settle import Settling
-    from enxuto.exporters.ways import without_kernel
     from enxuto.rounding import check_rounding
     from enxuto.surgery import to_float
 
@@ -81,11 +80,7 @@ def export(
         else:
             small = Settling(model, batches, precision, rounding, Path(folder), dynamic_batch=dynamic_batch)
             far = small.settle(made, max_error)
-            written, exact, notes = (
-                small.written,
-                small.exact,
-                [*small.notes, *small.graph.notes, *without_kernel(small.graph.proto.graph, small.chosen)],
-            )
+            written, exact, notes = small.written, small.exact, small.told()
             if made.stat().st_size > exact.stat().st_size:
                 notes.append(f"the file is larger than in float32, {exact.stat().st_size:,} bytes; ship that")
         if not far.worst <= LARGE_ERROR:

@@ -19,7 +19,7 @@ from enxuto.exporters.compared import Distance, added, distance
 from enxuto.exporters.graphs import path_of
 from enxuto.exporters.int8 import Given, Graph
 from enxuto.exporters.onnx import Exported, to_onnx
-from enxuto.exporters.ways import Way, ways
+from enxuto.exporters.ways import Way, ways, without_kernel
 from enxuto.exporters.weights import clipped_inputs, exchanged, on_grids, restored
 from enxuto.rounding import Rounding
 from enxuto.surgery import to_float
@@ -111,6 +111,10 @@ class Settling:
             moved += [name for name in further if name not in moved]
             far = self.write(path, self.chosen)
         return self._put_back(path, moved, far, limit) if moved else far
+
+    def told(self) -> list[str]:
+        """What a reader must know about the file."""
+        return [*self.notes, *self.graph.notes, *without_kernel(self.graph.proto.graph, self.chosen)]
 
     def _rounded_nearer(self, path: os.PathLike[str], far: Distance) -> Distance:
         """Weights at their nearest values, if outputs are nearer so: what each product loses alone is not all that they lose."""
