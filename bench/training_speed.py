@@ -1,0 +1,188 @@
+"""What a step of `Recover` takes beside the bare torch loop that does the same arithmetic.
+
+The same network, batches, teacher, losses, clipping and schedule of the learning rate; only the loop is another: the bare one is
+what a tutorial writes, with torch's own AdamW as it comes. "careful" is the same with AdamW fused and the teacher's answers kept.
+CPU milliseconds of a step on one thread: the slope between a short and a long training, which what comes before and after does
+not count in; the ways take turns, and the median of some rounds is told, with the least and the largest.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+import common
+import enxuto as ex
+from enxuto.surgery import duplicate, to_float
+from file_coders import network
+
+BATCH, TEMPERATURE, SHARE = 128, 4.0, 0.5
+SHORT, LONG, ROUNDS = 20, 120, 5
+STEPS = {"lenet-300-100": 1, "resnet-20": 4}  # how many times fewer steps of what takes longer
+BITS = 4
+
+
+@dataclass(frozen=True)
+class Way:
+    """A technique: what comes before `Recover`, what goes into it, and the same in bare torch."""
+
+    before: Sequence[ex.Step]
+    options: dict[str, Any]
+    bare: Callable[[nn.Module], Callable[[], None]]  # makes a network so, and says what is done after each step
+
+
+def main(names: list[str]) -> None:
+    """Each technique on each network."""
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    for name in names or STEPS:
+        model, task = network(name)
+        batches = [(x, y) for x, y in task.train][: LONG // STEPS[name]]  # type: ignore[union-attr]
+        short = SHORT // STEPS[name]
+        for what, way in WAYS.items():
+            small, _ = ex.run(task, list(way.before)) if way.before else (model, None)
+            loops = {
+                "enxuto": partial(ours, model=model, small=small, way=way),
+                "bare": partial(bare, model=model, small=small, way=way, careful=False),
+                "careful": partial(bare, model=model, small=small, way=way, careful=True),
+            }
+            found: dict[str, list[float]] = {loop: [] for loop in loops}
+            for loop in loops.values():
+                loop(batches[:2])
+            for _ in range(ROUNDS):
+                for loop, run in loops.items():
+                    spent = [clocked(run, few) for few in (batches[:short], batches)]
+                    found[loop].append(1e3 * (spent[1] - spent[0]) / (len(batches) - short))
+            row: dict[str, object] = {"network": name, "technique": what}
+            row |= {f"{loop} ms": median(times) for loop, times in found.items()}
+            ratios = [one / other for one, other in zip(found["enxuto"], found["bare"], strict=True)]
+            row |= {"ratio": median(ratios), "from": min(ratios), "to": max(ratios)}
+            rows.append(row)
+            print(row, flush=True)
+    common.tell("training_speed", "a step of Recover takes at most 1.3 times the bare torch loop of the same arithmetic", rows)
+
+
+def clocked(run: Callable[[Any], None], batches: Sequence[Any]) -> float:
+    """CPU seconds."""
+    start = time.process_time()
+    run(batches)
+    return time.process_time() - start
+
+
+def ours(batches: Sequence[Any], model: nn.Module, small: nn.Module, way: Way) -> None:
+    """One `Recover` of one epoch on these batches."""
+    task = ex.Task(model, calibration=[batches[0][0]], train=list(batches), loss=F.cross_entropy)
+    ex.Recover(epochs=1, teacher=SHARE, temperature=TEMPERATURE, **way.options)(small, task)
+
+
+def bare(batches: Sequence[Any], model: nn.Module, small: nn.Module, way: Way, *, careful: bool) -> None:
+    """The loop of a tutorial."""
+    teacher, student = duplicate(model).eval(), to_float(small)
+    then = way.bare(student)
+    student.train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0, fused=careful or None)
+    with torch.no_grad():
+        kept = [teacher(x) for x, _ in batches] if careful else []
+    for done, (x, y) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * done / len(batches)))
+        optimizer.zero_grad()
+        given = student(x)
+        if careful:
+            wanted = kept[done]
+        else:
+            with torch.no_grad():
+                wanted = teacher(x)
+        soft = F.kl_div(
+            F.log_softmax(given / TEMPERATURE, -1),
+            F.log_softmax(wanted / TEMPERATURE, -1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        loss = SHARE * TEMPERATURE**2 * soft + (1 - SHARE) * F.cross_entropy(given, y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        optimizer.step()
+        then()
+        loss.item()
+
+
+def weighted(model: nn.Module) -> list[nn.Module]:
+    """The layers whose weights are compressed."""
+    return [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+
+
+def as_it_is(model: nn.Module) -> Callable[[], None]:
+    """Nothing more than the training."""
+    return lambda: None
+
+
+def masked(model: nn.Module) -> Callable[[], None]:
+    """Zeros are put back after each step."""
+    masks = [(layer.weight, (layer.weight != 0).float()) for layer in weighted(model)]
+
+    @torch.no_grad()
+    def then() -> None:
+        for weight, mask in masks:
+            weight.mul_(mask)
+
+    return then
+
+
+class Stepped(nn.Module):
+    """Learned steps, one a row (Esser et al. 2020)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.limit = 2 ** (BITS - 1) - 1
+        self.scale = nn.Parameter(weight.flatten(1).abs().amax(1).view(-1, *[1] * (weight.ndim - 1)) / self.limit)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        steps = (weight / self.scale).clamp(-self.limit, self.limit)
+        return (steps + (steps.round() - steps).detach()) * self.scale
+
+
+class Shared(nn.Module):
+    """A codebook that learns (Han et al. 2016)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.entries = nn.Parameter(weight.detach().unique())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        entries = self.entries.detach().sort().values
+        codes = torch.bucketize(weight.detach(), (entries[1:] + entries[:-1]) / 2)
+        return self.entries[codes] + (weight - weight.detach())
+
+
+def seen_as(kind: Callable[[Tensor], nn.Module]) -> Callable[[nn.Module], Callable[[], None]]:
+    """Weights are seen through such a module."""
+
+    def made(model: nn.Module) -> Callable[[], None]:
+        for layer in weighted(model):
+            register_parametrization(layer, "weight", kind(layer.weight))
+        return lambda: None
+
+    return made
+
+
+WAYS = {
+    "teacher and labels": Way((), {}, as_it_is),
+    "90 % zeros": Way([ex.Prune(0.9)], {}, masked),
+    "steps, 4 bits a channel": Way([ex.Quantize(bits=BITS)], {}, seen_as(Stepped)),
+    "16 shared values": Way([ex.Share(bits=BITS)], {}, seen_as(Shared)),
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
