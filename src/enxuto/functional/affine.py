@@ -5,8 +5,11 @@ Weights use symmetric grids, so zero is a code; activations use unsigned codes w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 CLIP_STEPS = 40  # candidates of `fit_scale` between CLIP_LOWEST and 1 times the largest magnitude
 CLIP_LOWEST = 0.3
@@ -84,9 +87,30 @@ def learned_rounding(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
     if bits == 1:
         signs = to_codes(rows.detach(), scale.detach(), bits)
         return signs * scale[:, None] + (rows - rows.detach())
-    limit = largest_code(bits)
-    steps = (rows / scale[:, None]).clamp(-limit, limit)
-    return (steps + (steps.round() - steps).detach()) * scale[:, None]
+    rounded: Tensor = _Rounded.apply(rows, scale, largest_code(bits))  # type: ignore[no-untyped-call]
+    return rounded
+
+
+class _Rounded(Function):
+    """The rows on their steps; a pass over all weights takes longer than what it computes, and autograd's own makes many."""
+
+    @staticmethod
+    def forward(rows: Tensor, scale: Tensor, limit: int) -> Tensor:
+        return (rows / scale[:, None]).clamp_(-limit, limit).round_().mul_(scale[:, None])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.limit = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, scale = ctx.saved_tensors
+        steps, beyond = rows / scale[:, None], ctx.limit * (1 + 2**-20)  # what lies on the last code learns
+        inside = torch.ops.aten.hardtanh_backward(gradient, steps, -beyond, beyond)
+        off = steps.clamp(-ctx.limit, ctx.limit).round_()
+        off = off - torch.ops.aten.hardtanh_backward(steps, steps, -beyond, beyond)
+        return inside, torch.linalg.vecdot(gradient, off), None
 
 
 def activation_grid(low: float, high: float, bits: int = 8) -> tuple[float, int]:

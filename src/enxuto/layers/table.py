@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from enxuto.functional.affine import PIECE
-from enxuto.functional.table import fit_codebook, nearest_entries
+from enxuto.functional.table import fit_codebook, nearest_entries, shared_values
 from enxuto.layers.grids import CodedTensor, Grid, Values, check_bits, finite
 from enxuto.layers.packing import pack
 
@@ -39,9 +39,7 @@ class Table(Grid):
         return learned + (shipped_entries(learned.detach()) - learned.detach())
 
     def seen(self, weight: Tensor, learned: Tensor) -> Tensor:
-        order = learned.detach().argsort()
-        codes = order[nearest_entries(weight.detach(), learned.detach()[order])]
-        return learned[codes] + (weight - weight.detach())
+        return shared_values(weight, learned)
 
     def coded(self, weight: Tensor, learned: Tensor) -> TableTensor:
         return TableTensor.of(self, weight, learned)
