@@ -40,6 +40,7 @@ class Way:
     before: Sequence[ex.Step]
     options: dict[str, Any]
     bare: Callable[[nn.Module], Callable[[], None]]  # makes a network so, and says what is done after each step
+    epochs: int = 1  # in which the same batches come again
 
 
 def main(names: list[str]) -> None:
@@ -57,13 +58,14 @@ def main(names: list[str]) -> None:
                 "bare": partial(bare, model=model, small=small, way=way, careful=False),
                 "careful": partial(bare, model=model, small=small, way=way, careful=True),
             }
+            mine, few = (count // way.epochs for count in (len(batches), short))
             found: dict[str, list[float]] = {loop: [] for loop in loops}
             for loop in loops.values():
                 loop(batches[:2])
             for _ in range(ROUNDS):
                 for loop, run in loops.items():
-                    spent = [clocked(run, few) for few in (batches[:short], batches)]
-                    found[loop].append(1e3 * (spent[1] - spent[0]) / (len(batches) - short))
+                    spent = [clocked(run, batches[:count]) for count in (few, mine)]
+                    found[loop].append(1e3 * (spent[1] - spent[0]) / ((mine - few) * way.epochs))
             row: dict[str, object] = {"network": name, "technique": what}
             row |= {f"{loop} ms": median(times) for loop, times in found.items()}
             ratios = [one / other for one, other in zip(found["enxuto"], found["bare"], strict=True)]
@@ -81,9 +83,9 @@ def clocked(run: Callable[[Any], None], batches: Sequence[Any]) -> float:
 
 
 def ours(batches: Sequence[Any], model: nn.Module, small: nn.Module, way: Way) -> None:
-    """One `Recover` of one epoch on these batches."""
+    """One `Recover` on these batches."""
     task = ex.Task(model, calibration=[batches[0][0]], train=list(batches), loss=F.cross_entropy)
-    ex.Recover(epochs=1, teacher=SHARE, temperature=TEMPERATURE, **way.options)(small, task)
+    ex.Recover(epochs=way.epochs, teacher=SHARE, temperature=TEMPERATURE, **way.options)(small, task)
 
 
 def bare(batches: Sequence[Any], model: nn.Module, small: nn.Module, way: Way, *, careful: bool) -> None:
@@ -94,13 +96,13 @@ def bare(batches: Sequence[Any], model: nn.Module, small: nn.Module, way: Way, *
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0, fused=careful or None)
     with torch.no_grad():
         kept = [teacher(x) for x, _ in batches] if careful else []
-    for done, (x, y) in enumerate(batches):
+    for done, (x, y) in enumerate(list(batches) * way.epochs):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * done / len(batches)))
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * done / (len(batches) * way.epochs)))
         optimizer.zero_grad()
         given = student(x)
         if careful:
-            wanted = kept[done]
+            wanted = kept[done % len(batches)]
         else:
             with torch.no_grad():
                 wanted = teacher(x)
@@ -179,6 +181,7 @@ def seen_as(kind: Callable[[Tensor], nn.Module]) -> Callable[[nn.Module], Callab
 
 WAYS = {
     "teacher and labels": Way((), {}, as_it_is),
+    "the same, four epochs": Way((), {}, as_it_is, epochs=4),
     "90 % zeros": Way([ex.Prune(0.9)], {}, masked),
     "steps, 4 bits a channel": Way([ex.Quantize(bits=BITS)], {}, seen_as(Stepped)),
     "16 shared values": Way([ex.Share(bits=BITS)], {}, seen_as(Shared)),

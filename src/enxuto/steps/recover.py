@@ -24,6 +24,7 @@ from enxuto.training.objective import Moment, Objective
 from enxuto.training.prepare import prepared
 from enxuto.training.rate import Rate
 from enxuto.training.rehearsals import settle_
+from enxuto.training.teacher import Teacher
 from enxuto.training.tighten import Rehearsable, Schedule
 
 
@@ -105,7 +106,8 @@ class Recover:
         paths, size = self.fitting(student, task)
         loop = Loop(self.learning_rate, self.weight_decay, self.devices, self.precision, size, task.seed)
         rate = self._rate(student)
-        objective = Objective(task, self.teacher, self.temperature, () if rate is None else (rate,))
+        terms = () if rate is None else (rate,)
+        objective = Objective(task, self.teacher, self.temperature, terms, self.epochs)
         gradual = self.during and self.tight
         after = [Schedule(student, self.during, batches=total, end=self.tight).step] if gradual else []
         with checkpointed(student, paths):
@@ -166,12 +168,14 @@ class _Lesson(nn.Module):
 
     def __init__(self, student: nn.Module, objective: Objective) -> None:
         super().__init__()
-        self.student, self.teacher, self.objective = student, objective.teacher, objective
+        self.student, self.objective = student, objective
+        self.teacher = None if objective.teacher is None else objective.teacher.module  # its weights count
 
     def forward(self, inputs: Batch, targets: object) -> Tensor:
         outputs = call(self.student, inputs)
         with torch.autocast(first_tensor(outputs).device.type, enabled=False):
-            return self.objective(Moment(self.student, outputs, inputs, targets, self.teacher))
+            teacher = None if self.teacher is None else Teacher(self.teacher)
+            return self.objective(Moment(self.student, outputs, inputs, targets, teacher))
 
 
 def _check_trainable(student: nn.Module) -> None:

@@ -59,7 +59,8 @@ class Loop:
         home = device_of(objective.task.model)
         optimizer = self._optimizer(student)
         wrapped, optimizer = fabric.setup(student, optimizer)
-        objective.teacher = None if objective.teacher is None else fabric.to_device(objective.teacher)
+        if objective.teacher is not None:
+            objective.teacher.module = fabric.to_device(objective.teacher.module)
         with torch.random.fork_rng(), _lone_values(student) as lone:
             torch.manual_seed(self.seed)
             wrapped.train()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from enxuto.batches import Batch
-from enxuto.calls import call, evaluating
 from enxuto.functional.likeness import Spread
 from enxuto.surgery import borrowed
 from enxuto.task import Task
 from enxuto.training.examples import own_loss
 from enxuto.training.lessons import Lesson, lessons, settled, taught
+from enxuto.training.teacher import Teacher
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +26,14 @@ class Moment:
     outputs: Any
     inputs: Batch
     targets: Any
-    teacher: nn.Module | None = None
+    teacher: Teacher | None = None
     progress: float = 0.0
 
     @functools.cached_property
-    def wanted(self) -> Any:
-        """What the teacher returns for the inputs; it is asked once, however many terms look."""
+    def wanted(self) -> Mapping[str, Tensor]:
+        """What the teacher returns for the inputs, by name; it is asked once, however many terms look."""
         assert self.teacher is not None
-        with evaluating(self.teacher):
-            return call(self.teacher, self.inputs)
+        return self.teacher(self.inputs, self.progress)
 
 
 Term = Callable[[Moment], Tensor]
@@ -52,15 +51,16 @@ class Objective:
     share: float
     temperature: float
     terms: Sequence[Term] = ()
-    teacher: nn.Module | None = field(init=False)
+    epochs: float = 1.0
+    teacher: Teacher | None = field(init=False)
     learned: tuple[Lesson, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         task = self.task
         needed = self.share or task.train is None or task.loss is None
-        self.teacher = borrowed(task.model).eval() if needed else None
+        self.teacher = Teacher(borrowed(task.model).eval(), self.epochs) if needed else None
         if self.teacher is not None:
-            self.learned = lessons(task, self.teacher)
+            self.learned = lessons(task, self.teacher.module)
 
     def __call__(self, moment: Moment) -> Tensor:
         """The loss of a batch: one number."""
