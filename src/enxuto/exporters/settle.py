@@ -22,7 +22,7 @@ from enxuto.exporters.onnx import Exported, to_onnx
 from enxuto.exporters.ways import Way, ways, without_kernel
 from enxuto.exporters.weights import clipped_inputs, exchanged, on_grids, restored
 from enxuto.rounding import Rounding
-from enxuto.surgery import to_float
+from enxuto.surgery import duplicate, to_float
 
 ROUNDS = 12  # of moving layers on, twice as many in each
 TRIES = 12  # files written to put layers back
@@ -77,6 +77,7 @@ class Settling:
         self._exchange(before, plain)
 
     def _exchange(self, before: nn.Module, plain: nn.Module) -> None:
+        del self.graph  # it holds the file that is about to change
         named = (dict(each.named_parameters(remove_duplicate=False)) for each in (before, plain))
         if not exchanged(self.exact, *named):
             self.written = self._exported(plain)
@@ -118,16 +119,21 @@ class Settling:
 
     def _rounded_nearer(self, path: os.PathLike[str], far: Distance) -> Distance:
         """Weights at their nearest values, if outputs are nearer so: what each product loses alone is not all that they lose."""
-        mine = (self.plain, self.scales, self.notes)
+        before, rest, aside = self.plain, (self.scales, self.notes), self.folder / "before.pt"
         self.plain, self.scales, self.notes = on_grids(self.model, self.batches, "nearest", self.precision)
-        if all(map(torch.equal, mine[0].parameters(), self.plain.parameters())):
+        if all(map(torch.equal, before.parameters(), self.plain.parameters())):
             return far
-        self._exchange(mine[0], self.plain)
+        self._exchange(before, self.plain)
+        torch.save([each.data for each in before.parameters()], aside)  # in memory they would be a network more
+        del before
         near = self.write(path, self.chosen)
         if near.worst < far.worst:
             return near
-        other, (self.plain, self.scales, self.notes) = self.plain, mine
-        self._exchange(other, self.plain)
+        nearest, (self.scales, self.notes) = self.plain, rest
+        self.plain = duplicate(nearest)
+        for each, values in zip(self.plain.parameters(), torch.load(aside, mmap=True), strict=True):
+            each.data = values
+        self._exchange(nearest, self.plain)
         return self.write(path, self.chosen)
 
     def _by_error(self, path: os.PathLike[str]) -> list[str]:

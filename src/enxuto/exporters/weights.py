@@ -89,25 +89,32 @@ def exchanged(path: Path, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) 
     name stood for the same tensor.
     """
     proto = onnx.load(path)
-    constants = {name: numpy_helper.to_array(item) for name, item in floats(proto.graph).items()}
-    placed: dict[str, Array] = {}
+    constants = floats(proto.graph)
     for name, tensor in new.items():
         if tensor is old[name] or torch.equal(tensor, old[name]):
             continue
         if any(each is old[name] and new[other] is not tensor for other, each in old.items()):
             return False
         was, now = (each.detach().cpu().numpy() for each in (old[name], tensor))
-        plainly = [key for key, value in constants.items() if np.array_equal(value, was)]
-        turned = [key for key, value in constants.items() if was.ndim == 2 and np.array_equal(value, was.T)]
-        found = {**dict.fromkeys(turned, now.T), **dict.fromkeys(plainly, now)}
-        if len(found) != 1 or found.keys() & placed.keys():
+        found = {key: as_it_is for key, item in constants.items() if (as_it_is := _held_as(item, was)) is not None}
+        if len(found) != 1:
             return False
-        placed |= found
-    for item in proto.graph.initializer:
-        if item.name in placed:
-            item.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(placed[item.name]), item.name))
+        [(key, as_it_is)] = found.items()
+        item = constants.pop(key)
+        item.ClearField("float_data")
+        item.raw_data = np.ascontiguousarray(now if as_it_is else now.T).tobytes()
     onnx.save_model(proto, path)
     return True
+
+
+def _held_as(item: onnx.TensorProto, values: Array) -> bool | None:
+    """True for a constant of these very values, False for one that holds them transposed, None for any other."""
+    if tuple(item.dims) not in (values.shape, values.shape[::-1]):
+        return None
+    held = numpy_helper.to_array(item)
+    if np.array_equal(held, values):
+        return True
+    return False if values.ndim == 2 and np.array_equal(held, values.T) else None
 
 
 def _bits(module: nn.Module, precision: str) -> int | None:
