@@ -85,7 +85,7 @@ MORE = {
     repr(ex.Recover(epochs=1)): 3,  # the trained weights, their gradients, the two states of AdamW, and an update of one layer
     **{f"Tune {bits}": 1 for bits in (4, 8)},  # decoded weights, those times their factors, and the gradient of one
     "fp32": 1,  # the graph holds the weights, its bytes are written from a copy of a copy
-    # the decoded weights, and rounded another way, what ONNX Runtime's calibration holds of the graph, and a trial file to compare
+    # the decoded weights, the same rounded another way, what ONNX Runtime's calibration holds, and a trial file that is compared
     "int8": 6,
 }
 """How many times the weights some work takes beyond twice the weights, and of what."""
