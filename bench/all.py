@@ -29,6 +29,7 @@ SCRIPTS = (
     ("allocation.py",),
     ("file_untrained.py",),
     ("training_size.py", "lenet-300-100", "8"),
+    ("training_speed.py",),
     ("int8.py",),
     ("file_large.py",),
     ("speed_resnet.py",),
