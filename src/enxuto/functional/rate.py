@@ -29,8 +29,9 @@ class Prices:
 
     def slopes(self, steps: Tensor) -> Tensor:
         """What a step more costs at each place, in bits. Shapes: steps [rows, columns], the magnitudes in steps -> the same."""
-        at = steps.round().long().clamp_(max=len(self.further))
-        return torch.where(at == 0, self.first, self.further[(at - 1).clamp_(min=0)])
+        at = steps.round().clamp_(max=len(self.further))
+        beyond = F.pad(self.further, (1, 0)).index_select(0, at.flatten().int()).view_as(at)
+        return beyond.addcmul_(self.first, at.neg_().add_(1).clamp_(min=0))  # the first where there is none yet
 
 
 def prices(magnitudes: Tensor, largest: int) -> Prices:

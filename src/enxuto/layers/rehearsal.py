@@ -34,7 +34,7 @@ class Rehearsal(nn.Module):
         self.grid: Grid | None = None
         self.named: Grid | None = None  # the grid it was got ready for
         self.passed: tuple[Grid, ...] = ()  # those that a later step took the place of
-        self._known: tuple[Tensor, tuple[object, ...], Tensor] | None = None  # `keep` as it was, and in the leaf's type
+        self._known: tuple[tuple[Tensor, tuple[object, ...], Tensor], ...] = ()  # the last two of `ones`
 
     @classmethod
     def of(cls, tensor: Tensor | CodedTensor) -> Rehearsal:
@@ -64,15 +64,16 @@ class Rehearsal(nn.Module):
         """The leaf with zeros where nothing stays."""
         if self.keep is None:
             return self.leaf
-        projected = self.leaf * self._ones()
+        projected = self.leaf * self.ones(self.keep)
         return self.leaf + (projected - self.leaf).detach() if self.grow else projected
 
-    def _ones(self) -> Tensor:
-        """`keep` in the leaf's own type, by which it multiplies several times as fast."""
-        assert self.keep is not None
-        if self._known is None or self._known[0] is not self.keep or self._known[1] != (self.keep._version, self.leaf.dtype):
-            self._known = self.keep, (self.keep._version, self.leaf.dtype), self.keep.to(self.leaf.dtype)
-        return self._known[2]
+    def ones(self, keep: Tensor) -> Tensor:
+        """Ones where something stays, in the leaf's type: a product with them is several times as fast as a choice."""
+        known = next((each for each in self._known if each[0] is keep and each[1] == (keep._version, self.leaf.dtype)), None)
+        if known is None:
+            known = keep, (keep._version, self.leaf.dtype), keep.to(self.leaf.dtype)
+            self._known = (known, *self._known[:1])
+        return known[2]
 
     def learned(self) -> Tensor:
         """The scales or the codebook as they are now and as they ship, in float32; the codebook's zero stays zero."""

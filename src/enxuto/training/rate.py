@@ -85,8 +85,9 @@ class Rate:
             self._look(moment.progress)
         total = torch.zeros(())
         for (site, leaf), price, free in zip(self.priced, self.known, self.free, strict=True):
-            seen = site.matrix(_seen(leaf)).detach().abs()
-            total = total + (price.slopes(seen) * site.matrix(_between(leaf, free)).abs()).sum()
+            steps = site.matrix(_between(leaf, free)).abs()
+            seen = steps if free is leaf.keep else site.matrix(_seen(leaf)).abs()
+            total = total + torch.dot(price.slopes(seen.detach()).flatten(), steps.flatten())
         return self.now * (min(1.0, moment.progress / RAMP) if self.bytes is None else 1.0) * total
 
     @property
@@ -195,7 +196,7 @@ def _seen(leaf: Rehearsal) -> Tensor:
 def _between(leaf: Rehearsal, keep: Tensor | None) -> Tensor:
     """The same where `keep` stays, in place of its own."""
     assert leaf.grid is not None
-    kept = leaf.leaf if keep is None else torch.where(keep, leaf.leaf, 0.0)
+    kept = leaf.leaf if keep is None else leaf.leaf * leaf.ones(keep)
     steps = leaf.grid.steps(kept.float(), leaf.learned())
     assert steps is not None
     return steps
