@@ -115,3 +115,20 @@ def test_a_training_asks_once_for_each_sample(monkeypatch) -> None:
     assert sum(asked) == 40 + 4
     again, _ = ex.Recover(epochs=4)(model, task)
     assert all(map(torch.equal, small.parameters(), again.parameters()))
+
+
+def test_outputs_of_each_sample_beside_each_of_its_batch_are_taught() -> None:
+    class Alike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(12, 8)
+
+        def forward(self, x):
+            found = self.fc(x)
+            return found @ found.T
+
+    model = Alike().eval()
+    batches = list(X.split(16))  # the last has eight
+    task = ex.Task(model, calibration=batches)
+    record = ex.Recover(epochs=3)(ex.Prune(0.5)(model, task)[0], task)[1]
+    assert record.figures["loss_last"] < record.figures["loss_first"]

@@ -93,9 +93,14 @@ class Spread:
         return Spread(axis, torch.where(constant, typical or 1.0, variance))
 
     def errors(self, before: Tensor, after: Tensor) -> Tensor:
-        """Squared differences in units of the variance, channels last; 0 where both are the same number or infinity."""
+        """Squared differences in units of the variance, channels last; 0 where both are the same number or infinity.
+
+        Where there are not as many channels as there were (each sample beside each of its batch, say), all spread alike.
+        """
         one, other = (_channels_last(outputs, self.axis) for outputs in (before, after))
         variance = self.variance.to(one) if isinstance(self.variance, Tensor) else self.variance
+        if isinstance(variance, Tensor) and len(variance) not in (1, *one.shape[-1:]):
+            variance = variance.mean()
         return torch.where(one == other, 0, other - one).square() / variance
 
     def likeness(self, before: Tensor, after: Tensor, rows: int) -> Tensor:
