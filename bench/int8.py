@@ -5,7 +5,10 @@ the validation split for the digits, which have no test apart), at settings that
 network and the distance (how far outputs moved, squared, of their variance) are of 2,000 of its samples; "exact" is the same file
 with the runtime's optimisations off, where integers are computed in float: what a processor with an int8 dot product gives, and
 one without it only where no sum of two products overflows 16 bits. Times are CPU milliseconds of one thread, one sample, round by
-round in turns; "speed" is the ratio to the float file of ONNX Runtime, with the middle half of the rounds.
+round in turns; "speed" is the ratio to the float file of ONNX Runtime, with the middle half of the rounds. "Only it" and "only
+ours" count the samples that one of a file and our int8 file knows and the other does not, and "chance" is how likely so uneven a
+pair is where neither is better (McNemar 1947, "Note on the sampling error of the difference between correlated proportions or
+percentages", exact).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 import common
@@ -78,6 +82,7 @@ def main(names: list[str]) -> None:
                 others["openvino, nncf"] = stack.enter_context(Served(nncf, Path(folder), task))
             measures = {kind: measured(model, path, task) for kind, path in files.items()}
             measures |= {kind: judged(model, served, "here", task) | {"bytes": served.size} for kind, served in others.items()}
+            paired(measures)
             clocks[name] = times = raced(files, task, list(others.values()))
             for kind in times:
                 row = {"network": name, "file": kind, **measures.get(kind, {}), **speed(times, kind)}
@@ -138,7 +143,10 @@ def measured(model: nn.Module, path: Path, task: ex.Task) -> dict[str, object]:
 def judged(model: nn.Module, file: nn.Module, where: str, task: ex.Task, *, whole: bool = True) -> dict[str, object]:
     """Quality on the whole split, agreement with the network and distance from it on some samples."""
     judge: Any = task.test or task.evaluate
-    found: dict[str, object] = {f"quality {where}": float(torch.as_tensor(judge(file)).float().mean())} if whole else {}
+    found: dict[str, object] = {}
+    if whole:
+        found["samples"] = values = torch.as_tensor(judge(file)).float()
+        found[f"quality {where}"] = float(values.mean())
     batches = list(ex.data.inputs(judge.x, 500))[:4]
     with evaluating(model):
         before, after = ([float_outputs(each, batch)[0] for batch in batches] for each in (model, file))
@@ -146,6 +154,16 @@ def judged(model: nn.Module, file: nn.Module, where: str, task: ex.Task, *, whol
     far = torch.cat([spread.errors(*pair).flatten() for pair in zip(before, after, strict=True)]).mean()
     same = torch.cat([one.argmax(1) == other.argmax(1) for one, other in zip(before, after, strict=True)])
     return found | {f"agreement {where}": float(same.float().mean()), f"distance {where}": float(far)}
+
+
+def paired(measures: Mapping[str, dict[str, Any]]) -> None:
+    """Puts what tells each file from our int8 file, sample by sample, in the place of what each sample came to."""
+    ours = measures["enxuto int8"]["samples"]
+    for found in measures.values():
+        differs = found.pop("samples") - ours
+        better, worse = int((differs > 0).sum()), int((differs < 0).sum())
+        chance = binomtest(better, better + worse).pvalue if better + worse else 1.0
+        found |= {"only it": better, "only ours": worse, "chance": float(chance)}
 
 
 class Served(nn.Module):
