@@ -82,9 +82,22 @@ def test_a_network_that_takes_no_such_step_is_left_at_once() -> None:
     assert asked[-1][0] < 1
     tuned = recipes.send(None)
     assert [type(step) for step in tuned] == [ex.Quantize, ex.Tune]
-    assert [type(step) for step in recipes.send(None)] == [ex.Prune, ex.Quantize], "what cannot be tuned is not tuned again"
+    assert [type(step) for step in recipes.send(None)] == [ex.Quantize, ex.Repair], "means and spreads need no gradients"
+    assert [type(step) for step in recipes.send(None)] == [ex.Prune, ex.Quantize], (
+        "what cannot be brought back is not tried again"
+    )
     with pytest.raises(StopIteration):
         recipes.send(None)
+
+
+def test_networks_that_cannot_be_tuned_are_repaired() -> None:
+    wish = Wish(lambda trial: True, lambda trial: True, lambda trial: trial.file_bytes, lambda trial: False)
+    recipes, tried, trial = untrained([()], wish), [], None
+    while (recipe := next_of(recipes, trial)) is not None:
+        tried.append(tuple(type(step) for step in recipe))
+        trial = None if ex.Tune in tried[-1] else Trial(0.0, "", 1000, 0.0, False, "", 0.0)
+    assert tried[-1] == (ex.Prune, ex.Quantize, ex.Repair)
+    assert tried.count((ex.Quantize, ex.Tune)) == 1
 
 
 @pytest.mark.parametrize("ruin", [True, False])
