@@ -75,6 +75,19 @@ def test_what_a_batch_says_beside_its_samples_tells_them_apart() -> None:
         assert torch.equal(teacher({"x": X, "turned": turned})["0"], -X if turned else X)
 
 
+def test_numbers_of_every_kind_are_kept() -> None:
+    class Every(nn.Module):
+        def forward(self, x, nothing):
+            return {"complex": torch.fft.rfft(x).conj(), "bool": x > 0, "short": x[:, 0].bfloat16(), "whole": x[:, :3].long()}
+
+    teacher, given = Teacher(Every(), epochs=2), (X, X[:, :0])
+    first, again = teacher(given), teacher(given)
+    assert teacher.until == float("inf"), "the second were read"
+    for name, tensor in first.items():
+        assert torch.equal(again[name], tensor)
+        assert again[name].dtype == tensor.dtype
+
+
 @pytest.mark.parametrize("limit", ["bytes", "disk"])
 def test_what_has_no_room_is_asked_each_time(limit: str, monkeypatch) -> None:
     model = Counted(seeded(Mlp).eval())

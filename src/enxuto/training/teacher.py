@@ -99,7 +99,7 @@ class _Kept:
         self.layout = self.layout or layout
         if self.full or layout != self.layout or not all(_plain(tensor, size) for tensor in answer.values()):
             return
-        data = torch.cat([tensor.contiguous().view(size, -1).view(torch.uint8) for tensor in answer.values()], dim=1).numpy()
+        data = torch.cat([_bytes(tensor) for tensor in answer.values()], dim=1).numpy()
         new = {key: at for at, key in enumerate(keys) if key not in self.places}
         self.full = (len(self.places) + len(new)) * data.shape[1] > MOST_BYTES
         if self.full:
@@ -121,10 +121,17 @@ def _plain(tensor: Tensor, size: int) -> bool:
     return type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.ndim > 0 and len(tensor) == size > 0
 
 
+def _bytes(tensor: Tensor) -> Tensor:
+    """Shapes: [samples, ...] -> uint8 [samples, bytes of each]."""
+    values = tensor.detach().resolve_conj().resolve_neg()
+    values = torch.view_as_real(values) if values.is_complex() else values
+    return values.reshape(len(values), math.prod(values.shape[1:])).contiguous().view(torch.uint8)
+
+
 def _keys(inputs: Batch, size: int) -> list[bytes]:
     """What tells each sample from every other: its bytes, and what else the batch says of it."""
     beside = repr(mapped(inputs, lambda tensor: tensor[:0])).encode()
-    parts = [tensor.detach().contiguous().view(size, -1).view(torch.uint8).numpy() for tensor in leaves(inputs)]
+    parts = [_bytes(tensor).numpy() for tensor in leaves(inputs)]
     found = []
     for at in range(size):
         told = blake2b(beside, digest_size=16)
