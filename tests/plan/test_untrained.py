@@ -82,7 +82,7 @@ def test_a_network_that_takes_no_such_step_is_left_at_once() -> None:
     assert asked[-1][0] < 1
     tuned = recipes.send(None)
     assert [type(step) for step in tuned] == [ex.Quantize, ex.Tune]
-    assert [type(step) for step in recipes.send(None)] == [ex.Quantize, ex.Repair], "means and spreads need no gradients"
+    assert [type(step) for step in recipes.send(None)] == [ex.Quantize, ex.Repair], "where no tuning is better than none"
     assert [type(step) for step in recipes.send(None)] == [ex.Prune, ex.Quantize], (
         "what cannot be brought back is not tried again"
     )
@@ -90,7 +90,7 @@ def test_a_network_that_takes_no_such_step_is_left_at_once() -> None:
         recipes.send(None)
 
 
-def test_networks_that_cannot_be_tuned_are_repaired() -> None:
+def test_what_no_tuning_brings_back_is_repaired() -> None:
     wish = Wish(lambda trial: True, lambda trial: True, lambda trial: trial.file_bytes, lambda trial: False)
     recipes, tried, trial = untrained([()], wish), [], None
     while (recipe := next_of(recipes, trial)) is not None:

@@ -32,7 +32,7 @@ TUNED = (0.9, 3.0)  # times the tolerance that was best untuned: where that of t
 ZEROED = (0.6, 1.8)  # times what was best without zeros
 ZEROS = 0.3  # of the weights, the others refit: 2 to 13 % smaller files on five of the zoo's networks
 BACK: tuple[Recipe, ...] = ((Tune(),), (Repair(),))
-"""What brings the outputs back; networks without gradients, which cannot be tuned, keep at least means and spreads."""
+"""What brings the outputs back: where no tuning is better than none, means and spreads of layers may be."""
 IDLE = 2  # sizes in a row that may bring nothing
 
 
