@@ -47,8 +47,9 @@ class Loop:
         batches: Iterator[Example],
         total: int,
         after: Sequence[Callable[[], None]],
+        before: Sequence[Callable[[], None]] = (),
     ) -> None:
-        """Trains the student in place; what comes `after` is called when a batch is done.
+        """Trains the student in place; `before` an update its gradients are there, clipped, and `after` it a batch is done.
 
         Raises: TaskError when a batch does not fit, the source is empty, or the loss or a weight becomes infinite.
         """
@@ -71,6 +72,8 @@ class Loop:
                 fabric.clip_gradients(wrapped, optimizer, max_norm=LONGEST, error_if_nonfinite=False)
                 if not math.isfinite(self.losses[-1]):
                     break
+                for look in before:
+                    look()
                 optimizer.step()
                 for then in after:
                     then()
