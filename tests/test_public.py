@@ -19,7 +19,7 @@ def test_the_public_names_are_sorted_and_these():
     assert enxuto.__all__ == sorted(enxuto.__all__)
     assert enxuto.__all__ == [
         *("Change", "Equalize", "Error", "Factorize", "Fold", "Prune", "PruneChannels", "Quantize", "Record", "Recover"),
-        *("Repair", "Result", "Schedule", "Sensitivity", "Share", "Target", "Task", "Tune", "allocate", "compress"),
+        *("Regrow", "Repair", "Result", "Schedule", "Sensitivity", "Share", "Target", "Task", "Tune", "allocate", "compress"),
         *("convert", "evaluate", "export", "keep_decoded_", "ledger", "load", "memory", "prepare", "report", "run"),
         *("save", "sensitivity"),
     ]

@@ -18,6 +18,7 @@ from enxuto.steps.fold import Fold
 from enxuto.steps.prune import Prune
 from enxuto.steps.quantize import Quantize
 from enxuto.steps.recover import Recover
+from enxuto.steps.regrow import Regrow
 from enxuto.steps.repair import Repair
 from enxuto.steps.share import Share
 from enxuto.steps.table import STEPS
@@ -33,10 +34,11 @@ RECIPE = (
     Factorize(rank=3),
     Quantize(bits=4, per="group", group=16, activations=8, biases=8),
     Share(bits=3),
+    Regrow(by="random", spread="uniform"),
     Repair(gains=False),
     Tune(passes=3),
     Recover(epochs=2.5, learning_rate=1e-4),
-    Recover(during=(Prune(0.5), Share(3)), tight=0.5, rate="6 kB"),
+    Recover(during=(Regrow(0.5), Prune(0.5), Share(3)), tight=0.5, rate="6 kB"),
 )
 
 

@@ -101,12 +101,15 @@ def test_nothing_is_projected_before_the_schedule_begins_and_all_of_it_at_its_en
     assert all(len(row.unique()) <= 7 for weight in sites(model) for row in weight.read())
 
 
-def test_gradients_reach_pruned_weights_so_that_they_may_come_back():
+def test_pruned_weights_wait_as_they_were_and_come_back_where_others_sink():
     x, y = inputs(Mlp), torch.arange(8) % 5
     steps = [Prune(sparsity=0.8)]
     model = prepare(Task(seeded(Mlp), calibration=[x]), steps)
     first = [weight.read() == 0 for weight in sites(model)]
+    before = [weight.tensor.leaf.detach().clone() for weight in sites(model)]
     fit(model, x, y, steps=40, rate=3e-2)
+    for weight, was, out in zip(sites(model), before, first, strict=True):
+        assert torch.equal(weight.tensor.leaf[out], was[out])
     steps[0].rehearse_(model, 1.0)
     second = [weight.read() == 0 for weight in sites(model)]
     assert any(bool((a & ~b).any()) for a, b in zip(first, second, strict=True))

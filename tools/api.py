@@ -21,7 +21,7 @@ KINDS = {
     "steps": "Steps",
     "task": "What you bring",
     "records": "What you bring",
-    "train": "Your own loop",
+    "training": "Your own loop",
     "memory": "ex.memory",
     "runtime": "enxuto.runtime",
 }

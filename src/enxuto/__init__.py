@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from enxuto.steps.prune import Prune
     from enxuto.steps.quantize import Quantize
     from enxuto.steps.recover import Recover
+    from enxuto.steps.regrow import Regrow
     from enxuto.steps.repair import Repair
     from enxuto.steps.share import Share
     from enxuto.steps.tune import Tune
@@ -48,6 +49,7 @@ _HOMES = {
     "Quantize": "steps.quantize",
     "Record": "records",
     "Recover": "steps.recover",
+    "Regrow": "steps.regrow",
     "Repair": "steps.repair",
     "Result": "result",
     "Schedule": "training.tighten",
@@ -82,6 +84,7 @@ __all__ = [
     "Quantize",
     "Record",
     "Recover",
+    "Regrow",
     "Repair",
     "Result",
     "Schedule",

@@ -24,7 +24,7 @@ def test_gradients_are_seen_before_the_update_and_clipped() -> None:
     seen: list[tuple[float, Tensor]] = []
     done: list[Tensor] = []
 
-    def look() -> None:
+    def look(optimizer: torch.optim.Optimizer) -> None:
         length = torch.stack([each.grad.norm() for each in student.parameters() if each.grad is not None]).norm()
         seen.append((float(length), student[0].weight.detach().clone()))  # type: ignore[union-attr]
 

@@ -16,7 +16,8 @@ from enxuto.layers.grids import CodedTensor, Grid
 class Rehearsal(nn.Module):
     """A float leaf, what of it stays (`keep`), and the grid it is seen on; `frozen()` gives what it became.
 
-    `grow=True` lets gradients reach weights that are out at the moment, so that they may come back. Grids learn in
+    `grow=True` lets gradients reach weights that are out at the moment, so that they may come back. With `watched` the gradient
+    of what the layer sees is kept as well, also where it is out, without reaching the leaf there. Grids learn in
     relative terms, `scale · exp(growth)` and `codebook + spread · shift`, so one learning rate suits them and the leaf.
     """
 
@@ -31,6 +32,8 @@ class Rehearsal(nn.Module):
         self.register_buffer("base", None)
         self.register_parameter("change", None)
         self.grow = grow
+        self.watched = False
+        self.met: Tensor | None = None  # the gradient since it was last taken
         self.grid: Grid | None = None
         self.named: Grid | None = None  # the grid it was got ready for
         self.passed: tuple[Grid, ...] = ()  # those that a later step took the place of
@@ -62,10 +65,22 @@ class Rehearsal(nn.Module):
 
     def kept(self) -> Tensor:
         """The leaf with zeros where nothing stays."""
-        if self.keep is None:
-            return self.leaf
-        projected = self.leaf * self.ones(self.keep)
-        return self.leaf + (projected - self.leaf).detach() if self.grow else projected
+        weight: Tensor = self.leaf
+        if self.keep is not None:
+            projected = weight * self.ones(self.keep)
+            weight = weight + (projected - weight).detach() if self.grow else projected
+        if self.watched and weight.requires_grad:
+            weight = weight.view_as(weight)  # a hook on the leaf itself would stay for ever
+            weight.register_hook(self._meet)
+        return weight
+
+    def _meet(self, gradient: Tensor) -> None:
+        self.met = gradient.detach() if self.met is None else self.met + gradient.detach()
+
+    def taken(self) -> Tensor | None:
+        """The gradient of what the layer has seen since this was last asked; None where there was none. Shapes: as the leaf."""
+        met, self.met = self.met, None
+        return met
 
     def ones(self, keep: Tensor) -> Tensor:
         """Ones where something stays, in the leaf's type: a product with them is several times as fast as a choice."""

@@ -130,7 +130,11 @@ class Prune:
         return separate_(model, given), Record(str(self), tuple(changes), skipped, figures, time.monotonic() - start)
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
-        """Zeros the lowest scores of the float leaves, up to this strength; what is out still learns and may come back."""
+        """Zeros the lowest scores of the float leaves, up to this strength; what is out waits, and comes back where others sink.
+
+        It does not learn meanwhile: gradients of zeros, added to what a weight was before, say nothing of what it should be
+        (bench/sparse_training.py).
+        """
         chosen = self._chosen(model)[0]
         leaves = {weight.key: weight.rehearsal_() for weight in chosen}
         if self.pattern is not None and strength < 1:
@@ -141,7 +145,7 @@ class Prune:
             return self._units(weight, leaves[weight.key].leaf.detach(), lambda _, values: score(values))
 
         for leaf, keep in zip(leaves.values(), self._kept(chosen, units, self.sparsity * strength), strict=True):
-            leaf.keep, leaf.grow = keep, True
+            leaf.keep, leaf.grow = keep & (leaf.leaf.detach() != 0), False
 
     def _chosen(self, model: nn.Module) -> tuple[list[Site], list[Change]]:
         """The weights that are pruned, and those whose rows do not take the pattern, or whose sizes the block.

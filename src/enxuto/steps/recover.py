@@ -108,10 +108,9 @@ class Recover:
         rate = self._rate(student)
         terms = () if rate is None else (rate,)
         objective = Objective(task, self.teacher, self.temperature, terms, self.epochs)
-        gradual = self.during and self.tight
-        after = [Schedule(student, self.during, batches=total, end=self.tight).step] if gradual else []
+        schedule = Schedule(student, self.during, batches=total, end=self.tight)
         with checkpointed(student, paths):
-            loop.run(student, objective, batches, total, after)
+            loop.run(student, objective, batches, total, [schedule.step], before=[schedule.observe])
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         settle_(student).train(model.training)
         return student, self._record(loop, total, rate, time.monotonic() - start)

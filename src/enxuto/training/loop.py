@@ -47,7 +47,7 @@ class Loop:
         batches: Iterator[Example],
         total: int,
         after: Sequence[Callable[[], None]],
-        before: Sequence[Callable[[], None]] = (),
+        before: Sequence[Callable[[torch.optim.Optimizer], None]] = (),
     ) -> None:
         """Trains the student in place; `before` an update its gradients are there, clipped, and `after` it a batch is done.
 
@@ -73,7 +73,7 @@ class Loop:
                 if not math.isfinite(self.losses[-1]):
                     break
                 for look in before:
-                    look()
+                    look(optimizer)
                 optimizer.step()
                 for then in after:
                     then()
