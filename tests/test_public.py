@@ -21,7 +21,7 @@ def test_the_public_names_are_sorted_and_these():
         *("Change", "Equalize", "Error", "Factorize", "Fold", "Prune", "PruneChannels", "Quantize", "Record", "Recover"),
         *("Regrow", "Repair", "Result", "Schedule", "Sensitivity", "Share", "Target", "Task", "Tune", "allocate", "compress"),
         *("convert", "evaluate", "export", "keep_decoded_", "ledger", "load", "memory", "prepare", "report", "run"),
-        *("save", "sensitivity"),
+        *("save", "sensitivity", "terms"),
     ]
     assert dir(enxuto) == enxuto.__all__
     assert sorted([*enxuto._HOMES, *enxuto._ROOMS]) == enxuto.__all__
@@ -30,7 +30,7 @@ def test_the_public_names_are_sorted_and_these():
 @pytest.mark.parametrize("name", enxuto._ROOMS)
 def test_every_public_room_says_its_names(name):
     room = getattr(enxuto, name)
-    assert room is importlib.import_module(f"enxuto.{name}")
+    assert room is importlib.import_module(f"enxuto.{enxuto._ROOMS[name]}")
     assert room.__all__ == sorted(room.__all__)
     assert all(getattr(room, verb).__doc__ for verb in room.__all__)
 
@@ -47,8 +47,13 @@ def test_every_public_name_resolves_to_what_its_home_says(name):
 def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(enxuto.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    told = {alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    rooms = dict.fromkeys(enxuto._ROOMS, "enxuto")
+    told = {
+        alias.asname or alias.name: str(node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    rooms = {name: f"enxuto.{home}".rpartition(".")[0] for name, home in enxuto._ROOMS.items()}
     assert told == {name: f"enxuto.{home}" for name, home in enxuto._HOMES.items()} | rooms
 
 

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 HEAD = """# The names
 
 Made from the docstrings by `python tools/api.py`; a test keeps it current. `import enxuto as ex` has the names of the first part,
-`ex.memory` and `enxuto.runtime` those of the others. All arguments of steps stand in the recipe, by name.
+`ex.terms`, `ex.memory` and `enxuto.runtime` those of the others. All arguments of steps stand in the recipe, by name.
 """
 KINDS = {
     "steps": "Steps",
@@ -23,9 +23,10 @@ KINDS = {
     "records": "What you bring",
     "training": "Your own loop",
     "memory": "ex.memory",
+    "training.terms.table": "ex.terms",
     "runtime": "enxuto.runtime",
 }
-ORDER = ("What you bring", "Verbs", "Steps", "Your own loop", "ex.memory", "enxuto.runtime")
+ORDER = ("What you bring", "Verbs", "Steps", "Your own loop", "ex.terms", "ex.memory", "enxuto.runtime")
 
 
 def page() -> str:
@@ -33,7 +34,7 @@ def page() -> str:
     parts: dict[str, list[str]] = {title: [] for title in ORDER}
     for name, home in enxuto._HOMES.items():
         parts[KINDS.get(home.split(".")[0], "Verbs")].append(_entry(f"ex.{name}", getattr(enxuto, name)))
-    for room, prefix in (("memory", "ex.memory"), ("runtime", "enxuto.runtime")):
+    for room, prefix in (("training.terms.table", "ex.terms"), ("memory", "ex.memory"), ("runtime", "enxuto.runtime")):
         module = importlib.import_module(f"enxuto.{room}")
         parts[KINDS[room]] += [_entry(f"{prefix}.{name}", getattr(module, name)) for name in module.__all__]
     return HEAD + "".join(f"\n## {title}\n\n" + "\n".join(entries) for title, entries in parts.items())

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from enxuto.steps.tune import Tune
     from enxuto.task import Target, Task
     from enxuto.training.prepare import convert, prepare
+    from enxuto.training.terms import table as terms
     from enxuto.training.tighten import Schedule
     from enxuto.verbs import evaluate, export, report, save
 
@@ -107,16 +108,17 @@ __all__ = [
     "run",
     "save",
     "sensitivity",
+    "terms",
 ]
 
 
-_ROOMS = ("memory",)
-"""Modules with verbs of their own, as in `ex.memory.predict`."""
+_ROOMS = {"memory": "memory", "terms": "training.terms.table"}
+"""Modules with names of their own, as in `ex.memory.predict`, and where they are."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return importlib.import_module(f"enxuto.{name}")
+        return importlib.import_module(f"enxuto.{_ROOMS[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'enxuto' has no attribute {name!r}; its names are {', '.join(__all__)}")
     with explained(f"enxuto.{name}"):

@@ -25,13 +25,17 @@ from enxuto.steps.share import Share
 from enxuto.steps.table import STEPS
 from enxuto.surgery import borrowed, duplicate
 from enxuto.task import Step, Task
+from enxuto.training.objective import Aim
+from enxuto.training.terms.table import TERMS
 
 SKIPPED = "nothing to do"
+TABLES: dict[str, dict[str, type[Any]]] = {"step": STEPS, "term": TERMS}
+"""What plain data names, by the key under which the name stands."""
 logger = logging.getLogger(__name__)
 
 
-def line(step: Step) -> str:
-    """A step as a person writes it: defaults left out.
+def line(step: Step | Aim) -> str:
+    """A step, or a term that it holds, as a person writes it: defaults left out.
 
     >>> from enxuto.steps.prune import Prune
     >>> line(Prune(sparsity=0.9, scope="global"))
@@ -43,9 +47,9 @@ def line(step: Step) -> str:
 
 
 def _shown(value: object) -> str:
-    if _is_step(value):
+    if _is_named(value):
         return line(value)  # type: ignore[arg-type]
-    if isinstance(value, tuple) and any(map(_is_step, value)):
+    if isinstance(value, tuple) and any(map(_is_named, value)):
         return f"[{', '.join(map(_shown, value))}]"
     return repr(value)
 
@@ -156,12 +160,17 @@ def checked(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 def to_data(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """The recipe as plain data: one dict a step, its name under "step" and every argument, so that it means the same for ever."""
-    return [{"step": _name(type(step)), **{name: _data(value) for name, value in _arguments(step).items()}} for step in steps]
+    return [_told(step) for step in steps]
+
+
+def _told(item: Step | Aim) -> dict[str, Any]:
+    key = "step" if _is_step(item) else "term"
+    return {key: _name(type(item), key), **{name: _data(value) for name, value in _arguments(item).items()}}
 
 
 def _data(value: Any) -> Any:
-    """An argument as plain data: of steps that a step holds the same as of others."""
-    return to_data(value) if isinstance(value, tuple) and value and all(map(_is_step, value)) else value
+    """An argument as plain data: of steps and terms that a step holds the same as of others."""
+    return [_told(item) for item in value] if isinstance(value, tuple) and value and all(map(_is_named, value)) else value
 
 
 def from_data(data: Sequence[Mapping[str, Any]], *, own: bool = False) -> tuple[Step, ...]:
@@ -172,46 +181,41 @@ def from_data(data: Sequence[Mapping[str, Any]], *, own: bool = False) -> tuple[
     """
     if not isinstance(data, Sequence) or isinstance(data, str):
         raise RecipeError(f"a recipe is a list of steps, not {type(data).__name__}; write '- step: Prune' lines.")
-    steps = []
-    for place, item in enumerate(data, 1):
-        name = item.get("step") if isinstance(item, Mapping) else item
-        kind = _kind(name, own=own) if isinstance(item, Mapping) else None
-        if kind is None:
-            hint = f"use one of {', '.join(STEPS)}"
-            if isinstance(name, str) and ":" in name:
-                hint = (
-                    "a frozen dataclass there would be"
-                    if own
-                    else "from_yaml(text, own=True) imports steps of your own by that path"
-                )
-            raise RecipeError(f"step {place} of the recipe is {name!r}, which is not known; {hint}.")
-        arguments = {key: _argument(value, own=own) for key, value in item.items() if key != "step"}
-        known = [field.name for field in dataclasses.fields(kind)]
-        unknown = [key for key in arguments if key not in known]
-        if unknown:
-            raise RecipeError(
-                f"step {place}, {item['step']}, has no argument {unknown[0]!r}; its arguments are {', '.join(known)}."
+    return tuple(_made("step", item, f"step {place}", own=own) for place, item in enumerate(data, 1))
+
+
+def _made(key: str, item: Any, place: str, *, own: bool) -> Any:
+    """The step or term that an item of plain data says; `place` is where it stands."""
+    name = item.get(key) if isinstance(item, Mapping) else item
+    kind = _kind(name, key, own=own) if isinstance(item, Mapping) else None
+    if kind is None:
+        hint = f"use one of {', '.join(TABLES[key])}"
+        if isinstance(name, str) and ":" in name:
+            hint = (
+                "a frozen dataclass there would be" if own else "from_yaml(text, own=True) imports steps of your own by that path"
             )
-        try:
-            steps.append(kind(**arguments))
-        except RangeError as error:
-            raise RangeError(f"step {place}, {item['step']}: {error}") from error
-        except TypeError as error:
-            raise RecipeError(
-                f"step {place}, {item['step']}, has an argument of the wrong type: {error}; see its page."
-            ) from error
-    return tuple(steps)
+        raise RecipeError(f"{place} of the recipe is {name!r}, which is not known; {hint}.")
+    arguments = {name: _argument(value, own=own) for name, value in item.items() if name != key}
+    known = [field.name for field in dataclasses.fields(kind)]
+    unknown = [name for name in arguments if name not in known]
+    if unknown:
+        raise RecipeError(f"{place}, {item[key]}, has no argument {unknown[0]!r}; its arguments are {', '.join(known)}.")
+    try:
+        return kind(**arguments)
+    except RangeError as error:
+        raise RangeError(f"{place}, {item[key]}: {error}") from error
+    except TypeError as error:
+        raise RecipeError(f"{place}, {item[key]}, has an argument of the wrong type: {error}; see its page.") from error
 
 
 def _argument(value: Any, *, own: bool) -> Any:
     """The inverse of `_data`."""
     if isinstance(value, (list, tuple)):
-        return from_data(value, own=own) if value and all(map(_says_step, value)) else tuple(value)
+        for key in TABLES:
+            if value and all(isinstance(item, Mapping) and key in item for item in value):
+                return tuple(_made(key, item, f"{key} {place}", own=own) for place, item in enumerate(value, 1))
+        return tuple(value)
     return value
-
-
-def _says_step(value: object) -> bool:
-    return isinstance(value, Mapping) and "step" in value
 
 
 def to_yaml(steps: Sequence[Step]) -> str:
@@ -231,15 +235,15 @@ def from_yaml(text: str, *, own: bool = False) -> tuple[Step, ...]:
         raise RecipeError(f"the recipe is not valid YAML: {error}; write a list of '- step: Name' blocks.") from error
 
 
-def _name(kind: type[Any]) -> str:
-    """What a recipe calls a step: its name, or for one that the table lacks the path to import it by."""
-    return kind.__name__ if STEPS.get(kind.__name__) is kind else f"{kind.__module__}:{kind.__qualname__}"
+def _name(kind: type[Any], key: str) -> str:
+    """What a recipe calls a step or term: its name, or for one that the table lacks the path to import it by."""
+    return kind.__name__ if TABLES[key].get(kind.__name__) is kind else f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _kind(name: object, *, own: bool) -> type[Any] | None:
+def _kind(name: object, key: str, *, own: bool) -> type[Any] | None:
     """The class of that name, if a recipe may name it."""
     if not isinstance(name, str) or ":" not in name or not own:
-        return STEPS.get(name) if isinstance(name, str) else None
+        return TABLES[key].get(name) if isinstance(name, str) else None
     module, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -256,7 +260,7 @@ def _is_plain(value: object) -> bool:
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return all(_is_plain(item) for item in value)
-    if _is_step(value):
+    if _is_named(value):
         return all(map(_is_plain, _arguments(value).values()))  # type: ignore[arg-type]
     return value is None or isinstance(value, (bool, int, float, str))
 
@@ -265,5 +269,10 @@ def _is_step(value: object) -> bool:
     return not isinstance(value, type) and dataclasses.is_dataclass(value) and isinstance(value, Step)
 
 
-def _arguments(step: Step) -> dict[str, Any]:
+def _is_named(value: object) -> bool:
+    """True for a step, and for a term that a step holds."""
+    return _is_step(value) or (not isinstance(value, type) and dataclasses.is_dataclass(value) and isinstance(value, Aim))
+
+
+def _arguments(step: Step | Aim) -> dict[str, Any]:
     return {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}  # type: ignore[arg-type]

@@ -171,7 +171,7 @@ def test_bytes_that_were_missed_are_said(caplog: pytest.LogCaptureFixture) -> No
     task = trained()
     fine, _ = FINE(task.model, task)
     _, record = ex.Recover(epochs=0.3, rate="10 kB")(fine, task)
-    assert [change.what for change in record.skipped] == ["bytes missed"]
+    assert [change.what for change in record.skipped] == ["missed"]
     assert "in place of 10.0 kB" in record.skipped[0].why
     assert "in place of 10.0 kB" in caplog.text
     assert record.figures["loss_per_bit"] == 0

@@ -20,11 +20,11 @@ from enxuto.surgery import duplicate
 from enxuto.task import Step, Task, check_call
 from enxuto.training.examples import examples
 from enxuto.training.loop import PRECISIONS, Loop, Precision, logger
-from enxuto.training.objective import Moment, Objective
+from enxuto.training.objective import Aim, Moment, Objective, Telling, checked_aims
 from enxuto.training.prepare import prepared
-from enxuto.training.rate import Rate
 from enxuto.training.rehearsals import settle_
 from enxuto.training.teacher import Teacher
+from enxuto.training.terms.rate import Rate
 from enxuto.training.tighten import Rehearsable, Schedule
 
 
@@ -41,7 +41,8 @@ class Recover:
     `tight` of it on; 0 is from the first batch. `rate` makes the file small while it trains: a text is the bytes to come to
     ("6 kB"), a number the loss that a bit is worth (3e-6 is a small file). It prices the codes of weights on grids of steps, so
     `Quantize(bits=8, per="tensor")` comes before or in `during` with tight=0; what else is in the file counts as it is then, so
-    code biases before as well.
+    code biases before as well. `terms` are added to the loss of labels and teacher, each with a weight of its own: those in
+    `ex.terms`, or your own frozen dataclasses with `begin(student, task, teacher)`.
     Raises: RangeError for numbers out of range; TaskError when training batches are neither (inputs, targets) nor a dict that
     holds "labels"; LimitError, before anything is trained, when the memory is not enough.
     Source: Hinton, Vinyals, Dean 2015; Polino, Pascanu, Alistarh 2018, "Model compression via distillation and quantization".
@@ -58,6 +59,7 @@ class Recover:
     during: tuple[Step, ...] = ()
     tight: float = 0.7
     rate: float | str | None = None
+    terms: tuple[Aim, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "temperature"):
@@ -74,6 +76,7 @@ class Recover:
         if self.memory is not None:
             parse_bytes(self.memory, "memory")
         self._check_during()
+        object.__setattr__(self, "terms", checked_aims(self.terms))
         if not within(self.teacher, "[0, 1]"):
             raise RangeError(
                 f"{named('teacher', self.teacher)} is the teacher's weight in the loss and must be in [0, 1]; use 0.5."
@@ -89,10 +92,8 @@ class Recover:
                 raise RecipeError(f"{name} in during= does not tighten while one trains; use Prune(0.9) there, or put it before.")
         if not within(self.tight, "[0, 1]"):
             raise RangeError(f"{named('tight', self.tight)} is the part of the training before steps are whole; use 0.7.")
-        if isinstance(self.rate, str):
-            parse_bytes(self.rate, "rate", unit=True)
-        elif self.rate is not None and not within(self.rate, "(0, inf)"):
-            raise RangeError(f"{named('rate', self.rate)} is the loss that a bit is worth; use for example 3e-6, or '6 kB'.")
+        if self.rate is not None:
+            Rate(self.rate)
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The trained copy."""
@@ -105,37 +106,29 @@ class Recover:
         batches, total = examples(task, self.epochs)
         paths, size = self.fitting(student, task)
         loop = Loop(self.learning_rate, self.weight_decay, self.devices, self.precision, size, task.seed)
-        rate = self._rate(student)
-        terms = () if rate is None else (rate,)
-        objective = Objective(task, self.teacher, self.temperature, terms, self.epochs)
+        aims = self.terms if self.rate is None else (*self.terms, Rate(self.rate))
+        objective = Objective(task, self.teacher, self.temperature, aims, self.epochs)
         schedule = Schedule(student, self.during, batches=total, end=self.tight)
-        with checkpointed(student, paths):
+        with checkpointed(student, paths), objective.begun(student):
             loop.run(student, objective, batches, total, [schedule.step], before=[schedule.observe])
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         settle_(student).train(model.training)
-        return student, self._record(loop, total, rate, time.monotonic() - start)
+        return student, self._record(loop, total, objective, time.monotonic() - start)
 
-    def _rate(self, student: nn.Module) -> Rate | None:
-        if self.rate is None:
-            return None
-        if isinstance(self.rate, str):
-            return Rate(student, bytes=parse_bytes(self.rate, "rate"))
-        return Rate(student, weight=self.rate)
-
-    def _record(self, loop: Loop, total: int, rate: Rate | None, seconds: float) -> Record:
+    def _record(self, loop: Loop, total: int, objective: Objective, seconds: float) -> Record:
         losses = loop.losses
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
-        missed = "" if rate is None else rate.missed()
-        if rate is not None:
-            figures |= {"coded_bytes": rate.coded_bytes, "loss_per_bit": rate.now}
-        if missed:
-            logger.warning("%s; ask for what it came to, or train for more batches.", missed)
+        told = [term.told() for term in objective.terms if isinstance(term, Telling)]
+        for found, missed in told:
+            figures |= found
+            if missed:
+                logger.warning("%s; ask for what it came to, or train for more batches.", missed)
         change = Change("", f"trained for {total} batches", f"loss {losses[0]:.3g} to {figures['loss_last']:.3g}")
         kept = f"the running statistics of batch norms in {loop.alone} of {total} batches"
         alone = Change("", kept, "they gave single values, which have no variance, as a batch of one sample does")
-        short = Change("", "bytes missed", missed)
-        skipped = tuple(each for each, there in ((alone, loop.alone), (short, missed)) if there)
+        short = [Change("", "missed", missed) for _, missed in told if missed]
+        skipped = (*((alone,) if loop.alone else ()), *short)
         return Record(str(self), (change,), skipped, figures, seconds)
 
     def fitting(self, student: nn.Module, task: Task) -> tuple[tuple[str, ...], int | None]:

@@ -18,7 +18,7 @@ from enxuto.calls import attempt, device_of, differentiating
 from enxuto.errors import TaskError
 from enxuto.progress import counted
 from enxuto.training.examples import Example
-from enxuto.training.objective import Moment, Objective
+from enxuto.training.objective import Objective
 
 logger = logging.getLogger(__name__)
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -58,10 +58,12 @@ class Loop:
         fabric = Fabric(accelerator="auto", devices=self.devices, precision=self.precision)
         fabric.launch()
         home = device_of(objective.task.model)
-        optimizer = self._optimizer(student)
+        optimizer = self._optimizer([student, *objective.modules])
         wrapped, optimizer = fabric.setup(student, optimizer)
         if objective.teacher is not None:
             objective.teacher.module = fabric.to_device(objective.teacher.module)
+        for term in objective.modules:
+            fabric.to_device(term)
         with torch.random.fork_rng(), _lone_values(student) as lone:
             torch.manual_seed(self.seed)
             wrapped.train()
@@ -82,9 +84,9 @@ class Loop:
         student.to(home)
         self._check(student)
 
-    def _optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
+    def _optimizer(self, modules: Sequence[nn.Module]) -> torch.optim.Optimizer:
         """AdamW, in one pass over the weights where it can be: gradients that a scaler made larger are clipped before it."""
-        parameters = list(student.parameters())
+        parameters = [each for module in modules for each in module.parameters()]
         fused = self.precision != "16-mixed" and all(each.is_floating_point() for each in parameters)
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused or None)
 
@@ -98,7 +100,7 @@ class Loop:
         told = 0.0
         for (inputs, targets), part in _passes(batch, self.size):
             outputs = attempt(wrapped, inputs, f"training batch {done + 1}", objective.task.model)
-            moment = Moment(wrapped, outputs, inputs, targets, objective.teacher, done / total)
+            moment = objective.moment(wrapped, outputs, inputs, targets, done / total)
             if not done:
                 objective.settle_(moment)
             loss = objective(moment) * part

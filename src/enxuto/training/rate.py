@@ -109,6 +109,11 @@ class Rate:
             return ""
         return f"the file comes to about {format_bytes(about)} in place of {format_bytes(self.bytes)}"
 
+    def told(self) -> tuple[dict[str, float], str]:
+        """What the codes came to and the loss that a bit was worth in the end; and what was missed."""
+        missed = self.missed()
+        return {"coded_bytes": self.coded_bytes, "loss_per_bit": self.now}, missed
+
     @torch.no_grad()
     def _priced(self) -> None:
         self.known = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import IO
 
@@ -18,13 +18,17 @@ from enxuto.batches import Batch, batch_size, leaves, mapped, rows
 from enxuto.calls import call, evaluating
 from enxuto.functional.likeness import ROUNDING
 from enxuto.outputs import output_tensors
+from enxuto.training.inside import Inside
 
 MOST_BYTES = 1_000_000_000  # of answers, in a file without a name; others are asked for each time
 UNSEEN = 2.0  # epochs in which no sample was seen twice, as where images are cropped at random: none will be
 
 
+INSIDE = "inside "  # before a path, in the names of what layers returned
+
+
 class Teacher:
-    """A network in evaluation mode that is asked for its outputs, by name.
+    """A network in evaluation mode that is asked for its outputs, and for what layers inside it return.
 
     In a training of more than one of `epochs`, answers are kept where they are a row for each sample that does not hang on the
     other samples of its batch, and on a processor: an accelerator answers faster than it is told what it was asked.
@@ -34,9 +38,14 @@ class Teacher:
         self.module = module
         self.until = UNSEEN / epochs if epochs > 1 else 0.0  # the part of the training in which samples may be seen again
         self.kept: _Kept | None = None
+        self.inside = Inside(())
+
+    def look_(self, paths: Iterable[str]) -> None:
+        """From now on answers hold what the layers at these paths return."""
+        self.inside = Inside(paths)
 
     def __call__(self, inputs: Batch, progress: float = 0.0) -> Mapping[str, Tensor]:
-        """What the network returns for the inputs, when that part of the training is done, 0...1."""
+        """What the network returns for the inputs, when that part of the training is done, 0...1; layers by INSIDE + path."""
         size = batch_size(inputs)
         if progress >= self.until or not all(_plain(tensor, size) for tensor in leaves(inputs)):
             return self._asked(inputs)
@@ -52,8 +61,9 @@ class Teacher:
         return answer
 
     def _asked(self, inputs: Batch) -> Mapping[str, Tensor]:
-        with evaluating(self.module):
-            return output_tensors(call(self.module, inputs))
+        with evaluating(self.module), self.inside.watching(self.module):
+            outputs = output_tensors(call(self.module, inputs))
+            return outputs | {INSIDE + path: tensor for path, tensor in self.inside.take().items()}
 
     def _alone(self, inputs: Batch, answer: Mapping[str, Tensor], size: int) -> bool:
         """True where each sample gets the same answer without those after it."""
