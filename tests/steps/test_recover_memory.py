@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ import enxuto as ex
 from enxuto import zoo
 from enxuto.errors import LimitError, RangeError
 from enxuto.memory.recording import allocations
+from enxuto.sizes import parse_bytes
 
 IMAGES, LABELS = torch.randn(64, 1, 28, 28), torch.randint(0, 10, (64,))
 
@@ -70,3 +73,21 @@ def test_too_little_is_refused_with_what_is_needed() -> None:
         ex.Recover(memory="1 MB")(model, task(model))
     with pytest.raises(RangeError, match="memory='much'"):
         ex.Recover(memory="much")
+
+
+def test_the_average_and_the_optimizer_of_choice_count() -> None:
+    model = zoo.build("lenet-300-100")
+    weight_bytes = sum(parameter.numel() * 4 for parameter in model.parameters())
+    asked = task(model)
+    with pytest.raises(LimitError, match="with AdamW takes (.*);") as plain:
+        ex.Recover(teacher=0.0, memory="2.2 MB").fitting(model, asked)
+    with pytest.raises(LimitError) as averaged:
+        ex.Recover(teacher=0.0, memory="2.2 MB", average=0.9).fitting(model, asked)
+    with pytest.raises(LimitError, match="with SGD takes") as lean:
+        ex.Recover(teacher=0.0, memory="2.2 MB", optimizer="SGD").fitting(model, asked)
+
+    def needed(raised: pytest.ExceptionInfo[LimitError]) -> float:
+        return parse_bytes(re.search(r"takes ([\d.,]+ \w+)[;,]", str(raised.value))[1])  # type: ignore[index]
+
+    assert needed(averaged) - needed(plain) == pytest.approx(weight_bytes, rel=0.05)
+    assert needed(plain) - needed(lean) > 1.9 * weight_bytes

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from enxuto.records import Record
 from enxuto.steps.recover import Recover
 from enxuto.task import Step, Task
-from enxuto.training.examples import examples
+from enxuto.training.examples import Examples
 
 LATE = ("lightning_fabric", "torch._dynamo")
 """What is imported only when it is needed: seconds that must not be taken for work, and in which Ctrl-C costs the exports."""
@@ -48,4 +48,4 @@ def seconds_seen(task: Task, recipe: Sequence[Step], records: Iterable[Record]) 
 
 def batches_of(task: Task) -> int:
     """How many batches an epoch of `Recover` has. Raises: TaskError when there is none."""
-    return examples(task, 1.0)[1]
+    return Examples(task, 1.0).total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,13 @@ from enxuto.records import Change, Record
 from enxuto.sizes import parse_bytes
 from enxuto.surgery import duplicate
 from enxuto.task import Step, Task, check_call
-from enxuto.training.examples import examples
-from enxuto.training.loop import PRECISIONS, Loop, Precision, logger
+from enxuto.training import optimizers
+from enxuto.training.examples import Examples
+from enxuto.training.loop import LONGEST, PRECISIONS, Loop, Precision, logger
 from enxuto.training.objective import Aim, Moment, Objective, Telling, checked_aims
 from enxuto.training.prepare import prepared
 from enxuto.training.rehearsals import settle_
+from enxuto.training.schedules import SCHEDULES
 from enxuto.training.teacher import Teacher
 from enxuto.training.terms.rate import Rate
 from enxuto.training.tighten import Rehearsable, Schedule
@@ -35,7 +38,9 @@ class Recover:
     `teacher` is the weight of the teacher in the loss (1 = labels are not used); without labels the calibration batches and
     the teacher alone are used. All outputs are taught: scores of classes (where `task.outputs` says so, or the loss is blind to
     a number added to all scores of a sample) by soft labels, others by their error. The learning rate warms up and falls along
-    a cosine. `devices` and `precision` are lightning-fabric's. `memory` ("2 GB", or what the task says) bounds the tensors of a
+    a cosine, or as another `schedule` says. `optimizer` is any of torch.optim by its name, with `options` beside the learning
+    rate and the decay; gradients longer than `clip` are made as short, and `accumulate` batches make one update. With
+    `average` (0.999) what comes out is the exponential average of the weights along the way. `devices` and `precision` are lightning-fabric's. `memory` ("2 GB", or what the task says) bounds the tensors of a
     step: layers are checkpointed or batches trained in parts, as `ex.memory.plan` finds best; an update sees the whole batch.
     `during` holds steps that tighten inside this training (Prune, Quantize, Share): little by little, and wholly from the part
     `tight` of it on; 0 is from the first batch. `rate` makes the file small while it trains: a text is the bytes to come to
@@ -60,26 +65,55 @@ class Recover:
     tight: float = 0.7
     rate: float | str | None = None
     terms: tuple[Aim, ...] = ()
+    optimizer: str = "AdamW"
+    options: Mapping[str, Any] | None = None
+    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
+    clip: float | None = LONGEST
+    accumulate: int = 1
+    average: float = 0.0
 
     def __post_init__(self) -> None:
+        self._check_objective()
+        self._check_machine()
+        self._check_during()
+        self._check_updates()
+
+    def _check_objective(self) -> None:
         for name in ("epochs", "learning_rate", "temperature"):
             if not within(getattr(self, name), "(0, inf)"):
                 raise RangeError(
                     f"{named(name, getattr(self, name))} is not a positive number; the default is {getattr(type(self), name)}."
                 )
-        if not within(self.weight_decay, "[0, inf)"):
-            raise RangeError(f"{named('weight_decay', self.weight_decay)} is no number of at least 0; the default is 0.")
+        if not within(self.teacher, "[0, 1]"):
+            raise RangeError(
+                f"{named('teacher', self.teacher)} is the teacher's weight in the loss and must be in [0, 1]; use 0.5."
+            )
+
+    def _check_machine(self) -> None:
         if not whole(self.devices, 1) and self.devices != -1:
             raise RangeError(f"{named('devices', self.devices)} is no number of devices; use 1 or more, or -1 for all.")
         if self.precision not in PRECISIONS:
             raise RangeError(f"precision={self.precision!r} is not known; use one of {', '.join(map(repr, PRECISIONS))}.")
         if self.memory is not None:
             parse_bytes(self.memory, "memory")
-        self._check_during()
-        object.__setattr__(self, "terms", checked_aims(self.terms))
-        if not within(self.teacher, "[0, 1]"):
+
+    def _check_updates(self) -> None:
+        if not within(self.weight_decay, "[0, inf)"):
+            raise RangeError(f"{named('weight_decay', self.weight_decay)} is no number of at least 0; the default is 0.")
+        optimizers.check(self.optimizer, self.options, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        if self.options is not None:
+            plain = {name: tuple(value) if isinstance(value, list) else value for name, value in self.options.items()}
+            object.__setattr__(self, "options", plain)
+        if not isinstance(self.schedule, str) or self.schedule not in SCHEDULES:
+            raise RangeError(f"{named('schedule', self.schedule)} is not known; use one of {', '.join(map(repr, SCHEDULES))}.")
+        if self.clip is not None and not within(self.clip, "(0, inf)"):
+            raise RangeError(f"{named('clip', self.clip)} is no norm that gradients may have; the default is 5, None is any.")
+        if not whole(self.accumulate, 1):
+            raise RangeError(f"{named('accumulate', self.accumulate)} is no number of batches of an update; use 1 or more.")
+        if not within(self.average, "[0, 1)"):
             raise RangeError(
-                f"{named('teacher', self.teacher)} is the teacher's weight in the loss and must be in [0, 1]; use 0.5."
+                f"{named('average', self.average)} is the part that an update leaves of the average and must be in [0, 1); use "
+                "0.999, or 0 for no average."
             )
 
     def _check_during(self) -> None:
@@ -103,20 +137,37 @@ class Recover:
         _check_trainable(student)
         if _images(student):
             _lay_channels_last_(student, task.sample)
-        batches, total = examples(task, self.epochs)
+        examples = Examples(task, self.epochs)
         paths, size = self.fitting(student, task)
-        loop = Loop(self.learning_rate, self.weight_decay, self.devices, self.precision, size, task.seed)
+        loop = self._loop(size, task.seed)
         aims = self.terms if self.rate is None else (*self.terms, Rate(self.rate))
         objective = Objective(task, self.teacher, self.temperature, aims, self.epochs)
-        schedule = Schedule(student, self.during, batches=total, end=self.tight)
+        schedule = Schedule(student, self.during, batches=loop.updates(examples.total), end=self.tight)
         with checkpointed(student, paths), objective.begun(student):
-            loop.run(student, objective, batches, total, [schedule.step], before=[schedule.observe])
+            loop.run(student, objective, examples, [schedule.step], before=[schedule.observe])
+            schedule.finish_()
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         settle_(student).train(model.training)
-        return student, self._record(loop, total, objective, time.monotonic() - start)
+        return student, self._record(loop, examples, objective, time.monotonic() - start)
 
-    def _record(self, loop: Loop, total: int, objective: Objective, seconds: float) -> Record:
-        losses = loop.losses
+    def _loop(self, size: int | None, seed: int) -> Loop:
+        return Loop(
+            self.learning_rate,
+            self.weight_decay,
+            self.devices,
+            self.precision,
+            size,
+            seed,
+            self.optimizer,
+            self.options,
+            self.schedule,
+            self.clip,
+            self.accumulate,
+            self.average,
+        )
+
+    def _record(self, loop: Loop, examples: Examples, objective: Objective, seconds: float) -> Record:
+        losses, total = loop.losses, examples.done
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
         told = [term.told() for term in objective.terms if isinstance(term, Telling)]
@@ -128,7 +179,7 @@ class Recover:
         kept = f"the running statistics of batch norms in {loop.alone} of {total} batches"
         alone = Change("", kept, "they gave single values, which have no variance, as a batch of one sample does")
         short = [Change("", "missed", missed) for _, missed in told if missed]
-        skipped = (*((alone,) if loop.alone else ()), *short)
+        skipped = (*examples.notes, *((alone,) if loop.alone else ()), *short)
         return Record(str(self), (change,), skipped, figures, seconds)
 
     def fitting(self, student: nn.Module, task: Task) -> tuple[tuple[str, ...], int | None]:
@@ -141,13 +192,13 @@ class Recover:
             return (), None
         from enxuto.memory.planning import settle  # it needs much of torch that training alone does not
 
-        lesson = _Lesson(student, Objective(task, self.teacher, self.temperature).bare_())
+        lesson = _Lesson(student, Objective(task, self.teacher, self.temperature).bare_(), copies=bool(self.average))
         option = settle(
             lesson,
-            (next(examples(task, self.epochs)[0]), None),
+            (next(iter(Examples(task, self.epochs))), None),
             memory,
             loss=lambda loss, _: loss,
-            optimizer=torch.optim.AdamW,
+            optimizer=optimizers.maker(self.optimizer, self.options),
             precision=self.precision,
         )
         passes = f", {option.accumulation} passes of {option.batch_size} samples an update" if option.accumulation > 1 else ""
@@ -156,12 +207,16 @@ class Recover:
 
 
 class _Lesson(nn.Module):
-    """A student, its teacher and the objective as one model whose output is the loss, to ask what a step needs."""
+    """A student, its teacher, copies of what learns, and the objective as one model whose output is the loss, to ask what a step
+    needs."""
 
-    def __init__(self, student: nn.Module, objective: Objective) -> None:
+    def __init__(self, student: nn.Module, objective: Objective, copies: int) -> None:
         super().__init__()
         self.student, self.objective = student, objective
         self.teacher = None if objective.teacher is None else objective.teacher.module  # its weights count
+        learned = [parameter.detach() for parameter in student.parameters() if parameter.requires_grad]
+        for place, tensor in enumerate(learned * copies):
+            self.register_buffer(f"copy{place}", tensor.clone())
 
     def forward(self, inputs: Batch, targets: object) -> Tensor:
         outputs = call(self.student, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from enxuto.batches import Batch, count, recorded
 from enxuto.errors import TaskError
 from enxuto.outputs import LOSS
+from enxuto.records import Change
 from enxuto.task import Task
 
 LABELS = "labels"  # the key of the targets in a batch that is a dict, as model libraries give them
@@ -17,34 +19,52 @@ Example = tuple[Batch, Any]
 """A batch's inputs and targets; None where a teacher alone teaches, or the model has a loss of its own."""
 
 
-def examples(task: Task, epochs: float) -> tuple[Iterator[Example], int]:
-    """The batches of all epochs, and how many there are.
+class Examples:
+    """The batches of all epochs, one after the other: `total` of them, as many as `epochs` of the length that the source tells.
 
+    A source that gives fewer in a pass is read from its start again until there were as many: what is scheduled over the total
+    comes to its end. One that gives none in a later pass ends before. `notes` says of both.
     Raises: TaskError when there are none, or the source can be read only once.
     """
-    source: Iterable[Any] = task.train if task.train is not None else task.calibration
-    if isinstance(source, Iterator):
-        raise TaskError(f"train is a {type(source).__name__}, which can be read only once; give a list or a DataLoader.")
-    length = count(source)
-    length = sum(1 for _ in source) if length is None else length
-    if not length:
-        raise TaskError("there is no batch to train on; give train=batches of (inputs, targets).")
-    total = max(1, round(epochs * length))
-    return _stream(task, source, total), total
 
+    def __init__(self, task: Task, epochs: float) -> None:
+        self.task, self.epochs = task, epochs
+        self.source: Iterable[Any] = task.train if task.train is not None else task.calibration
+        if isinstance(self.source, Iterator):
+            raise TaskError(f"train is a {type(self.source).__name__}, which can be read only once; give a list or a DataLoader.")
+        length = count(self.source)
+        self.length = sum(1 for _ in self.source) if length is None else length
+        if not self.length:
+            raise TaskError("there is no batch to train on; give train=batches of (inputs, targets).")
+        self.total = max(1, round(epochs * self.length))
+        self.done = 0  # batches given so far
+        self.pass_, self.at = 0, 0  # which pass over the source, and how many batches of it were given
+        self.fewest = self.length  # batches of a pass
 
-def _stream(task: Task, source: Iterable[Any], total: int) -> Iterator[Example]:
-    done, before, epoch = 0, -1, 0
-    while before < done < total:  # a source that is empty the second time must not hold us forever
-        before = done
-        # batches that can say which epoch is meant give the same order whatever was iterated before
-        for item in source.epoch(epoch) if hasattr(source, "epoch") else source:
-            if done == total:
+    def __iter__(self) -> Iterator[Example]:
+        while self.done < self.total:
+            # batches that can say which epoch is meant give the same order whatever was iterated before
+            source = self.source.epoch(self.pass_) if hasattr(self.source, "epoch") else self.source
+            for item in itertools.islice(source, self.at, None):
+                self.done, self.at = self.done + 1, self.at + 1
+                given = recorded(item)
+                yield (given, None) if self.task.train is None else _labelled(given, self.task.loss)
+                if self.done == self.total:
+                    return
+            self.fewest = min(self.fewest, self.at)
+            if not self.at:
                 return
-            given = recorded(item)
-            yield (given, None) if task.train is None else _labelled(given, task.loss)
-            done += 1
-        epoch += 1
+            self.pass_, self.at = self.pass_ + 1, 0
+
+    @property
+    def notes(self) -> tuple[Change, ...]:
+        """What is to be said of a source that gave fewer batches than it told."""
+        if self.fewest == self.length:
+            return ()
+        passes = f"{self.pass_ + bool(self.at)} passes over them in place of {self.epochs:g} epochs"
+        ended = f"; it gave none in the last, so the training ended after {self.done} of {self.total} batches"
+        what = f"the source told of {self.length} batches and gave {self.fewest} in a pass"
+        return (Change("", what, passes + (ended if self.done < self.total else "")),)
 
 
 def _labelled(item: Any, loss: Callable[[Any, Any], Tensor] | None) -> Example:

@@ -1,29 +1,31 @@
-"""The loop: batch after batch, a learning rate that warms up and falls, and whatever tightens after each."""
+"""The loop: batch after batch, update after update, and whatever is averaged, tightened or looked at meanwhile."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
 from enxuto.batches import parts, samples
 from enxuto.calls import attempt, device_of, differentiating
 from enxuto.errors import TaskError
 from enxuto.progress import counted
-from enxuto.training.examples import Example
+from enxuto.training.average import Average
+from enxuto.training.examples import Example, Examples
+from enxuto.training.lone import lone_values
 from enxuto.training.objective import Objective
+from enxuto.training.optimizers import Options, made
+from enxuto.training.schedules import SCHEDULES
 
 logger = logging.getLogger(__name__)
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-WARM = 20  # the part of all batches that warms up is one in so many
 LONGEST = 5.0  # norm of all gradients, beyond which they are clipped
 
 
@@ -37,19 +39,28 @@ class Loop:
     precision: Precision = "32-true"
     size: int | None = None  # samples of a pass; an update sees the whole batch
     seed: int = 0
+    optimizer: str = "AdamW"
+    options: Options | None = None
+    schedule: str = "cosine"
+    clip: float | None = LONGEST
+    accumulate: int = 1  # batches of an update
+    average: float = 0.0
     losses: list[float] = field(default_factory=list)
     alone: int = 0
+
+    def updates(self, batches: int) -> int:
+        """How many updates so many batches make; the last may have fewer than the others."""
+        return -(-batches // self.accumulate)
 
     def run(
         self,
         student: nn.Module,
         objective: Objective,
-        batches: Iterator[Example],
-        total: int,
-        after: Sequence[Callable[[], None]],
+        examples: Examples,
+        after: Sequence[Callable[[], None]] = (),
         before: Sequence[Callable[[torch.optim.Optimizer], None]] = (),
     ) -> None:
-        """Trains the student in place; `before` an update its gradients are there, clipped, and `after` it a batch is done.
+        """Trains the student in place; `before` an update its gradients are there, clipped, and `after` it the weights are new.
 
         Raises: TaskError when a batch does not fit, the source is empty, or the loss or a weight becomes infinite.
         """
@@ -64,50 +75,77 @@ class Loop:
             objective.teacher.module = fabric.to_device(objective.teacher.module)
         for term in objective.modules:
             fabric.to_device(term)
-        with torch.random.fork_rng(), _lone_values(student) as lone:
+        average = Average(student, self.average) if self.average else None
+        then = [*after] if average is None else [*after, average.update_]
+        gathered = Gathered(optimizer)
+        with torch.random.fork_rng(), lone_values(student) as lone:
             torch.manual_seed(self.seed)
             wrapped.train()
-            for done, batch in enumerate(counted(batches, "recovering", total)):
-                self._pace_(optimizer, done, total)
-                optimizer.zero_grad(set_to_none=True)
-                self.losses.append(self._gradients_(fabric, wrapped, objective, fabric.to_device(batch), done, total))
-                fabric.clip_gradients(wrapped, optimizer, max_norm=LONGEST, error_if_nonfinite=False)
+            optimizer.zero_grad(set_to_none=True)
+            for batch in counted(examples, "recovering", examples.total):
+                weight = 1.0 if self.accumulate == 1 else gathered.weight(samples(batch))
+                self._gradients_(fabric, wrapped, objective, fabric.to_device(batch), examples, weight)
                 if not math.isfinite(self.losses[-1]):
                     break
-                for look in before:
-                    look(optimizer)
-                optimizer.step()
-                for then in after:
-                    then()
                 self.alone += bool(lone)
                 lone.clear()
+                if examples.done % self.accumulate and examples.done < examples.total:
+                    continue
+                gathered.mean_()
+                self._update_(fabric, wrapped, optimizer, self.updates(examples.done) - 1, self.updates(examples.total), before)
+                for follow in then:
+                    follow()
+        if average is not None:
+            average.give_()
         student.to(home)
         self._check(student)
 
     def _optimizer(self, modules: Sequence[nn.Module]) -> torch.optim.Optimizer:
-        """AdamW, in one pass over the weights where it can be: gradients that a scaler made larger are clipped before it."""
-        parameters = [each for module in modules for each in module.parameters()]
-        fused = self.precision != "16-mixed" and all(each.is_floating_point() for each in parameters)
-        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused or None)
+        """In one pass over the weights where it can be: gradients that a scaler made larger are clipped before it."""
+        return made(
+            self.optimizer,
+            self.options,
+            [each for module in modules for each in module.parameters()],
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            fused=self.precision != "16-mixed",
+        )
 
-    def _pace_(self, optimizer: Any, done: int, total: int) -> None:
-        share = pace(done, total, WARM)
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate * share
-
-    def _gradients_(self, fabric: Any, wrapped: Any, objective: Objective, batch: Example, done: int, total: int) -> float:
-        """One batch forwards and backwards, in as many passes as it takes; its loss."""
+    def _gradients_(
+        self, fabric: Any, wrapped: Any, objective: Objective, batch: Example, examples: Examples, weight: float
+    ) -> None:
+        """One batch forwards and backwards, in as many passes as it takes."""
         told = 0.0
+        place = f"training batch {examples.done}"
         for (inputs, targets), part in _passes(batch, self.size):
-            outputs = attempt(wrapped, inputs, f"training batch {done + 1}", objective.task.model)
-            moment = objective.moment(wrapped, outputs, inputs, targets, done / total)
-            if not done:
+            outputs = attempt(wrapped, inputs, place, objective.task.model)
+            moment = objective.moment(wrapped, outputs, inputs, targets, (examples.done - 1) / examples.total)
+            if examples.done == 1:
                 objective.settle_(moment)
             loss = objective(moment) * part
-            with differentiating(f"training batch {done + 1}"):
-                fabric.backward(loss)
+            with differentiating(place):
+                fabric.backward(loss if weight == 1 else loss * weight)
             told += float(loss.detach())
-        return told
+        self.losses.append(told)
+
+    def _update_(
+        self,
+        fabric: Any,
+        wrapped: Any,
+        optimizer: Any,
+        done: int,
+        total: int,
+        before: Sequence[Callable[[torch.optim.Optimizer], None]],
+    ) -> None:
+        """One update of the weights, after so many of all."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate * SCHEDULES[self.schedule](done, total)
+        if self.clip is not None:
+            fabric.clip_gradients(wrapped, optimizer, max_norm=self.clip, error_if_nonfinite=False)
+        for look in before:
+            look(optimizer)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def _check(self, student: nn.Module) -> None:
         if not self.losses:
@@ -119,9 +157,27 @@ class Loop:
             )
 
 
-def pace(done: int, total: int, warm: int) -> float:
-    """The part of a learning rate that the next of `total` updates has: up in one `warm`th of them, then down a cosine."""
-    return min((done + 1) / max(1, total // warm), 0.5 * (1 + math.cos(math.pi * done / total)))
+class Gathered:
+    """The gradients of the batches of one update: in the end their mean over all samples, however many each batch holds."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.first, self.sum = 0, 0.0
+
+    def weight(self, samples: int) -> float:
+        """What the next batch counts beside the first of the update."""
+        self.first = self.first or samples
+        self.sum += samples / self.first
+        return samples / self.first
+
+    @torch.no_grad()
+    def mean_(self) -> None:
+        """The gradients are whole; the next batch is the first again."""
+        if self.sum > 1:
+            for parameter in itertools.chain.from_iterable(group["params"] for group in self.optimizer.param_groups):
+                if parameter.grad is not None:
+                    parameter.grad /= self.sum
+        self.first, self.sum = 0, 0.0
 
 
 def _passes(batch: Example, size: int | None) -> list[tuple[Example, float]]:
@@ -130,30 +186,3 @@ def _passes(batch: Example, size: int | None) -> list[tuple[Example, float]]:
         return [(batch, 1.0)]
     given = samples(batch)
     return [(part, samples(part) / given) for part in parts(batch, -(-given // size))]
-
-
-@contextmanager
-def _lone_values(model: nn.Module) -> Iterator[list[int]]:
-    """Batch norms that get one value a channel, whose variance is none, use their running statistics for it.
-
-    Yields a list that has grown when that happened.
-    """
-    seen: list[int] = []
-
-    def before(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = next(iter((*args, *kwargs.values())), None)
-        if norm.training and isinstance(given, Tensor) and given.numel() == given.shape[1]:
-            norm.training = False
-            seen.append(id(norm))
-
-    def after(norm: nn.Module, inputs: object, outputs: object) -> None:
-        norm.training = norm.training or id(norm) in seen
-
-    norms = [it for it in model.modules() if isinstance(it, _BatchNorm) and it.running_mean is not None]
-    hooks = [norm.register_forward_pre_hook(before, with_kwargs=True) for norm in norms]
-    hooks += [norm.register_forward_hook(after, always_call=True) for norm in norms]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -130,6 +130,13 @@ class Schedule:
             step.observe_(self.model, look)
         self.observed = True
 
+    def finish_(self) -> None:
+        """Raises the strength to all there is, where fewer batches were trained than were told."""
+        if self.done < self.last:
+            self.done = self.last
+            for step in self.steps:
+                step.rehearse_(self.model, self.strength)
+
     def step(self) -> None:
         """One batch was trained; raises the strength when it is time.
 

@@ -32,7 +32,7 @@ from enxuto.progress import counted
 from enxuto.select import Patterns, matches
 from enxuto.sites import Site, parameters, sites, together
 from enxuto.surgery import to_float
-from enxuto.training.loop import pace
+from enxuto.training.schedules import cosine
 
 UPDATE = 64  # samples that an update sees
 WARM = 5  # the part of all updates that warms up is one in so many
@@ -195,7 +195,7 @@ class Tuning:
         order = list(self._order(samples))
         with evaluating(plain), repeatable(plain), torch.enable_grad(), differentiating("the calibration batches"):
             for done, places in enumerate(counted(order, "tuning", len(order))):
-                optimizer.param_groups[0]["lr"] = self.learning_rate * pace(done, len(order), WARM)
+                optimizer.param_groups[0]["lr"] = self.learning_rate * cosine(done, len(order), WARM)
                 optimizer.zero_grad()
                 seen = sum(batch_size(samples[place]) for place in places)
                 values = {lever.site.key.removeprefix(prefix): lever.held() for lever in pulled}
