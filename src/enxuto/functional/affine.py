@@ -113,6 +113,39 @@ class _Rounded(Function):
         return inside, torch.linalg.vecdot(gradient, off), None
 
 
+def learned_inputs(values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Values on the unsigned grid of 8 bits as inputs are shipped, with gradients for them (straight through) and for the scale.
+
+    Shapes: values [batch, any], scale float32 [1], zero_point int32 [1] -> as the values.
+    Source: Esser et al. 2020, "Learned Step Size Quantization", eq. 1-3, and section 2.2 for the size of the scale's gradient.
+    """
+    rounded: Tensor = _Inputs.apply(values, scale, zero_point)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+class _Inputs(Function):
+    """Forwards what every runtime computes, so that nothing is another value when it ships."""
+
+    @staticmethod
+    def forward(values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, 255)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        values, scale, zero_point, output = ctx.saved_tensors
+        low, high = (float((end - zero_point) * scale) for end in (-0.5, 255.5))
+        inside = torch.ops.aten.hardtanh_backward(gradient, values, low, high)
+        if not ctx.needs_input_grad[1]:
+            return inside, None, None
+        off = output - torch.ops.aten.hardtanh_backward(values, values, low, high)  # of what is beyond, all of the last code
+        size = (255 * max(1, values.numel() // max(1, len(values)))) ** -0.5
+        return inside, (torch.dot(gradient.flatten().float(), off.flatten().float()) / scale * size).view_as(scale), None
+
+
 def activation_grid(low: float, high: float, bits: int = 8) -> tuple[float, int]:
     """Scale and zero point of the unsigned grid that covers [low, high] and zero.
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def exchanged(weight: Tensor, keep: Tensor, worth: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The next pattern, and what of it is in both: a `share` of the weights that stay goes, the smallest; as many come back, those
-    of most worth among all that are out then.
+    """The next pattern, and what of it is in both: a `share` of the weights that stay goes, the smallest; as many come back,
+    those of most worth among all that are out then.
 
     Shapes: weight, keep (bool) and worth as the weight -> two of bool, the same; as many stay as before.
     Source: Mocanu et al. 2018, "Scalable training of artificial neural networks with adaptive sparse connectivity inspired by

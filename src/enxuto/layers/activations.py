@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from enxuto.checks import named, whole
 from enxuto.errors import RangeError
+from enxuto.functional.affine import learned_inputs
 
 
 class ActivationGrid(nn.Module):
@@ -36,6 +37,40 @@ class ActivationGrid(nn.Module):
 
     def extra_repr(self) -> str:
         return f"scale={float(self.scale):.3g}, zero_point={int(self.zero_point)}"
+
+
+class LearningGrid(nn.Module):
+    """The same in training, with a scale that learns, in relative terms: `scale · exp(growth)`. The zero point stays."""
+
+    base: Tensor
+    zero_point: Tensor
+
+    def __init__(self, grid: ActivationGrid, *, learns: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("base", grid.scale.clone())
+        self.register_buffer("zero_point", grid.zero_point.clone())
+        self.growth = nn.Parameter(torch.zeros_like(grid.scale), requires_grad=learns)
+        self.register_forward_pre_hook(_seen)
+
+    def scale(self) -> Tensor:
+        """As it is now and as it ships: float32 [1]."""
+        return self.base * self.growth.float().exp()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return learned_inputs(input, self.scale(), self.zero_point.to(torch.int32))
+
+    @torch.no_grad()
+    def settled(self) -> ActivationGrid:
+        """The grid that ships."""
+        made = ActivationGrid().to(self.base.device)
+        made.scale, made.zero_point = self.scale().clone(), self.zero_point.clone()
+        return made
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = self.base
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.base = kept.to(self.base.device)
+        return self
 
 
 def check_activations(bits: object) -> None:

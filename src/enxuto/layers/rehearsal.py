@@ -23,6 +23,7 @@ class Rehearsal(nn.Module):
 
     keep: Tensor | None
     base: Tensor | None
+    movement: Tensor | None
     change: nn.Parameter | None
 
     def __init__(self, weight: Tensor, *, keep: Tensor | None = None, grow: bool = False, learns: bool = True) -> None:
@@ -30,6 +31,7 @@ class Rehearsal(nn.Module):
         self.leaf = nn.Parameter(weight.detach().clone(), requires_grad=learns)
         self.register_buffer("keep", keep)
         self.register_buffer("base", None)
+        self.register_buffer("movement", None)  # what a training has gathered of it, where scores ask for that
         self.register_parameter("change", None)
         self.grow = grow
         self.watched = False

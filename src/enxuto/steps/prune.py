@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from enxuto.checks import check_flags
 from enxuto.copies import separate_
-from enxuto.errors import NothingChangedError, RangeError, ShapeError
+from enxuto.errors import NothingChangedError, RangeError, RecipeError, ShapeError
 from enxuto.functional.keep import (
     check_block,
     check_sparsity,
@@ -23,6 +24,7 @@ from enxuto.functional.keep import (
     pooled,
     spread,
 )
+from enxuto.functional.scores import magnitude
 from enxuto.records import Change, Record
 from enxuto.refitting import Refitted
 from enxuto.scoring import SCORES, Scored, in_training
@@ -30,7 +32,9 @@ from enxuto.select import Patterns
 from enxuto.sites import Site, left_in_float, sites
 from enxuto.surgery import borrowed
 from enxuto.task import Task, check_call
+from enxuto.training.tighten import Look
 
+MOVEMENT = "movement"
 SPARSITY = 0.5  # unless asked otherwise
 SCOPES = ("global", "layer", "row")
 
@@ -47,14 +51,17 @@ class Prune:
     a weight meets, "taylor" times how far the outputs move with it. A weight that the batches say
     nothing of goes by magnitude, by itself. `refit=True` also sets what stays to those values that change the products with
     the calibration batches' inputs least. While training, scores that need data are magnitude, and training itself refits.
+    "movement", in a training only, is how far each weight was pushed away from zero so far: for transfer, where values are those
+    of another task.
     Raises: RangeError for a sparsity outside [0, 1), an unknown score or scope, a pattern beside a block or another sparsity.
     Source: Han et al. 2015; LAMP scores from Lee et al. 2021; "wanda" from Sun et al. 2023; "taylor" from Molchanov et al. 2019;
+    "movement" from Sanh, Wolf, Rush 2020, "Movement pruning: adaptive sparsity by fine-tuning", section 4 (hard, no penalty);
     for `refit` Frantar, Alistarh 2023, "SparseGPT: massive language models can be accurately pruned in one-shot".
     """
 
     sparsity: float = SPARSITY
     layers: Patterns = "*"
-    scores: Literal["magnitude", "lamp", "wanda", "taylor"] = "lamp"
+    scores: Literal["magnitude", "lamp", "wanda", "taylor", "movement"] = "lamp"
     scope: Literal["global", "layer", "row"] = "global"
     pattern: str | None = None
     block: tuple[int, int] | None = None
@@ -63,8 +70,8 @@ class Prune:
     def __post_init__(self) -> None:
         check_flags(self)
         check_sparsity(self.sparsity)
-        if self.scores not in tuple(SCORES):
-            raise RangeError(f"scores={self.scores!r} is not known; use one of {', '.join(map(repr, SCORES))}.")
+        if self.scores not in (*SCORES, MOVEMENT):
+            raise RangeError(f"scores={self.scores!r} is not known; use one of {', '.join(map(repr, (*SCORES, MOVEMENT)))}.")
         if self.scope not in SCOPES:
             raise RangeError(f"scope={self.scope!r} is not known; use one of {', '.join(map(repr, SCOPES))}.")
         if self.pattern is not None:
@@ -90,6 +97,11 @@ class Prune:
         Raises: NothingChangedError when every weight that would go is zero already; ShapeError when no row takes the pattern.
         """
         check_call(self, model, task)
+        if self.observes:
+            raise RecipeError(
+                f"scores={MOVEMENT!r} are gathered from gradients in a training, and Prune({self.sparsity}) by itself has none; "
+                f"write Recover(during=[Prune({self.sparsity}, scores={MOVEMENT!r})]), or take 'lamp'."
+            )
         start = time.monotonic()
         given, model = model, borrowed(model)
         chosen, left = self._chosen(model)
@@ -137,15 +149,39 @@ class Prune:
         """
         chosen = self._chosen(model)[0]
         leaves = {weight.key: weight.rehearsal_() for weight in chosen}
+        for leaf in leaves.values() if self.observes else ():
+            if leaf.movement is None and strength:
+                raise RecipeError(
+                    f"scores={MOVEMENT!r} are not there before the first batch, and Prune({self.sparsity}) is to be whole then; "
+                    "use prepare(..., gradual=True) and a Schedule, or tight=0.7 in Recover."
+                )
+            leaf.watched = True
+            leaf.movement = torch.zeros_like(leaf.leaf.detach()) if leaf.movement is None else leaf.movement
         if self.pattern is not None and strength < 1:
             return
-        score = in_training(self.scores)
+        score = magnitude if self.observes else in_training(self.scores)
+
+        def scored(weight: Site, values: Tensor) -> Tensor:
+            gathered = leaves[weight.key].movement
+            return score(values) if gathered is None or not self.observes else gathered.clone()
 
         def units(weight: Site) -> Tensor:
-            return self._units(weight, leaves[weight.key].leaf.detach(), lambda _, values: score(values))
+            return self._units(weight, leaves[weight.key].leaf.detach(), scored)
 
         for leaf, keep in zip(leaves.values(), self._kept(chosen, units, self.sparsity * strength), strict=True):
             leaf.keep, leaf.grow = keep & (leaf.leaf.detach() != 0), False
+
+    @property
+    def observes(self) -> bool:
+        """True where its scores are gathered from gradients."""
+        return self.scores == MOVEMENT
+
+    @torch.no_grad()
+    def observe_(self, model: nn.Module, look: Look) -> None:
+        """Gathers how far the gradients push each weight away from zero, those that are out as well."""
+        for _, leaf, gradient in look.met(model, self.layers):
+            if gradient is not None and leaf.movement is not None and bool(gradient.isfinite().all()):
+                leaf.movement.addcmul_(leaf.leaf, gradient.to(leaf.leaf.dtype), value=-1)
 
     def _chosen(self, model: nn.Module) -> tuple[list[Site], list[Change]]:
         """The weights that are pruned, and those whose rows do not take the pattern, or whose sizes the block.
@@ -191,7 +227,7 @@ class Prune:
         Shapes: as the weight's matrix, or its blocks.
         """
         scores = pooled(weight.matrix(scored(weight, values)), self.block)
-        return scores.masked_fill_(pooled(weight.matrix(values.abs()), self.block) == 0, -1.0)
+        return scores.masked_fill_(pooled(weight.matrix(values.abs()), self.block) == 0, -torch.inf)
 
     def _whole(self, weight: Site, keep: Tensor) -> Tensor:
         """The other way: which weights stay. Shapes: as the weight."""

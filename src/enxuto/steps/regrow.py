@@ -17,7 +17,7 @@ from enxuto.functional.scores import lamp, magnitude
 from enxuto.select import Patterns
 from enxuto.sites import Site, sites
 from enxuto.task import Task, check_call
-from enxuto.training.tighten import Look, met
+from enxuto.training.tighten import Look
 
 BY = ("gradient", "random")
 SPREADS = ("lamp", "erdos-renyi", "uniform")
@@ -117,7 +117,7 @@ class Regrow:
         """Exchanges weights where it is time."""
         due = look.due(self.updates, self.end)
         chance = torch.Generator().manual_seed(self.seed + look.done)
-        for _, leaf, gradient in met(model, self.layers):
+        for _, leaf, gradient in look.met(model, self.layers):
             if not due or leaf.keep is None or not leaf.leaf.requires_grad:
                 continue
             if self.by == "random":

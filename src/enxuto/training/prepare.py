@@ -30,8 +30,8 @@ def prepare(task: Task, steps: Sequence[Step] = (), *, gradual: bool = False) ->
     once, so that the smaller layers are what trains. What is compressed already stays so: zeros (of biases those of masks) stay
     zero under any optimizer, codes follow float leaves, and their grids learn; without steps this is all it does. A weight that
     is zero throughout stays so too, and is named in the log. With `gradual`, projections of weights wait for a `Schedule`. The
-    ranges of inputs, if Quantize is to round them, are those of before the training. Make the optimizer after this call, from
-    the parameters of the copy.
+    ranges of inputs, if Quantize is to round them, begin as they are before the training and learn. Make the optimizer after this
+    call, from the parameters of the copy.
     Raises: RecipeError for a step that trains by itself, or that changes layers after others made them train; the errors of
     the steps themselves.
     """

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from enxuto.copies import without_graphs_
+from enxuto.layers.activations import ActivationGrid, LearningGrid
 from enxuto.layers.coded import Coded, code_, decode_, dense, sources
 from enxuto.layers.computed import free
 from enxuto.layers.grids import CodedTensor
@@ -14,7 +15,7 @@ from enxuto.sites import held_by, sites
 
 
 def rehearse_(model: nn.Module) -> nn.Module:
-    """Makes a compressed model trainable as it is: zeros stay zero, codes follow float leaves, grids learn.
+    """Makes a compressed model trainable as it is: zeros stay zero, codes follow float leaves, grids learn, those of inputs too.
 
     Which zeros: all of weights, and of other parameters what `free` leaves out.
     """
@@ -36,6 +37,9 @@ def rehearse_(model: nn.Module) -> nn.Module:
                     shared[held] = Rehearsal(held, keep=keep)
             if held in shared:
                 code_(module, name, shared[held])
+        grid = module._modules.get("input_grid")
+        if isinstance(grid, ActivationGrid):
+            module._modules["input_grid"] = LearningGrid(grid, learns=any(p.requires_grad for p in module.parameters()))
     return model
 
 
@@ -57,6 +61,9 @@ def settle_(model: nn.Module) -> nn.Module:
             else:
                 del sources(module)[name]
                 module.register_parameter(name, now)
+        grid = module._modules.get("input_grid")
+        if isinstance(grid, LearningGrid):
+            module._modules["input_grid"] = grid.settled()
         if isinstance(module, Coded) and not sources(module):
             decode_(module)
     return without_graphs_(model)

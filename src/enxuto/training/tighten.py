@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -39,6 +39,7 @@ class Look:
     optimizer: Optimizer
     done: int
     batches: int
+    gradients: dict[Rehearsal, Tensor | None] = field(default_factory=dict)  # what leaves have met, for all steps that ask
 
     def due(self, updates: int, end: float) -> bool:
         """True in so many batches, evenly until the fraction `end` of all; in each where there are fewer; never in the first."""
@@ -50,6 +51,26 @@ class Look:
             if isinstance(held, Tensor) and held.shape == leaf.shape and leaf.ndim:
                 held.masked_fill_(~keep, 0)
 
+    def met(self, model: nn.Module, layers: Patterns) -> Iterator[tuple[Site, Rehearsal, Tensor | None]]:
+        """The chosen weights of a prepared model, their rehearsals, and the gradients that these have met since the last look:
+        the mean over all processes that train; None where a layer was not used.
+
+        Raises: RecipeError when a weight has no leaf, as of a model that was prepared without the step.
+        """
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        for weight in sites(model, layers):
+            leaf = weight.tensor
+            if not isinstance(leaf, Rehearsal):
+                raise RecipeError(
+                    f"'{weight.key}' has no leaf whose gradients could be looked at; give prepare the same steps as the Schedule."
+                )
+            if leaf not in self.gradients:
+                gradient = self.gradients[leaf] = leaf.taken()
+                if several and gradient is not None:
+                    torch.distributed.all_reduce(gradient)
+                    gradient /= torch.distributed.get_world_size()
+            yield weight, leaf, self.gradients[leaf]
+
 
 @runtime_checkable
 class Observing(Protocol):
@@ -59,26 +80,6 @@ class Observing(Protocol):
     def observes(self) -> bool: ...
 
     def observe_(self, model: nn.Module, look: Look) -> None: ...
-
-
-def met(model: nn.Module, layers: Patterns) -> Iterator[tuple[Site, Rehearsal, Tensor | None]]:
-    """The chosen weights of a prepared model, their rehearsals, and the gradients that these have met since this was last asked:
-    the mean over all processes that train; None where a layer was not used.
-
-    Raises: RecipeError when a weight has no leaf, as of a model that was prepared without the step.
-    """
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    for weight in sites(model, layers):
-        leaf = weight.tensor
-        if not isinstance(leaf, Rehearsal):
-            raise RecipeError(
-                f"'{weight.key}' has no leaf whose gradients could be looked at; give prepare the same steps as the Schedule."
-            )
-        gradient = leaf.taken()
-        if several and gradient is not None:
-            torch.distributed.all_reduce(gradient)
-            gradient /= torch.distributed.get_world_size()
-        yield weight, leaf, gradient
 
 
 class Schedule:
