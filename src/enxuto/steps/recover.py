@@ -74,6 +74,7 @@ class Recover:
 
     def __post_init__(self) -> None:
         self._check_objective()
+        object.__setattr__(self, "terms", checked_aims(self.terms))
         self._check_machine()
         self._check_during()
         self._check_updates()
