@@ -40,8 +40,9 @@ class Recover:
     a number added to all scores of a sample) by soft labels, others by their error. The learning rate warms up and falls along
     a cosine, or as another `schedule` says. `optimizer` is any of torch.optim by its name, with `options` beside the learning
     rate and the decay; gradients longer than `clip` are made as short, and `accumulate` batches make one update. With
-    `average` (0.999) what comes out is the exponential average of the weights along the way. `devices` and `precision` are lightning-fabric's. `memory` ("2 GB", or what the task says) bounds the tensors of a
-    step: layers are checkpointed or batches trained in parts, as `ex.memory.plan` finds best; an update sees the whole batch.
+    `average` (0.999) what comes out is the exponential average of the weights along the way. `devices` and `precision` are
+    lightning-fabric's. `memory` ("2 GB", or what the task says) bounds the tensors of a step: layers are checkpointed or
+    batches trained in parts, as `ex.memory.plan` finds best; an update sees the whole batch.
     `during` holds steps that tighten inside this training (Prune, Quantize, Share): little by little, and wholly from the part
     `tight` of it on; 0 is from the first batch. `rate` makes the file small while it trains: a text is the bytes to come to
     ("6 kB"), a number the loss that a bit is worth (3e-6 is a small file). It prices the codes of weights on grids of steps, so
@@ -78,6 +79,7 @@ class Recover:
         self._check_machine()
         self._check_during()
         self._check_updates()
+        object.__setattr__(self, "terms", checked_aims(self.terms))
 
     def _check_objective(self) -> None:
         for name in ("epochs", "learning_rate", "temperature"):
