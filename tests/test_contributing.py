@@ -1,4 +1,4 @@
-"""The worked example of CONTRIBUTING.md is real: its code runs, stacks, saves and loads as it stands there."""
+"""The worked examples of CONTRIBUTING.md are real: their code runs, stacks, saves and loads as it stands there."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ import pytest
 import torch
 
 import enxuto as ex
+from enxuto.recipe import from_yaml, to_yaml
+from enxuto.training.terms.table import TERMS
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def powers(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """The two files of the example as the modules they would be."""
-    modules = []
-    for name, code in zip(
-        ("functional.powers", "steps.powers"), re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL), strict=True
-    ):
+def examples(monkeypatch: pytest.MonkeyPatch) -> dict[str, types.ModuleType]:
+    """The files of the examples as the modules they would be."""
+    modules = {}
+    names = ("functional.powers", "steps.powers", "functional.entropy", "training.terms.unsure")
+    for name, code in zip(names, re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL), strict=True):
         module = types.ModuleType(f"enxuto.{name}")
         monkeypatch.setitem(sys.modules, module.__name__, module)
         exec(compile(code, module.__name__, "exec"), module.__dict__)
-        modules.append(module)
-    return modules[1]
+        modules[name] = module
+    return modules
 
 
-def test_the_worked_example_stacks_with_other_steps_and_its_file_loads(powers: types.ModuleType, tmp_path: Path) -> None:
+def test_the_worked_example_stacks_with_other_steps_and_its_file_loads(
+    examples: dict[str, types.ModuleType], tmp_path: Path
+) -> None:
+    powers = examples["steps.powers"]
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
     task = ex.Task(model, calibration=[torch.randn(4, 8)])
@@ -47,5 +51,27 @@ def test_the_worked_example_stacks_with_other_steps_and_its_file_loads(powers: t
 
 def test_the_files_that_the_guide_names_are_there() -> None:
     root = Path(__file__).parents[1]
-    named = set(re.findall(r"`((?:src|tests|tools|docs|bench)/[\w/.]+\.\w+)`", TEXT)) - {"src/enxuto/functional/powers.py"}
-    assert {path for path in named if "powers" not in path and not (root / path).exists()} == set()
+    named = set(re.findall(r"`((?:src|tests|tools|docs|bench)/[\w/.]+\.\w+)`", TEXT))
+    made = ("powers", "entropy", "unsure")
+    assert {path for path in named if Path(path).stem.removeprefix("test_") not in made and not (root / path).exists()} == set()
+
+
+def test_the_term_of_the_example_trains_and_stands_in_a_recipe(
+    examples: dict[str, types.ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsure = examples["training.terms.unsure"].Unsure
+    monkeypatch.setitem(TERMS, "Unsure", unsure)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
+    x = torch.randn(32, 8)
+    train = [(x, model(x).detach().argmax(1))]
+    task = ex.Task(model, calibration=[x], train=train, loss=torch.nn.functional.cross_entropy)
+    sure = []
+    for terms in ([], [unsure(1.0)]):
+        steps = [ex.Prune(0.5), ex.Recover(epochs=60, learning_rate=1e-2, teacher=0.0, terms=terms)]
+        assert from_yaml(to_yaml(steps)) == tuple(steps)
+        small, _ = ex.run(task, steps)
+        sure.append(float(torch.softmax(small(x).detach(), 1).amax(1).mean()))
+    assert sure[1] < sure[0] - 0.05
+    ex.save(small, tmp_path / "small.nxt", original=model)
+    assert torch.equal(ex.load(tmp_path / "small.nxt", into=model)(x), small(x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -116,14 +116,15 @@ def _only_differences_count(name: str, scores: Tensor, loss: Callable[[Any, Any]
     return abs(moved - before) < INVISIBLE * abs(erased - before)
 
 
-def taught(learned: Sequence[Lesson], given: Any, wanted: Any, temperature: float) -> Tensor:
-    """The mean of all lessons: the student's outputs against the teacher's.
+def named_as(given: Any, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the student returned, by the names of the teacher; where a model returns others in training, by their order."""
+    student = output_tensors(given)
+    return student if set(wanted) <= set(student) else dict(zip(wanted, student.values(), strict=False))
 
-    By name; where a model returns other names in training, in their order. Raises: TaskError when an output is missing.
-    """
-    teacher, student = output_tensors(wanted), output_tensors(given)
-    if not set(teacher) <= set(student):
-        student = dict(zip(teacher, student.values(), strict=False))
+
+def taught(learned: Sequence[Lesson], given: Any, wanted: Any, temperature: float) -> Tensor:
+    """The mean of all lessons: the student's outputs against the teacher's. Raises: TaskError when an output is missing."""
+    teacher, student = output_tensors(wanted), named_as(given, wanted)
     losses = []
     for lesson in learned:
         if lesson.name in teacher:

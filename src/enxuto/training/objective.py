@@ -107,7 +107,8 @@ def checked_aims(terms: object) -> tuple[Aim, ...]:
 class Objective:
     """What labels and teacher ask for together, and further terms beside them. The teacher is the original, if one is needed.
 
-    The loss is `share` * teacher + (1 - `share`) * labels + the sum of all terms; where there are no labels the teacher is all.
+    The loss is `share` * teacher + (1 - `share`) * labels + the sum of all terms. Where there are no labels, teacher + terms; and
+    terms alone where they are taught and `share` is 0.
     """
 
     task: Task
@@ -123,8 +124,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         task = self.task
-        said = self.share or task.train is None or task.loss is None
-        needed = said or any(getattr(aim, "taught", False) for aim in self.aims)
+        asked = any(getattr(aim, "taught", False) for aim in self.aims)
+        said = self.share or ((task.train is None or task.loss is None) and not asked)
+        needed = said or asked
         self.teacher = Teacher(borrowed(task.model).eval(), self.epochs) if needed else None
         if said and self.teacher is not None:
             self.learned = lessons(task, self.teacher.module)
@@ -177,6 +179,8 @@ class Objective:
         own = own_loss(self.task, moment.outputs, moment.inputs, moment.targets)
         if own is not None and not self.share:
             return own
+        if own is None and not self.learned:
+            return torch.zeros(())
         told = taught(self.learned, moment.outputs, moment.wanted, self.temperature)
         return told if own is None else self.share * told + (1 - self.share) * own
 

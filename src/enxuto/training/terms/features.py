@@ -10,17 +10,17 @@ from torch import nn
 from enxuto.checks import check_flags
 from enxuto.functional.features import same_features
 from enxuto.task import Task
-from enxuto.training.inside import Layers, checked_layers, paired
+from enxuto.training.inside import Layers, checked_layers
 from enxuto.training.teacher import Teacher
-from enxuto.training.terms.between import Between, check_weight, projections
+from enxuto.training.terms.between import Between, check_weight, projected
 
 
 @dataclass(frozen=True)
 class Features:
     """The squared difference of features at `layers`, in units of the variance of the teacher's.
 
-    With `projection`, a linear map learns between features of which one axis differs (channels: a 1x1 convolution); the training
-    ends and takes it along. Raises: RangeError for a weight that is not above 0; LayerError when no layer is there or it does not
+    With `projection`, a linear map learns between features of which one axis differs (channels: a 1x1 convolution); it goes when
+    the training ends. Raises: RangeError for a weight that is not above 0; LayerError when no layer is there or it does not
     run; ShapeError where shapes differ and no projection helps.
     Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio 2015, "FitNets: hints for thin deep nets".
     """
@@ -37,7 +37,4 @@ class Features:
 
     def begin(self, student: nn.Module, task: Task, teacher: Teacher | None) -> Between:
         """The term, with its projections."""
-        assert teacher is not None
-        pairs = paired(self.layers, student, teacher.module, self)
-        maps = projections(pairs, student, task, teacher, self, allowed=self.projection)
-        return Between(pairs, same_features, self.weight, maps)
+        return projected(self.layers, lambda one, other, _: same_features(one, other), self.weight, student, task, teacher, self)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from enxuto.training.terms.attention import Attention
+from enxuto.training.terms.contrast import Contrast
+from enxuto.training.terms.decoupled import Decoupled
 from enxuto.training.terms.features import Features
+from enxuto.training.terms.logits import Logits
 from enxuto.training.terms.rate import Rate
+from enxuto.training.terms.relations import Relations
+from enxuto.training.terms.token_relations import TokenRelations
+from enxuto.training.terms.tokens import Tokens
 
-__all__ = ["Features", "Rate"]
+__all__ = ["Attention", "Contrast", "Decoupled", "Features", "Logits", "Rate", "Relations", "TokenRelations", "Tokens"]
 
-TERMS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Features, Rate)}
+TERMS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Attention, Contrast, Decoupled, Features, Logits, Rate, Relations, TokenRelations, Tokens)
+}
