@@ -91,6 +91,7 @@ class Recover:
             raise RangeError(
                 f"{named('teacher', self.teacher)} is the teacher's weight in the loss and must be in [0, 1]; use 0.5."
             )
+        object.__setattr__(self, "terms", checked_aims(self.terms))
 
     def _check_machine(self) -> None:
         if not whole(self.devices, 1) and self.devices != -1:
