@@ -33,8 +33,8 @@ import peers
 from enxuto import data, zoo
 from enxuto.artifact import container
 from enxuto.coding import decode_array, decode_integers, encode_array, encode_integers
-from enxuto.evaluation.quality import quality
 from enxuto.exporters.onnx import to_onnx
+from enxuto.judging import quality
 from enxuto.layers import AffineTensor, CodedTensor, TableTensor
 from enxuto.measure import save_original
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import common
 import enxuto as ex
-from enxuto.evaluation.quality import paired_change, quality
+from enxuto.evaluation.quality import paired_change
+from enxuto.judging import quality
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "lenet-300-100": {"epochs": 10, "sizes": {}, "wanted": 60, "time": "12 min"},

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 import common
 import enxuto as ex
 from enxuto import data, zoo
-from enxuto.evaluation.quality import paired_change, quality
+from enxuto.evaluation.quality import paired_change
+from enxuto.judging import quality
 from enxuto.zoo.training import train
 
 MAX_DROP = 0.01

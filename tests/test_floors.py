@@ -34,6 +34,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("calls",),
     ("soundness",),
     ("task",),
+    ("judging",),
     ("sites",),
     ("surgery",),
     ("reads",),

@@ -11,8 +11,9 @@ from pathlib import Path
 from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import Entry, ledger, load, save
 from enxuto.errors import RecipeError, TargetError, TaskError
-from enxuto.evaluation.quality import agreement, quality
+from enxuto.evaluation.quality import agreement
 from enxuto.files import folder_or_own, writable_folder
+from enxuto.judging import quality
 from enxuto.measure import ORIGINAL, measure, save_original
 from enxuto.plan.pace import ready
 from enxuto.plan.search import Search, smallest_file

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from enxuto.errors import TaskError
-from enxuto.evaluation.quality import agreement, paired_change, quality
+from enxuto.evaluation.quality import agreement, paired_change
+from enxuto.judging import quality
 
 
 def test_a_model_agrees_with_itself_on_every_sample():

@@ -21,8 +21,9 @@ from enxuto.evaluation.latency import latencies
 from enxuto.evaluation.measurement import Interval
 from enxuto.evaluation.memory import peak_memory
 from enxuto.evaluation.onnxmodel import OnnxModel
-from enxuto.evaluation.quality import agreement, paired_change, quality
+from enxuto.evaluation.quality import agreement, paired_change
 from enxuto.exporters import export
+from enxuto.judging import quality
 from enxuto.macs import count_macs
 from enxuto.measure import ORIGINAL, save_original
 from enxuto.progress import say

@@ -27,7 +27,8 @@ from enxuto.evaluation.memory import peak_memory
 from enxuto.evaluation.onnxmodel import OnnxModel
 from enxuto.evaluation.operators import integer_operators
 from enxuto.evaluation.points import is_fraction, points, said
-from enxuto.evaluation.quality import agreement, paired_change, quality
+from enxuto.evaluation.quality import agreement, paired_change
+from enxuto.judging import quality
 from enxuto.macs import count_macs
 from enxuto.sizes import file_bytes
 from enxuto.surgery import to_float

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from enxuto.errors import Error
 from enxuto.evaluation.points import is_fraction, shown
-from enxuto.evaluation.quality import quality
+from enxuto.judging import quality
 from enxuto.surgery import duplicate, to_float
 from enxuto.task import Evaluate
 

@@ -1,4 +1,4 @@
-"""How good a network is, and how much it changed: one value per sample where possible, so that differences are paired.
+"""How much a network changed: one value per sample where possible, so that differences are paired.
 
 Without labels the quality is agreement with the original's own outputs.
 """
@@ -8,21 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from statistics import NormalDist
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from enxuto.batches import Batch, batch_size
 from enxuto.calls import evaluating, finite_answers
-from enxuto.errors import Error, TaskError
+from enxuto.errors import TaskError
 from enxuto.evaluation.measurement import Interval
 from enxuto.functional.likeness import Spread, log_probabilities, probabilities, same_classes, same_entries
 from enxuto.outputs import Kind, Outputs, output_tensors, said_of
-from enxuto.task import Evaluate
 
 CONFIDENCE = 0.95
 
@@ -126,45 +123,6 @@ def _judged(name: str, said: Kind | None, batches: Sequence[Tensor | None]) -> J
     if said == "classes" or (said is None and shown):
         return Judged(name, "classes", tuple(batches), None)
     return Judged(name, "values", tuple(batches), Spread.of(here))
-
-
-def quality(evaluate: Evaluate, model: nn.Module) -> Tensor:
-    """What `evaluate` says of a model, checked: one number (0-d) or one value per sample [samples], float64.
-
-    The model is in eval mode and without gradients. Raises: TaskError when evaluate fails, changes the model, or returns
-    nothing, more than one axis, or values that are not finite.
-    """
-    before = _versions(model)
-    try:
-        with evaluating(model):
-            value = evaluate(model)
-    except Error:
-        raise
-    except Exception as error:
-        raise TaskError(
-            f"evaluate failed on {type(model).__name__} ({type(error).__name__}: {error}); it gets a model only "
-            "and must use nothing of it but calling it: exported files are evaluated with it too."
-        ) from error
-    edited = [path for path, version in _versions(model).items() if before.get(path, version) != version]
-    if edited:
-        raise TaskError(f"evaluate changed the weights of the model ('{edited[0]}'); it must only call it: work on a copy.")
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        value = torch.as_tensor(value)
-    if not isinstance(value, (Tensor, Real)) or (isinstance(value, Tensor) and value.is_complex()):
-        kind = getattr(value, "dtype", type(value).__name__)
-        raise TaskError(f"evaluate returned {kind}; return one number, or a tensor of real numbers, one per sample.")
-    values = value.detach().cpu().double() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
-    if values.dim() > 1 or values.numel() == 0:
-        raise TaskError(f"evaluate returned shape {tuple(values.shape)}; return one number, or one value per sample [samples].")
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise TaskError(f"evaluate returned {bad} NaN or infinite values of {values.numel()}; check the model's outputs.")
-    return values
-
-
-def _versions(model: nn.Module) -> dict[str, int]:
-    """How often each parameter was written to; torch counts."""
-    return {path: tensor._version for path, tensor in model.named_parameters() if not tensor.is_inference()}
 
 
 def paired_change(before: Tensor, after: Tensor) -> tuple[float, Interval, int]:

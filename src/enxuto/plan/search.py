@@ -20,7 +20,8 @@ from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import load, save
 from enxuto.errors import ArtifactError, Error, GradientError, NothingChangedError, RangeError, TargetError, TaskError
 from enxuto.evaluation.points import is_fraction, said
-from enxuto.evaluation.quality import paired_change, quality
+from enxuto.evaluation.quality import paired_change
+from enxuto.judging import quality
 from enxuto.plan.chance import MARGIN, standard_error
 from enxuto.plan.choice import rank
 from enxuto.plan.fitting import CODINGS, Fitting
