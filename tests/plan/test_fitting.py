@@ -10,6 +10,7 @@ import pytest
 import enxuto as ex
 from enxuto.plan.fitting import PATIENCE, TIGHT, Fitting, Recipe
 from enxuto.plan.history import Trial
+from enxuto.sizes import parse_bytes
 
 WEIGHTS = 1000.0
 
@@ -18,6 +19,8 @@ def size_of(recipe: Recipe) -> int:
     """A plausible file: each weight that is left takes its bits and its place."""
     density, bits = 1.0, 32
     for step in recipe:
+        if isinstance(step, ex.Recover) and isinstance(step.rate, str):
+            return max(100, round(1.05 * parse_bytes(step.rate)))  # near what it was trained for
         density = 1 - step.sparsity if isinstance(step, ex.Prune) else density
         bits = step.bits if isinstance(step, (ex.Share, ex.Quantize)) else bits
     gone = 1 - density
@@ -72,6 +75,26 @@ def test_training_grows_until_the_time_holds_no_more_and_still_fits() -> None:
     assert [step.epochs for step in fitting.recipe if isinstance(step, ex.Recover)][-1] == 4.5
     assert TIGHT * 200 <= size_of(fitting.recipe) <= 200
     assert next(lengths, None) is None
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_what_trains_for_bytes_goes_on_where_it_loses_less(better: bool) -> None:
+    """As long as all levels together; and asked again for what the file missed."""
+    lengths = iter([0.5, 1.5, 0.0])
+
+    def drop(recipe: Recipe) -> float:
+        rated = any(getattr(step, "rate", None) for step in recipe)
+        return drop_of(recipe) * (0.1 if better else 10.0) if rated else drop_of(recipe)
+
+    fitting, tried = play(200, lambda passes, before: next(lengths), drop)
+    rounds = [[step for step in recipe if isinstance(step, ex.Recover) and step.rate] for recipe, _ in tried]
+    asked = [steps[0] for steps in rounds if steps]
+    assert bool([step for step in fitting.recipe if getattr(step, "rate", None)]) == better
+    assert len({step.epochs for step in asked}) == (2 if better else 1)
+    assert asked[0].epochs > 0.5 * 3
+    longer = [recipe for recipe, _ in tried if any(getattr(step, "epochs", 0) == 1.5 for step in recipe)]
+    levels = [recipe for recipe in longer if sum(isinstance(step, ex.Prune) for step in recipe) > 1]
+    assert bool(levels) != better
 
 
 def test_rounds_that_bring_nothing_end_the_search() -> None:

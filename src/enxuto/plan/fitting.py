@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from enxuto.plan.history import Trial
 from enxuto.plan.levels import FINISH_RATE, SPARSEST, level, level_densities, trained
+from enxuto.plan.rated import priced
 from enxuto.plan.untrained import Recipe, Tries, Wish, folded_or_not, untrained
 from enxuto.steps.factorize import Factorize
 from enxuto.steps.prune import Prune
@@ -33,6 +34,7 @@ PROBES = 4  # files that are made to find the density that just fits
 FINER = 2  # codings finer than the one that fits, tried with fewer weights
 PATIENCE = 2  # rounds of ever longer training that may bring nothing
 TRAINED_BITS = (4, 3, 5)
+TRAININGS = 2  # for the bytes of the file, the second asked for what the first was off; each as long as all levels
 
 
 @dataclass
@@ -155,23 +157,37 @@ class Fitting:
         """Each round trains longer than the one before; what did best in the first is what the others train."""
         start: float = yield from self._filled(self._pruned((Share(bits=4, biases=8),)), self._guess())
         densities = {bits: min(start * 7 / (bits + 3), self.density) for bits in TRAINED_BITS}
-        untrained, epochs, idle = self.recipe, 0.0, 0
+        untrained, epochs, idle, for_bytes = self.recipe, 0.0, 0, True
+        levels = len(level_densities(self.density, min(densities.values())))
         while idle < PATIENCE and not self.lossless:
-            passes = len(level_densities(self.density, min(densities.values()))) + 2 * len(densities) + 2
+            passes = levels * bool(densities) + 2 * len(densities) + TRAININGS * (levels + 1) * for_bytes + 2
             epochs = self.epochs(passes, epochs)
             if not epochs:
                 return
             before = self.best
             if untrained:
                 yield from self._try((*untrained, *trained(epochs, FINISH_RATE)))
-            drops = {}
+            drops = {0: (yield from self._priced(round((levels + 1) * epochs, 3)))} if for_bytes else {}
             for bits, density in densities.items():
                 made = self._learned((Share(bits=bits, biases=8),), epochs)
                 densities[bits] = yield from self._filled(made, density)
                 drops[bits] = self.drops.get(made(densities[bits]), math.inf)
             keep = min(drops, key=drops.__getitem__)
-            densities = {keep: densities[keep]}
+            densities = {keep: densities[keep]} if keep else {}
+            for_bytes = not keep
             idle = 0 if self.best is not before else idle + 1
+
+    def _priced(self, epochs: float) -> Generator[Recipe, Trial | None, float]:
+        """One training for the bytes allowed, again where the file missed them; the least that a file that fits loses."""
+        asked, drops = AIM * self.limit, [math.inf]
+        for _ in range(TRAININGS):
+            recipe = (*self.base, *self.fold, *priced(epochs, f"{round(asked)} B"))
+            size = yield from self._try(recipe)
+            drops.append(self.drops.get(recipe, math.inf))
+            if size is None or TIGHT * self.limit <= size <= self.limit:
+                break
+            asked *= AIM * self.limit / size
+        return min(drops)
 
     def _guess(self) -> float:
         """A first density for shared values of 4 bits, from whatever file is known: bytes fall about as the weights left."""
