@@ -34,6 +34,10 @@ def drop_of(recipe: Recipe) -> float:
     return 300 / size_of(recipe) ** 0.9 / (1 + trained)
 
 
+def rated(recipe: Recipe) -> bool:
+    return any(getattr(step, "rate", None) for step in recipe)
+
+
 def play(
     limit: float, epochs: Callable[[float, float], float], drop: Callable[[Recipe], float] = drop_of, *, most: int = 500
 ) -> tuple[Fitting, list[tuple[Recipe, int]]]:
@@ -71,7 +75,7 @@ def test_without_training_all_ways_to_write_weights_are_tried() -> None:
 
 def test_training_grows_until_the_time_holds_no_more_and_still_fits() -> None:
     lengths = iter([0.5, 1.5, 4.5, 0.0])
-    fitting, _ = play(200, lambda passes, before: next(lengths))
+    fitting, _ = play(200, lambda passes, before: next(lengths), lambda recipe: drop_of(recipe) * (10 if rated(recipe) else 1))
     assert [step.epochs for step in fitting.recipe if isinstance(step, ex.Recover)][-1] == 4.5
     assert TIGHT * 200 <= size_of(fitting.recipe) <= 200
     assert next(lengths, None) is None
@@ -83,13 +87,12 @@ def test_what_trains_for_bytes_goes_on_where_it_loses_less(better: bool) -> None
     lengths = iter([0.5, 1.5, 0.0])
 
     def drop(recipe: Recipe) -> float:
-        rated = any(getattr(step, "rate", None) for step in recipe)
-        return drop_of(recipe) * (0.1 if better else 10.0) if rated else drop_of(recipe)
+        return drop_of(recipe) * (0.1 if better else 10.0) if rated(recipe) else drop_of(recipe)
 
     fitting, tried = play(200, lambda passes, before: next(lengths), drop)
     rounds = [[step for step in recipe if isinstance(step, ex.Recover) and step.rate] for recipe, _ in tried]
     asked = [steps[0] for steps in rounds if steps]
-    assert bool([step for step in fitting.recipe if getattr(step, "rate", None)]) == better
+    assert rated(fitting.recipe) == better
     assert len({step.epochs for step in asked}) == (2 if better else 1)
     assert asked[0].epochs > 0.5 * 3
     longer = [recipe for recipe, _ in tried if any(getattr(step, "epochs", 0) == 1.5 for step in recipe)]
