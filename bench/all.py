@@ -30,6 +30,7 @@ SCRIPTS = (
     ("file_untrained.py",),
     ("training_size.py", "lenet-300-100", "8"),
     ("training_speed.py",),
+    ("distillation.py",),
     ("int8.py",),
     ("file_large.py",),
     ("speed_resnet.py",),

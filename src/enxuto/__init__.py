@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from enxuto.steps.share import Share
     from enxuto.steps.tune import Tune
     from enxuto.task import Target, Task
+    from enxuto.training.invention import invent
     from enxuto.training.prepare import convert, prepare
     from enxuto.training.terms import table as terms
     from enxuto.training.tighten import Schedule
@@ -64,6 +65,7 @@ _HOMES = {
     "convert": "training.prepare",
     "evaluate": "verbs",
     "export": "verbs",
+    "invent": "training.invention",
     "keep_decoded_": "layers.coded",
     "ledger": "artifact.save",
     "load": "artifact.save",
@@ -99,6 +101,7 @@ __all__ = [
     "convert",
     "evaluate",
     "export",
+    "invent",
     "keep_decoded_",
     "ledger",
     "load",
