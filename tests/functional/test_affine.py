@@ -9,6 +9,7 @@ from enxuto.functional.affine import (
     fit_scale,
     largest_code,
     learned_rounding,
+    learned_steps,
     short,
     to_codes,
 )
@@ -84,6 +85,16 @@ def test_learned_rounding_gives_the_grid_and_gradients_to_both(bits):
     inside = (x / scale[:, None]).abs() <= largest_code(bits)
     assert torch.equal(x.grad != 0, inside)
     assert bool((scale.grad != 0).all())
+
+
+def test_learned_steps_have_the_gradients_of_a_clamped_quotient():
+    rows = torch.tensor([[0.2, -1.5, 9.0], [0.0, 3.0, -0.5]], requires_grad=True)
+    scale = torch.tensor([0.5, 2.0], requires_grad=True)
+    worth = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]])
+    plain, learned = (rows / scale[:, None]).clamp(-7, 7), learned_steps(rows, scale, 4)
+    assert torch.equal(plain, learned)
+    for one, other in zip(*(torch.autograd.grad((it * worth).sum(), (rows, scale)) for it in (plain, learned)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_learned_rounding_of_one_bit_moves_the_scale_by_the_signs():

@@ -66,6 +66,27 @@ def test_a_code_is_dear_where_its_row_and_its_column_are_empty():
     assert not slopes[:, 2].any()
 
 
+def test_a_vector_costs_the_entropy_of_its_codes():
+    """A line of its own for each place would foresee what is there, for nothing."""
+    for codes in (torch.tensor([[1.0] * 10 + [0.0] * 90]), torch.tensor([[1.0] * 10 + [0.0] * 90]).T):
+        found = prices(codes, 1)
+        assert found.total == pytest.approx(-10 * math.log2(0.1) - 90 * math.log2(0.9) + 10, rel=0.03)
+        assert float(found.first.std()) == 0
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_pull_is_what_autograd_finds(apart):
+    generator = torch.Generator().manual_seed(0)
+    found = prices(torch.randint(0, 3, (6, 8), generator=generator).float(), 7)
+    steps = (2 * torch.randn(6, 8, generator=generator)).requires_grad_()
+    seen = (2 * torch.randn(6, 8, generator=generator)) if apart else steps.detach()
+    plain = torch.dot(found.slopes(seen.abs()).flatten(), steps.abs().flatten())
+    (wanted,) = torch.autograd.grad(3 * plain, steps)
+    bits = found.pull(steps, seen)
+    torch.testing.assert_close(bits, plain)
+    torch.testing.assert_close(torch.autograd.grad(3 * bits, steps)[0], wanted)
+
+
 def test_codes_that_are_zero_throughout_have_prices_too():
     found = prices(torch.zeros(3, 4), 7)
     assert 0 < found.total < 12

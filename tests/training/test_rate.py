@@ -15,9 +15,10 @@ import enxuto as ex
 from enxuto import data
 from enxuto.errors import RangeError, RecipeError
 from enxuto.layers import Coded, Rehearsal
+from enxuto.layers.coded import dense
 from enxuto.recipe import line, run
 from enxuto.records import Record
-from enxuto.sites import sites
+from enxuto.sites import parameters, sites
 from enxuto.training.objective import Moment
 from enxuto.training.rate import Rate
 
@@ -147,6 +148,17 @@ def test_the_term_pulls_weights_to_zero_and_steps_apart() -> None:
     assert bool((leaf.leaf.grad * leaf.leaf >= 0).all()), "descent makes every weight smaller"
     assert float(leaf.change.grad) < 0, "and the step wider"
     assert term.coded_bytes > 1000
+
+
+def test_biases_that_nothing_needs_become_zero(tmp_path: Path) -> None:
+    """Where no weight of a neuron is left, neither is its bias: its bits count too."""
+    _, _, _, small = trained_with(tmp_path, WITH_BIASES, rate=1e-5)
+    first, second = (site.read() for site in sites(small))
+    unread = (second == 0).all(0)
+    bias = dense(next(site for site in parameters(small) if site.key == "1.bias").tensor)
+    assert int(unread.sum()) > 5
+    assert not bool(bias[unread].any())
+    assert int((first[~unread] != 0).any(1).sum()) > 5
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,34 @@ def learned_rounding(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
     return rounded
 
 
+def learned_steps(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Where the rows lie between codes, within the largest, with gradients for the rows and for the scale.
+
+    Shapes: rows [rows, in], scale [rows] -> [rows, in].
+    """
+    steps: Tensor = _Steps.apply(rows, scale, largest_code(bits))  # type: ignore[no-untyped-call]
+    return steps
+
+
+class _Steps(Function):
+    """A quotient that is clamped; its gradients in three passes over all weights, where autograd makes seven."""
+
+    @staticmethod
+    def forward(rows: Tensor, scale: Tensor, limit: int) -> Tensor:
+        return (rows / scale[:, None]).clamp_(-limit, limit)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1], output)
+        ctx.limit = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        scale, steps = ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(gradient, steps, -ctx.limit, ctx.limit).div_(scale[:, None])
+        return inside, -torch.linalg.vecdot(inside, steps), None
+
+
 class _Rounded(Function):
     """The rows on their steps; a pass over all weights takes longer than what it computes, and autograd's own makes many."""
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 
 HALVINGS = 30
 
@@ -27,11 +29,38 @@ class Prices:
     first: Tensor
     further: Tensor
 
+    def pull(self, steps: Tensor, seen: Tensor) -> Tensor:
+        """The bits of values between codes, by their slopes where each is seen: one number, whose gradients are these slopes.
+
+        Shapes: steps and seen [rows, columns], with signs -> [].
+        """
+        told: tuple[Tensor, Tensor] = _Pulled.apply(steps, seen, self)  # type: ignore[no-untyped-call]
+        return told[0]
+
     def slopes(self, steps: Tensor) -> Tensor:
         """What a step more costs at each place, in bits. Shapes: steps [rows, columns], the magnitudes in steps -> the same."""
         at = steps.round().clamp_(max=len(self.further))
         beyond = F.pad(self.further, (1, 0)).index_select(0, at.flatten().int()).view_as(at)
         return beyond.addcmul_(self.first, at.neg_().add_(1).clamp_(min=0))  # the first where there is none yet
+
+
+class _Pulled(Function):
+    """Slopes are constants: what autograd would find by four more passes over all weights."""
+
+    @staticmethod
+    def forward(steps: Tensor, seen: Tensor, prices: Prices) -> tuple[Tensor, Tensor]:
+        slopes = prices.slopes(seen.abs())
+        slopes.mul_(steps.sign())
+        return torch.dot(slopes.flatten(), steps.flatten()), slopes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Prices], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * gradient, None, None
 
 
 def prices(magnitudes: Tensor, largest: int) -> Prices:
@@ -56,19 +85,23 @@ def _lengths(magnitudes: Tensor, largest: int) -> Tensor:
 def _odds(there: Tensor) -> Tensor:
     """The logarithm of the odds that a place is not zero, by how many are not in its row and its column; in all as many as are.
 
-    Shapes: bool [rows, columns] -> float32, the same.
+    Shapes: bool [rows, columns] -> float32, the same. A line of one place says what is to be foreseen, and is not heard.
     """
     counted = there.float()
     rows, columns = counted.sum(1), counted.sum(0)
     whole = _logit(counted.sum(), counted.numel())
     (heights, tall), (widths, wide) = (sums.unique(return_counts=True) for sums in (rows, columns))
-    classes = _logit(heights, counted.shape[1])[:, None] + _logit(widths, counted.shape[0]) - whole  # few, where most are zero
+
+    def logits(sums: Tensor, of: int) -> Tensor:
+        return _logit(sums, of) if of > 1 else whole.expand_as(sums)
+
+    classes = logits(heights, counted.shape[1])[:, None] + logits(widths, counted.shape[0]) - whole  # few, where most are zero
     places = (tall[:, None] * wide).double()
     low, high, wanted = -20.0, 20.0, float(counted.sum())
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if float((places * torch.sigmoid(classes + middle)).sum()) > wanted else (middle, high)
-    return _logit(rows, counted.shape[1])[:, None] + _logit(columns, counted.shape[0]) - whole + (low + high) / 2
+    return logits(rows, counted.shape[1])[:, None] + logits(columns, counted.shape[0]) - whole + (low + high) / 2
 
 
 def _logit(count: Tensor, of: int) -> Tensor:

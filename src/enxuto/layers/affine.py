@@ -12,7 +12,7 @@ from torch import Tensor
 
 from enxuto.checks import named, whole
 from enxuto.errors import RangeError, ShapeError
-from enxuto.functional.affine import absmax_scale, fit_scale, largest_code, learned_rounding, short, to_codes
+from enxuto.functional.affine import absmax_scale, fit_scale, largest_code, learned_rounding, learned_steps, short, to_codes
 from enxuto.layers.grids import CodedTensor, Grid, Values, check_bits, finite
 from enxuto.layers.packing import pack, pieces
 
@@ -112,9 +112,7 @@ class Affine(Grid):
     def steps(self, weight: Tensor, learned: Tensor) -> Tensor | None:
         if self.bits == 1:
             return None  # no code for zero
-        limit = largest_code(self.bits)
-        steps = weight.reshape(learned.numel(), -1) / learned[:, None]
-        return torch.nn.functional.hardtanh(steps, -limit, limit).view_as(weight)  # as clamp, backwards in a third of the time
+        return learned_steps(weight.reshape(learned.numel(), -1), learned, self.bits).view_as(weight)
 
     def coded(self, weight: Tensor, learned: Tensor) -> AffineTensor:
         return AffineTensor.of(self, weight, learned)

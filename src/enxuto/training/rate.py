@@ -62,13 +62,14 @@ class Rate:
     settled: bool = False
 
     def __post_init__(self) -> None:
-        self.priced = [
-            (site, leaf) for site in sites(self.student) if isinstance(leaf := site.tensor, Rehearsal) and _steps(leaf)
-        ]
+        self.priced = [(site, leaf) for site in sites(self.student) if (leaf := _on_steps(site)) is not None]
         if not self.priced:
             raise RangeError(
                 "rate= prices the codes of weights, and none is on a grid of steps; put Quantize(bits=8, per='tensor') before."
             )
+        known = {id(leaf) for _, leaf in self.priced}
+        beside = {id(leaf): (site, leaf) for site in parameters(self.student) if (leaf := _on_steps(site)) is not None}
+        self.priced += [each for place, each in beside.items() if place not in known]  # biases and norms
         self.rest = 0 if self.bytes is None else _rest(self.student, {id(leaf) for _, leaf in self.priced})
         if self.bytes is not None and self.bytes <= self.rest:
             raise RangeError(
@@ -85,9 +86,9 @@ class Rate:
             self._look(moment.progress)
         total = torch.zeros(())
         for (site, leaf), price, free in zip(self.priced, self.known, self.free, strict=True):
-            steps = site.matrix(_between(leaf, free)).abs()
-            seen = steps if free is leaf.keep else site.matrix(_seen(leaf)).abs()
-            total = total + torch.dot(price.slopes(seen.detach()).flatten(), steps.flatten())
+            steps = _matrix(site, _between(leaf, free))
+            seen = steps if free is leaf.keep else _matrix(site, _seen(leaf))
+            total = total + price.pull(steps, seen.detach())
         return self.now * (min(1.0, moment.progress / RAMP) if self.bytes is None else 1.0) * total
 
     @property
@@ -119,7 +120,7 @@ class Rate:
         self.known = []
         for site, leaf in self.priced:
             assert leaf.grid is not None
-            self.known.append(prices(site.matrix(_seen(leaf)).round().abs(), largest_code(leaf.grid.bits)))
+            self.known.append(prices(_matrix(site, _seen(leaf)).round().abs(), largest_code(leaf.grid.bits)))
 
     @torch.no_grad()
     def _look(self, progress: float) -> None:
@@ -189,8 +190,17 @@ def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one if other is None else other if one is None else one & other
 
 
-def _steps(leaf: Rehearsal) -> bool:
-    return leaf.grid is not None and leaf.grid.steps(leaf.leaf.detach(), leaf.learned().detach()) is not None
+def _on_steps(site: Site) -> Rehearsal | None:
+    """What trains there, if it is seen on a grid of steps."""
+    leaf = site.tensor
+    if not isinstance(leaf, Rehearsal) or leaf.grid is None or not leaf.leaf.ndim:
+        return None
+    return leaf if leaf.grid.steps(leaf.leaf.detach(), leaf.learned().detach()) is not None else None
+
+
+def _matrix(site: Site, values: Tensor) -> Tensor:
+    """The values as the matrix whose rows and columns make codes dear; those of a vector are one row."""
+    return values[None] if values.ndim == 1 else site.matrix(values)
 
 
 def _seen(leaf: Rehearsal) -> Tensor:
