@@ -65,43 +65,56 @@ class _Pulled(Function):
 
 def prices(magnitudes: Tensor, largest: int) -> Prices:
     """The prices of these codes. Shapes: magnitudes [rows, columns], whole numbers 0 ... largest."""
-    there = magnitudes > 0
-    lengths = _lengths(magnitudes, largest)
-    odds = _odds(there)
-    nothing = F.softplus(odds).sum()  # of zeros everywhere, in nats
-    more = lengths[(magnitudes.long() - 1).clamp(min=0)] - odds / math.log(2)  # of what is there, over a zero
-    total = float(nothing / math.log(2) + torch.where(there, more, 0.0).sum())
-    first = (lengths[0] - odds / math.log(2)).clamp_(min=0)
+    counts = torch.bincount(magnitudes.flatten().byte(), minlength=largest + 1)[1:].float()
+    lengths = _lengths(counts)
+    odds = _odds(magnitudes.clamp(max=1))
+    total = float(torch.dot(counts, lengths)) + odds.total / math.log(2)
+    first = (float(lengths[0]) - odds.rows / math.log(2))[:, None] - odds.columns / math.log(2)
     further = F.pad(lengths.diff().clamp_(min=0), (0, 1))
-    return Prices(total, first, further)
+    return Prices(total, first.clamp_(min=0), further)
 
 
-def _lengths(magnitudes: Tensor, largest: int) -> Tensor:
-    """Bits of each magnitude among those that are not zero, with its sign. Shapes: -> float32 [largest]."""
-    counts = torch.bincount(magnitudes.flatten().long(), minlength=largest + 1)[1:].float() + 0.5
-    return 1 - (counts / counts.sum()).log2()
+def _lengths(counts: Tensor) -> Tensor:
+    """Bits of each magnitude among those that are not zero, with its sign. Shapes: counts [largest] -> float32 [largest]."""
+    seen = counts + 0.5
+    return 1 - (seen / seen.sum()).log2()
 
 
-def _odds(there: Tensor) -> Tensor:
-    """The logarithm of the odds that a place is not zero, by how many are not in its row and its column; in all as many as are.
+@dataclass(frozen=True, eq=False)
+class _Odds:
+    """The logarithm of the odds that a place is not zero, in parts that add up: of its row and of its column.
 
-    Shapes: bool [rows, columns] -> float32, the same. A line of one place says what is to be foreseen, and is not heard.
+    Shapes: [rows], [columns]; `total` is what all places take, in nats.
     """
-    counted = there.float()
-    rows, columns = counted.sum(1), counted.sum(0)
-    whole = _logit(counted.sum(), counted.numel())
-    (heights, tall), (widths, wide) = (sums.unique(return_counts=True) for sums in (rows, columns))
+
+    rows: Tensor
+    columns: Tensor
+    total: float
+
+
+def _odds(there: Tensor) -> _Odds:
+    """The odds by how many are not zero in a row and in a column; in all as many as are.
+
+    Shapes: [rows, columns], zeros and ones. A line of one place says what is to be foreseen, and is not heard.
+    """
+    size = there.shape
+    rows, columns = there.sum(1), there.sum(0)
+    whole = _logit(rows.sum(), there.numel())
 
     def logits(sums: Tensor, of: int) -> Tensor:
         return _logit(sums, of) if of > 1 else whole.expand_as(sums)
 
-    classes = logits(heights, counted.shape[1])[:, None] + logits(widths, counted.shape[0]) - whole  # few, where most are zero
+    (heights, tall), (widths, wide) = (sums.unique(return_counts=True) for sums in (rows, columns))
+    classes = (logits(heights, size[1])[:, None] + logits(widths, size[0]) - whole).double()  # few, where most are zero
     places = (tall[:, None] * wide).double()
-    low, high, wanted = -20.0, 20.0, float(counted.sum())
+    low, high, wanted = -20.0, 20.0, float(rows.sum())
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if float((places * torch.sigmoid(classes + middle)).sum()) > wanted else (middle, high)
-    return logits(rows, counted.shape[1])[:, None] + logits(columns, counted.shape[0]) - whole + (low + high) / 2
+    shift = (low + high) / 2 - float(whole)
+    of_rows, of_columns = logits(rows, size[1]) + shift, logits(columns, size[0])
+    nothing = float((places * F.softplus(classes + (low + high) / 2)).sum())
+    return _Odds(of_rows, of_columns, nothing - float(torch.dot(rows, of_rows) + torch.dot(columns, of_columns)))
 
 
 def _logit(count: Tensor, of: int) -> Tensor:
