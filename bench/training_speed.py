@@ -24,6 +24,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 import common
 import enxuto as ex
+from enxuto.functional.rate import prices
 from enxuto.surgery import duplicate, to_float
 from file_coders import network
 
@@ -31,6 +32,7 @@ BATCH, TEMPERATURE, SHARE = 128, 4.0, 0.5
 SHORT, LONG, ROUNDS = 20, 120, 5
 STEPS = {"lenet-300-100": 1, "resnet-20": 4}  # how many times fewer steps of what takes longer
 BITS = 4
+FINEST, RATE, LOOK = 127, 2.5e-6, 5  # codes of 8 bits, their price, and after how many batches it is made anew
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Way:
     options: dict[str, Any]
     bare: Callable[[nn.Module], Callable[[], None]]  # makes a network so, and says what is done after each step
     epochs: int = 1  # in which the same batches come again
+    also: Callable[[nn.Module], Tensor] | None = None  # what is added to the loss
 
 
 def main(names: list[str]) -> None:
@@ -113,6 +116,8 @@ def bare(batches: Sequence[Any], model: nn.Module, small: nn.Module, way: Way, *
             log_target=True,
         )
         loss = SHARE * TEMPERATURE**2 * soft + (1 - SHARE) * F.cross_entropy(given, y)
+        if way.also is not None:
+            loss = loss + way.also(student)
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
         optimizer.step()
@@ -179,12 +184,36 @@ def seen_as(kind: Callable[[Tensor], nn.Module]) -> Callable[[nn.Module], Callab
     return made
 
 
+class Priced(nn.Module):
+    """A learned step for a tensor, and what its codes take: Oktay et al. 2020, with the prices of the codes themselves."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.size = nn.Parameter((weight.abs().max() / FINEST).log())
+        self.done, self.bits = 0, torch.zeros(())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        steps = (weight / self.size.exp()).clamp(-FINEST, FINEST)
+        if not self.done % LOOK:
+            self.prices = prices(steps.detach().flatten(1).round().abs(), FINEST)
+        self.done += 1
+        sizes = steps.flatten(1).abs()
+        self.bits = (sizes * self.prices.slopes(sizes.detach())).sum()
+        return (steps + (steps.round() - steps).detach()) * self.size.exp()
+
+
+def bits(model: nn.Module) -> Tensor:
+    """What all codes take, times what a bit is worth."""
+    return RATE * sum((module.bits for module in model.modules() if isinstance(module, Priced)), torch.zeros(()))
+
+
 WAYS = {
     "teacher and labels": Way((), {}, as_it_is),
     "the same, four epochs": Way((), {}, as_it_is, epochs=4),
     "90 % zeros": Way([ex.Prune(0.9)], {}, masked),
     "steps, 4 bits a channel": Way([ex.Quantize(bits=BITS)], {}, seen_as(Stepped)),
     "16 shared values": Way([ex.Share(bits=BITS)], {}, seen_as(Shared)),
+    "coded bits priced": Way([ex.Quantize(8, per="tensor", fit="absmax")], {"rate": RATE}, seen_as(Priced), also=bits),
 }
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from enxuto.training.objective import Moment
 
 NEAR = 0.15  # of the bytes that were given
 LOOKS = 120  # at the codes, in a training
+APART = 5  # batches between two looks, at least, where no bytes are given
 WEIGHED = 10  # looks, after which the codes are coded to see what they take beside their price
 RAMP = 0.3  # of the training, in which the weight grows to what it is
 SETTLED = 0.8  # of the training, from where on zeros stay
@@ -54,6 +55,7 @@ class Rate:
     priced: list[tuple[Site, Rehearsal]] = field(init=False)
     known: list[Prices] = field(init=False, default_factory=list)
     looked: int = -1
+    since: int = APART  # batches
     free: list[Tensor | None] = field(init=False)  # what of each weight is no zero for ever
     put: list[Tensor | None] = field(init=False)  # what the last cut left of each
     began: float = field(init=False)  # the logarithm of the bytes at first
@@ -81,9 +83,10 @@ class Rate:
 
     def __call__(self, moment: Moment) -> Tensor:
         """The bits of all codes times the weight, as gradients see them: what each costs beyond the code before it."""
-        if int(moment.progress * LOOKS) != self.looked:
-            self.looked = int(moment.progress * LOOKS)
+        if int(moment.progress * LOOKS) != self.looked and (self.bytes is not None or self.since >= APART):
+            self.looked, self.since = int(moment.progress * LOOKS), 0
             self._look(moment.progress)
+        self.since += 1
         total = torch.zeros(())
         for (site, leaf), price, free in zip(self.priced, self.known, self.free, strict=True):
             steps = _matrix(site, _between(leaf, free))
