@@ -31,6 +31,7 @@ SCRIPTS = (
     ("training_size.py", "lenet-300-100", "8"),
     ("training_speed.py",),
     ("distillation.py",),
+    ("records.py",),
     ("int8.py",),
     ("file_large.py",),
     ("speed_resnet.py",),

@@ -20,7 +20,7 @@ from enxuto.recipe import line, run
 from enxuto.records import Record
 from enxuto.sites import parameters, sites
 from enxuto.training.objective import Moment
-from enxuto.training.rate import Rate
+from enxuto.training.rate import APART, Rate
 
 
 class Net(nn.Sequential):
@@ -159,6 +159,21 @@ def test_biases_that_nothing_needs_become_zero(tmp_path: Path) -> None:
     assert int(unread.sum()) > 5
     assert not bool(bias[unread].any())
     assert int((first[~unread] != 0).any(1).sum()) > 5
+
+
+def test_the_last_part_has_no_price_and_zeros_stay() -> None:
+    task = trained()
+    student = ex.prepare(task, [WITH_BIASES])
+    term = Rate(student, weight=1.0)
+    for progress in (0.5, 0.79):
+        assert bool(term(Moment(student, None, torch.zeros(1), None, progress=progress)) > 0)
+    term.since = APART
+    assert not term(Moment(student, None, torch.zeros(1), None, progress=0.81))
+    leaves = [module for module in student.modules() if isinstance(module, Rehearsal)]
+    assert len(leaves) == 4
+    for leaf in leaves:
+        assert leaf.keep is not None
+        assert torch.equal(leaf.keep, leaf() != 0)
 
 
 @pytest.mark.parametrize(

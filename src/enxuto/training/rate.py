@@ -2,9 +2,10 @@
 
 Source: rate and distortion trained together as in Oktay et al. 2020, "Scalable model compression by entropy penalized
 reparameterization"; grids learn as in Esser et al. 2020. Deviation: the price is that of the codes themselves, looked at anew
-from time to time, straight through; no model is trained and none is sent. Where bytes are given, the smallest codes beyond them
-are left out from look to look, little by little as in Zhu, Gupta 2017, "To prune, or not to prune", and the price only brings the
-others near: alone it would overshoot, as steps and weights have momentum.
+from time to time, straight through; no model is trained and none is sent. In the last part zeros stay zero, and the others train
+without the price, which has made them smaller than they should be. Where bytes are given, the smallest codes beyond them are
+left out from look to look, little by little as in Zhu, Gupta 2017, "To prune, or not to prune", and the price, to the end, only
+brings the others near: alone it would overshoot, as steps and weights have momentum.
 """
 
 from __future__ import annotations
@@ -83,11 +84,14 @@ class Rate:
 
     def __call__(self, moment: Moment) -> Tensor:
         """The bits of all codes times the weight, as gradients see them: what each costs beyond the code before it."""
-        if int(moment.progress * LOOKS) != self.looked and (self.bytes is not None or self.since >= APART):
+        due = not self.settled and self.since >= APART if self.bytes is None else True
+        if due and int(moment.progress * LOOKS) != self.looked:
             self.looked, self.since = int(moment.progress * LOOKS), 0
             self._look(moment.progress)
         self.since += 1
         total = torch.zeros(())
+        if self.settled and self.bytes is None:
+            return total
         for (site, leaf), price, free in zip(self.priced, self.known, self.free, strict=True):
             steps = _matrix(site, _between(leaf, free))
             seen = steps if free is leaf.keep else _matrix(site, _seen(leaf))
