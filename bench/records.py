@@ -32,6 +32,7 @@ import enxuto as ex
 from enxuto import data, zoo
 from enxuto.evaluation.environment import environment
 from enxuto.recipe import line
+from enxuto.task import Step
 
 SEEDS = (1, 2, 3)
 PAGE = Path(__file__).parent.parent / "docs" / "records.md"
@@ -39,7 +40,7 @@ START, END = "<!-- records:start -->", "<!-- records:end -->"
 ARRAYS = {"train-images": "xtr", "train-labels": "ytr", "t10k-images": "xte", "t10k-labels": "yte"}
 FINE = ex.Quantize(bits=8, per="tensor", fit="absmax", biases=6)
 SHORT = {"teacher": 0.7, "precision": "bf16-mixed"}  # what most recipes have in common
-Steps = Callable[[float], Sequence[ex.Step]]
+Steps = Callable[[float], Sequence[Step]]
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def _line(name: str, told: Mapping[str, Any]) -> str:
 def priced(epochs: float, learning_rate: float, **more: Any) -> Steps:
     """Fine steps, then a training that prices their codes."""
 
-    def steps(rate: float) -> Sequence[ex.Step]:
+    def steps(rate: float) -> Sequence[Step]:
         recover = ex.Recover(epochs=epochs, learning_rate=learning_rate, temperature=1.0, rate=rate, **{**SHORT, **more})
         return (FINE, recover)
 
