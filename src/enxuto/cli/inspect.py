@@ -176,7 +176,7 @@ def _inspect_onnx(run: Session, path: Path) -> None:
     import math
 
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     from enxuto.errors import ExportError
     from enxuto.evaluation.operators import integer_operators

@@ -28,6 +28,7 @@ from enxuto.errors import Error, ExportError
 from enxuto.exporters.follow import Followed, follow
 from enxuto.exporters.graphs import Scales, path_of
 from enxuto.exporters.integers import Placed, placed
+from enxuto.exporters.messages import save
 from enxuto.exporters.ranges import float_nodes, ranges
 from enxuto.exporters.tables import tables_in_integers_
 from enxuto.exporters.ways import INTEGER, PRODUCTS, Way, ways, without_kernel, write_
@@ -137,7 +138,7 @@ class Graph:
                 f"ONNX Runtime's quantizer does not take '{self.path.name}' ({type(error).__name__}: {error}); "
                 "ship the float32 file."
             ) from error
-        onnx.save_model(made, path)
+        save(made, path)
 
     def _static(self, chosen: Mapping[str, Way]) -> onnx.ModelProto:
         overrides: dict[str, list[dict[str, Any]]] = _at_inputs(self.proto, self.given.input_grids)

@@ -8,6 +8,7 @@ name of their parameter.
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import os
 import re
@@ -32,6 +33,7 @@ from enxuto.batches import Batch, arguments, batch_size, is_packed, leaves, mapp
 from enxuto.calls import call, evaluating
 from enxuto.errors import ExportError
 from enxuto.evaluation.onnxmodel import STRUCTURE, OnnxModel, structure
+from enxuto.exporters.messages import save, size_bytes
 from enxuto.exporters.names import name_outputs_
 from enxuto.exporters.operators import table_made_once
 from enxuto.exporters.recurrent import any_length
@@ -158,11 +160,15 @@ def _write(
                 ) from failure
     assert exported is not None
     proto = _tidy(exported.model_proto)
+    for value in exported.model.graph.initializers.values():
+        value.const_value = None  # the rules that rewrite graphs keep the last one, with its weights
     name_outputs_(proto.graph, output_names(outputs))
     helper.set_model_props(proto, {STRUCTURE: json.dumps(structure(outputs))})
-    if proto.ByteSize() > LARGEST_FILE_BYTES:
+    if size_bytes(proto) > LARGEST_FILE_BYTES:
         raise ExportError(f"{type(model).__name__} is over 2 GB as .onnx, more than one file can hold; compress it first.")
-    onnx.save_model(proto, path)
+    save(proto, path)
+    del program, exported
+    gc.collect()  # they hold the weights, and each other
 
 
 def _without_gaps(tensor: Tensor) -> Tensor:

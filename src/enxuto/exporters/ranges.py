@@ -22,6 +22,7 @@ from enxuto.batches import Batch, arguments
 from enxuto.calibrate import SENTINEL, value_range
 from enxuto.evaluation.onnxmodel import feeds
 from enxuto.evaluation.session import Array, open_session
+from enxuto.exporters.messages import save
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 STOPS = (
@@ -36,8 +37,11 @@ def ranges(proto: onnx.ModelProto, batches: Sequence[Batch], operators: Sequence
     names = [item.name for item in proto.graph.input]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float.onnx"
-        onnx.save_model(proto, path)
-        calibrator = create_calibrator(path, list(operators), os.fspath(Path(folder) / "ranges.onnx"), CalibrationMethod.MinMax)
+        save(proto, path)
+        shown = os.fspath(
+            Path(folder) / "ranges.onnx"
+        )  # its weights in a file beside it: of one file all would be in memory twice
+        calibrator = create_calibrator(path, list(operators), shown, CalibrationMethod.MinMax, use_external_data_format=True)
         calibrator.collect_data(_Reader(names, batches))
         found = calibrator.compute_data()
         del calibrator

@@ -7,6 +7,7 @@ next way, which is more exact. At the end they are put back, one by one, which s
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from enxuto.exporters.onnx import Exported, to_onnx
 from enxuto.exporters.ways import Way, ways, without_kernel
 from enxuto.exporters.weights import clipped_inputs, exchanged, on_grids, restored
 from enxuto.rounding import Rounding
-from enxuto.surgery import duplicate, to_float
+from enxuto.surgery import to_float
 
 ROUNDS = 12  # of moving layers on, twice as many in each
 TRIES = 12  # files written to put layers back
@@ -119,21 +120,19 @@ class Settling:
 
     def _rounded_nearer(self, path: os.PathLike[str], far: Distance) -> Distance:
         """Weights at their nearest values, if outputs are nearer so: what each product loses alone is not all that they lose."""
-        before, rest, aside = self.plain, (self.scales, self.notes), self.folder / "before.pt"
+        before, aside = (self.plain, self.scales, self.notes, self.written), self.folder / "before.onnx"
         self.plain, self.scales, self.notes = on_grids(self.model, self.batches, "nearest", self.precision)
-        if all(map(torch.equal, before.parameters(), self.plain.parameters())):
+        if all(map(torch.equal, before[0].parameters(), self.plain.parameters())):
             return far
-        self._exchange(before, self.plain)
-        torch.save([each.data for each in before.parameters()], aside)  # in memory they would be a network more
-        del before
+        shutil.copyfile(self.exact, aside)
+        self._exchange(before[0], self.plain)
         near = self.write(path, self.chosen)
         if near.worst < far.worst:
             return near
-        nearest, (self.scales, self.notes) = self.plain, rest
-        self.plain = duplicate(nearest)
-        for each, values in zip(self.plain.parameters(), torch.load(aside, mmap=True), strict=True):
-            each.data = values
-        self._exchange(nearest, self.plain)
+        del self.graph  # it holds the file that goes
+        self.plain, self.scales, self.notes, self.written = before
+        aside.replace(self.exact)
+        self.graph = self._opened(self.plain)
         return self.write(path, self.chosen)
 
     def _by_error(self, path: os.PathLike[str]) -> list[str]:

@@ -17,6 +17,7 @@ from enxuto.errors import TaskError
 from enxuto.evaluation.session import Array
 from enxuto.evidence.histograms import clipped_ranges
 from enxuto.exporters.graphs import floats
+from enxuto.exporters.messages import save
 from enxuto.functional.affine import activation_grid
 from enxuto.layers.affine import Affine, AffineTensor
 from enxuto.layers.coded import coded_tensors, weight_names
@@ -103,7 +104,7 @@ def exchanged(path: Path, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) 
         item = constants.pop(key)
         item.ClearField("float_data")
         item.raw_data = np.ascontiguousarray(now if as_it_is else now.T).tobytes()
-    onnx.save_model(proto, path)
+    save(proto, path)
     return True
 
 

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch.export import ExportedProgram, _trace
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from enxuto.batches import Batch, arguments, unclassed
@@ -92,6 +92,8 @@ def export(model: nn.Module, batch: Batch) -> ExportedProgram:
 @contextmanager
 def silent() -> Iterator[None]:
     """torch.export only raises: it also logs what it raises, and prints the graph as far as it came."""
+    from torch.export import _trace  # brings torch._dynamo, as long to import as torch itself
+
     loggers = [getLogger(name) for name in ("torch.export", "torch.fx.experimental.symbolic_shapes")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
