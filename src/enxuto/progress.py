@@ -69,11 +69,16 @@ def say(what: str, done: int = 0, total: int = 0) -> None:
         listener(what, done, total)
 
 
-def counted(items: Iterable[Item], what: str, total: int = 0) -> Iterator[Item]:
-    """The items, with a word to the listener before each; how many there are in all they may say themselves."""
+def counted(items: Iterable[Item], what: str | Callable[[], str], total: int = 0) -> Iterator[Item]:
+    """The items, with a word to the listener before each; how many there are in all they may say themselves.
+
+    What is being done may be told anew each time: it goes on under that name.
+    """
     done, total = 0, total or length_hint(items)
+    name = what if isinstance(what, str) else what()
     for item in items:
-        say(what, done, total)
+        name = what if isinstance(what, str) else what()
+        say(name, done, total)
         yield item
         done += 1
-    say(what, max(total, done), max(total, done))
+    say(name, max(total, done), max(total, done))

@@ -41,7 +41,7 @@ def test_gradients_are_seen_before_the_update_and_clipped() -> None:
     def follow() -> None:
         done.append(student[0].weight.detach().clone())  # type: ignore[union-attr]
 
-    Loop(1e-2).run(student, Objective(task, 0.0, 4.0), Examples(task, 1.0), [follow], before=[look])
+    Loop(learning_rate=1e-2).run(student, Objective(task, 0.0, 4.0), Examples(task, 1.0), [follow], before=[look])
     assert len(seen) == len(done) == 6
     assert max(length for length, _ in seen) <= LONGEST * 1.001
     assert all(torch.equal(then, now) for then, (_, now) in zip(done, seen[1:], strict=False)), "the update comes after the look"
@@ -167,7 +167,9 @@ def test_the_average_is_that_of_the_weights_after_each_update(steps: list[ex.Ste
     small, _ = ex.run(task, steps) if steps else (task.model, ())
     student = ex.prepare(ex.Task(small, calibration=task.calibration))
     seen = [weights(student)]
-    Loop(1e-2, average=0.8).run(student, Objective(task, 0.0, 4.0), Examples(task, 1.0), [lambda: seen.append(weights(student))])
+    Loop(learning_rate=1e-2, average=0.8).run(
+        student, Objective(task, 0.0, 4.0), Examples(task, 1.0), [lambda: seen.append(weights(student))]
+    )
     wanted = seen[0]
     for updates, now in enumerate(seen[1:], 1):
         wanted = torch.lerp(wanted, now, 1 - min(0.8, (1 + updates) / (10 + updates)))
@@ -190,7 +192,7 @@ def test_running_statistics_are_averaged_with_the_weights() -> None:
     seen = []
     bound = replace(task, model=nn.Sequential(norm, *task.model))
     student = ex.prepare(bound)
-    Loop(1e-3, average=0.5).run(
+    Loop(learning_rate=1e-3, average=0.5).run(
         student,
         Objective(bound, 0.0, 4.0),
         Examples(bound, 1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from enxuto.surgery import duplicate
 from enxuto.task import Step, Task, check_call
 from enxuto.training import optimizers
 from enxuto.training.examples import Examples
-from enxuto.training.loop import LONGEST, PRECISIONS, Loop, Precision, logger
+from enxuto.training.loop import LONGEST, PRECISIONS, Loop, Precision, Run, logger
 from enxuto.training.objective import Aim, Moment, Objective, Telling, checked_aims
 from enxuto.training.prepare import prepared
 from enxuto.training.rehearsals import settle_
@@ -40,7 +41,9 @@ class Recover:
     a number added to all scores of a sample) by soft labels, others by their error. The learning rate warms up and falls along
     a cosine, or as another `schedule` says. `optimizer` is any of torch.optim by its name, with `options` beside the learning
     rate and the decay; gradients longer than `clip` are made as short, and `accumulate` batches make one update. With
-    `average` (0.999) what comes out is the exponential average of the weights along the way. `devices` and `precision` are
+    `average` (0.999) what comes out is the exponential average of the weights along the way. With `patience` the training ends
+    after so many looks that find no better `task.evaluate` of what would ship, one look in `every` epochs once `during` and
+    `rate` are whole, and the best state is kept; `keep` ("last", "best") says so without. `devices` and `precision` are
     lightning-fabric's. `memory` ("2 GB", or what the task says) bounds the tensors of a step: layers are checkpointed or
     batches trained in parts, as `ex.memory.plan` finds best; an update sees the whole batch.
     `during` holds steps that tighten inside this training (Prune, Quantize, Share): little by little, and wholly from the part
@@ -72,6 +75,9 @@ class Recover:
     clip: float | None = LONGEST
     accumulate: int = 1
     average: float = 0.0
+    patience: int | None = None
+    keep: Literal["last", "best"] | None = None
+    every: float = 1.0
 
     def __post_init__(self) -> None:
         self._check_objective()
@@ -79,6 +85,7 @@ class Recover:
         self._check_machine()
         self._check_during()
         self._check_updates()
+        self._check_looks()
         object.__setattr__(self, "terms", checked_aims(self.terms))
 
     def _check_objective(self) -> None:
@@ -120,6 +127,21 @@ class Recover:
                 "0.999, or 0 for no average."
             )
 
+    def _check_looks(self) -> None:
+        if self.patience is not None and not whole(self.patience, 1):
+            raise RangeError(
+                f"{named('patience', self.patience)} is no number of looks that find nothing better; use 5, or None."
+            )
+        if self.keep not in (None, "last", "best"):
+            raise RangeError(f"{named('keep', self.keep)} is not known; use 'last' or 'best'.")
+        if not within(self.every, "(0, inf)"):
+            raise RangeError(f"{named('every', self.every)} is no number of epochs between looks; the default is 1.")
+
+    @property
+    def _judged(self) -> bool:
+        """True where `evaluate` is asked on the way."""
+        return self.patience is not None or self.keep == "best"
+
     def _check_during(self) -> None:
         if isinstance(self.during, (str, Mapping)) or not isinstance(self.during, Iterable):
             raise RecipeError(f"{named('during', self.during)} is no list of steps; write during=[Prune(0.9)].")
@@ -136,6 +158,11 @@ class Recover:
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The trained copy."""
         check_call(self, model, task)
+        if self._judged and task.evaluate is None:
+            asked = f"patience={self.patience}" if self.patience is not None else "keep='best'"
+            raise TaskError(
+                f"{asked} goes by the quality on validation data, and the task has no evaluate; give Task(evaluate=...)."
+            )
         start = time.monotonic()
         student = prepared(duplicate(model), task, self.during, gradual=self.tight > 0)
         _check_trainable(student)
@@ -148,43 +175,48 @@ class Recover:
         objective = Objective(task, self.teacher, self.temperature, aims, self.epochs)
         schedule = Schedule(student, self.during, batches=loop.updates(examples.total), end=self.tight)
         with checkpointed(student, paths), objective.begun(student):
-            loop.run(student, objective, examples, [schedule.step], before=[schedule.observe])
+            ready = max(self.tight if self.during else 0.0, *(getattr(term, "ready", 0.0) for term in objective.terms), 0.0)
+            run = loop.run(student, objective, examples, [schedule.step], [schedule.observe], ready)
             schedule.finish_()
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         settle_(student).train(model.training)
-        return student, self._record(loop, examples, objective, time.monotonic() - start)
+        return student, self._record(run, time.monotonic() - start)
 
     def _loop(self, size: int | None, seed: int) -> Loop:
         return Loop(
-            self.learning_rate,
-            self.weight_decay,
-            self.devices,
-            self.precision,
-            size,
-            seed,
-            self.optimizer,
-            self.options,
-            self.schedule,
-            self.clip,
-            self.accumulate,
-            self.average,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            devices=self.devices,
+            precision=self.precision,
+            size=size,
+            seed=seed,
+            optimizer=self.optimizer,
+            options=self.options,
+            schedule=self.schedule,
+            clip=self.clip,
+            accumulate=self.accumulate,
+            average=self.average,
+            patience=self.patience,
+            keep=self.keep or ("last" if self.patience is None else "best"),
+            every=self.every,
+            rescue=size is None,
         )
 
-    def _record(self, loop: Loop, examples: Examples, objective: Objective, seconds: float) -> Record:
-        losses, total = loop.losses, examples.done
+    def _record(self, run: Run, seconds: float) -> Record:
+        losses, total = [each for each in run.losses if math.isfinite(each)], run.examples.done
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
-        told = [term.told() for term in objective.terms if isinstance(term, Telling)]
+        told = [term.told() for term in run.objective.terms if isinstance(term, Telling)]
         for found, missed in told:
             figures |= found
             if missed:
                 logger.warning("%s; ask for what it came to, or train for more batches.", missed)
         change = Change("", f"trained for {total} batches", f"loss {losses[0]:.3g} to {figures['loss_last']:.3g}")
-        kept = f"the running statistics of batch norms in {loop.alone} of {total} batches"
+        kept = f"the running statistics of batch norms in {run.alone} of {total} batches"
         alone = Change("", kept, "they gave single values, which have no variance, as a batch of one sample does")
         short = [Change("", "missed", missed) for _, missed in told if missed]
-        skipped = (*examples.notes, *((alone,) if loop.alone else ()), *short)
-        return Record(str(self), (change,), skipped, figures, seconds)
+        skipped = (*run.notes, *run.examples.notes, *((alone,) if run.alone else ()), *short)
+        return Record(str(self), (change, *run.changes), skipped, figures | run.figures, seconds)
 
     def fitting(self, student: nn.Module, task: Task) -> tuple[tuple[str, ...], int | None]:
         """The layers to checkpoint and the samples of a pass, so that a step keeps within the memory allowed.
@@ -196,7 +228,9 @@ class Recover:
             return (), None
         from enxuto.memory.planning import settle  # it needs much of torch that training alone does not
 
-        lesson = _Lesson(student, Objective(task, self.teacher, self.temperature).bare_(), copies=bool(self.average))
+        lesson = _Lesson(
+            student, Objective(task, self.teacher, self.temperature).bare_(), copies=bool(self.average) + self._judged
+        )
         option = settle(
             lesson,
             (next(iter(Examples(task, self.epochs))), None),

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,10 @@ from enxuto.batches import parts, samples
 from enxuto.calls import attempt, device_of, differentiating
 from enxuto.errors import TaskError
 from enxuto.progress import counted
+from enxuto.records import Change
+from enxuto.sizes import format_bytes
 from enxuto.training.average import Average
+from enxuto.training.best import LOOKS, Fallback, Looks
 from enxuto.training.examples import Example, Examples
 from enxuto.training.lone import lone_values
 from enxuto.training.objective import Objective
@@ -27,11 +31,14 @@ logger = logging.getLogger(__name__)
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 LONGEST = 5.0  # norm of all gradients, beyond which they are clipped
+TOLD = 100  # times that a training says how it stands
+
+Look = Callable[[torch.optim.Optimizer], None]
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Loop:
-    """One training: `run` it, and `losses` has the loss of each batch, `alone` the batches of single values for a batch norm."""
+    """How one trains: `run` does it. `ready` is the part of the training from which on its states are what is wanted."""
 
     learning_rate: float
     weight_decay: float = 0.0
@@ -45,8 +52,10 @@ class Loop:
     clip: float | None = LONGEST
     accumulate: int = 1  # batches of an update
     average: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    alone: int = 0
+    patience: int | None = None
+    keep: Literal["last", "best"] = "last"
+    every: float = 1.0  # epochs between looks
+    rescue: bool = True  # a copy is kept to fall back to
 
     def updates(self, batches: int) -> int:
         """How many updates so many batches make; the last may have fewer than the others."""
@@ -58,47 +67,45 @@ class Loop:
         objective: Objective,
         examples: Examples,
         after: Sequence[Callable[[], None]] = (),
-        before: Sequence[Callable[[torch.optim.Optimizer], None]] = (),
-    ) -> None:
+        before: Sequence[Look] = (),
+        ready: float = 0.0,
+    ) -> Run:
         """Trains the student in place; `before` an update its gradients are there, clipped, and `after` it the weights are new.
 
-        Raises: TaskError when a batch does not fit, the source is empty, or the loss or a weight becomes infinite.
+        Raises: TaskError when a batch does not fit, the source is empty, or the loss or a weight becomes infinite before there is
+        a state to fall back to.
         """
         from lightning_fabric import Fabric
 
         fabric = Fabric(accelerator="auto", devices=self.devices, precision=self.precision)
         fabric.launch()
         home = device_of(objective.task.model)
-        optimizer = self._optimizer([student, *objective.modules])
-        wrapped, optimizer = fabric.setup(student, optimizer)
+        wrapped, optimizer = fabric.setup(student, self._optimizer([student, *objective.modules]))
         if objective.teacher is not None:
             objective.teacher.module = fabric.to_device(objective.teacher.module)
         for term in objective.modules:
             fabric.to_device(term)
-        average = Average(student, self.average) if self.average else None
-        then = [*after] if average is None else [*after, average.update_]
-        gathered = Gathered(optimizer)
+        run = Run(self, student, objective, examples, fabric, wrapped, optimizer, ready)
         with torch.random.fork_rng(), lone_values(student) as lone:
             torch.manual_seed(self.seed)
             wrapped.train()
             optimizer.zero_grad(set_to_none=True)
-            for batch in counted(examples, "recovering", examples.total):
-                weight = 1.0 if self.accumulate == 1 else gathered.weight(samples(batch))
-                self._gradients_(fabric, wrapped, objective, fabric.to_device(batch), examples, weight)
-                if not math.isfinite(self.losses[-1]):
-                    break
-                self.alone += bool(lone)
+            for batch in counted(examples, run.standing, examples.total):
+                run.learn_(fabric.to_device(batch))
+                run.alone += bool(lone)
                 lone.clear()
-                if examples.done % self.accumulate and examples.done < examples.total:
+                if run.diverged:
+                    break
+                if run.waits:
                     continue
-                gathered.mean_()
-                self._update_(fabric, wrapped, optimizer, self.updates(examples.done) - 1, self.updates(examples.total), before)
-                for follow in then:
-                    follow()
-        if average is not None:
-            average.give_()
+                run.update_(before)
+                for then in after:
+                    then()
+                if run.look_():
+                    break
+        run.end_()
         student.to(home)
-        self._check(student)
+        return run
 
     def _optimizer(self, modules: Sequence[nn.Module]) -> torch.optim.Optimizer:
         """In one pass over the weights where it can be: gradients that a scaler made larger are clipped before it."""
@@ -111,50 +118,144 @@ class Loop:
             fused=self.precision != "16-mixed",
         )
 
-    def _gradients_(
-        self, fabric: Any, wrapped: Any, objective: Objective, batch: Example, examples: Examples, weight: float
-    ) -> None:
+
+@dataclass
+class Run:
+    """A training under way: `losses` has the loss of each batch, `alone` the batches of single values for a batch norm.
+
+    When it is over, `changes` and `notes` say what of it a record should.
+    """
+
+    loop: Loop
+    student: nn.Module
+    objective: Objective
+    examples: Examples
+    fabric: Any
+    wrapped: Any
+    optimizer: Any
+    ready: float
+    losses: list[float] = field(default_factory=list)
+    alone: int = 0
+    done: int = 0  # updates
+    changes: tuple[Change, ...] = ()
+    notes: tuple[Change, ...] = ()
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        loop, examples = self.loop, self.examples
+        self.gathered = Gathered(self.optimizer)
+        self.average = Average(self.student, loop.average) if loop.average else None
+        self.total = loop.updates(examples.total)
+        ready = max(1, round(self.ready * self.total))
+        evaluate = self.objective.task.evaluate
+        self.looks: Looks | None = None
+        self.fallback: Fallback | None = None
+        if evaluate is not None and (loop.patience is not None or loop.keep == "best"):
+            every = max(1, round(loop.every * examples.length / loop.accumulate))
+            self.looks = Looks(self.student, evaluate, every, ready, self.total, loop.patience)
+        elif loop.rescue:
+            self.fallback = Fallback(self.student, max(1, self.total // LOOKS), ready)
+        self.told = ""
+
+    @property
+    def diverged(self) -> bool:
+        """True when the last loss is infinite or none at all."""
+        return bool(self.losses) and not math.isfinite(self.losses[-1])
+
+    @property
+    def waits(self) -> bool:
+        """True while the update needs more batches."""
+        return self.examples.done % self.loop.accumulate != 0 and self.examples.done < self.examples.total
+
+    def learn_(self, batch: Example) -> None:
         """One batch forwards and backwards, in as many passes as it takes."""
-        told = 0.0
-        place = f"training batch {examples.done}"
-        for (inputs, targets), part in _passes(batch, self.size):
-            outputs = attempt(wrapped, inputs, place, objective.task.model)
-            moment = objective.moment(wrapped, outputs, inputs, targets, (examples.done - 1) / examples.total)
+        weight = 1.0 if self.loop.accumulate == 1 else self.gathered.weight(samples(batch))
+        told, place, objective, examples = 0.0, f"training batch {self.examples.done}", self.objective, self.examples
+        for (inputs, targets), part in _passes(batch, self.loop.size):
+            outputs = attempt(self.wrapped, inputs, place, objective.task.model)
+            moment = objective.moment(self.wrapped, outputs, inputs, targets, (examples.done - 1) / examples.total)
             if examples.done == 1:
                 objective.settle_(moment)
             loss = objective(moment) * part
             with differentiating(place):
-                fabric.backward(loss if weight == 1 else loss * weight)
+                self.fabric.backward(loss if weight == 1 else loss * weight)
             told += float(loss.detach())
         self.losses.append(told)
 
-    def _update_(
-        self,
-        fabric: Any,
-        wrapped: Any,
-        optimizer: Any,
-        done: int,
-        total: int,
-        before: Sequence[Callable[[torch.optim.Optimizer], None]],
-    ) -> None:
-        """One update of the weights, after so many of all."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate * SCHEDULES[self.schedule](done, total)
-        if self.clip is not None:
-            fabric.clip_gradients(wrapped, optimizer, max_norm=self.clip, error_if_nonfinite=False)
+    def update_(self, before: Sequence[Look]) -> None:
+        """One update of the weights."""
+        if self.fallback is not None and self.fallback.due(self.done):
+            with self._as_it_ends():
+                self.fallback.hear_(self.done, self.losses)
+        self.gathered.mean_()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.loop.learning_rate * SCHEDULES[self.loop.schedule](self.done, self.total)
+        if self.loop.clip is not None:
+            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.loop.clip, error_if_nonfinite=False)
         for look in before:
-            look(optimizer)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            look(self.optimizer)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
 
-    def _check(self, student: nn.Module) -> None:
+    def look_(self) -> bool:
+        """What is due after an update and all that followed it; True where there is no use in going on."""
+        if self.average is not None:
+            self.average.update_()
+        if self.looks is None or not self.looks.due(self.done):
+            return False
+        with self._as_it_ends():
+            self.looks.look_(self.done)
+        return self.looks.tired
+
+    def _as_it_ends(self) -> AbstractContextManager[None]:
+        """Inside, the student is what would come out now."""
+        return nullcontext() if self.average is None else self.average.within()
+
+    def standing(self) -> str:
+        """What the training is and how it stands, in a few words that stay the same for a while."""
+        if not self.losses or self.examples.done % max(1, self.examples.total // TOLD):
+            return self.told or "recovering"
+        said = [f"recovering: loss {self.losses[-1]:.3g}"]
+        if self.looks is not None and math.isfinite(self.looks.last):
+            said.append(f"quality {self.looks.last:.4g}")
+        said += [
+            f"codes {format_bytes(round(term.coded_bytes))}" for term in self.objective.terms if hasattr(term, "coded_bytes")
+        ]
+        self.told = ", ".join(said)
+        return self.told
+
+    def end_(self) -> None:
+        """The student becomes what the training was for: its last state, the average, or the best.
+
+        Raises: TaskError when there is none.
+        """
         if not self.losses:
             raise TaskError("train said that it holds batches, but gave none; give a list or a DataLoader.")
-        if not all(map(math.isfinite, self.losses)) or not all(bool(torch.isfinite(p).all()) for p in student.parameters()):
-            raise TaskError(
-                f"training diverged: the loss became {self.losses[-1]} after {len(self.losses)} batches; use a lower "
-                f"learning_rate than {self.learning_rate}."
-            )
+        if self.diverged or not all(bool(torch.isfinite(each).all()) for each in self.student.parameters()):
+            self._back_()
+        elif self.looks is not None and self.looks.best.snapshot is not None and self.loop.keep == "best":
+            self.looks.best.snapshot.put_(self.student)
+        elif self.average is not None:
+            self.average.give_()
+        if self.looks is not None and self.looks.best.snapshot is not None:
+            best = self.looks.best
+            stopped = f", and stopped after {self.done}: {best.since} looks found none better" if self.looks.tired else ""
+            kept = f"quality {best.score:.4g}, {'kept' if self.loop.keep == 'best' else 'best'} of {best.looks} looks"
+            self.figures = {"quality": best.score}
+            self.changes = (Change("", f"best after {best.at} of {self.total} updates{stopped}", kept),)
+
+    def _back_(self) -> None:
+        """The best state so far takes the place of one that is lost. Raises: TaskError where there is none."""
+        kept = self.looks or self.fallback
+        what = f"training diverged: the loss became {self.losses[-1]} after {len(self.losses)} batches"
+        remedy = f"use a lower learning_rate than {self.loop.learning_rate}"
+        if kept is None or kept.best.snapshot is None:
+            raise TaskError(f"{what}; {remedy}.")
+        kept.best.snapshot.put_(self.student)
+        why = f"the state after {kept.best.at} of {self.total} updates, the best so far, was put back"
+        self.notes = (Change("", what, f"{why}; {remedy}"),)
+        logger.warning("%s; %s.", what, why)
 
 
 class Gathered:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ class Rate:
     off: float = 0.0  # what bytes have been off so far, in sum
     beside: float = 1.0  # what the codes take in a file, beside their price
     settled: bool = False
+    ready: ClassVar[float] = SETTLED  # of the training, from where on a state is as small as it shall be
 
     def __post_init__(self) -> None:
         self.priced = [(site, leaf) for site in sites(self.student) if (leaf := _on_steps(site)) is not None]
