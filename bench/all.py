@@ -32,6 +32,8 @@ SCRIPTS = (
     ("training_speed.py",),
     ("distillation.py",),
     ("records.py",),
+    ("sparse_training.py", "8", "0.97"),
+    ("sparse_training.py", "8", "0.97", "scratch"),
     ("int8.py",),
     ("file_large.py",),
     ("speed_resnet.py",),

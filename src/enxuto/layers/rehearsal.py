@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from enxuto.layers.gates import Gate
 from enxuto.layers.grids import CodedTensor, Grid
 
 
@@ -17,7 +18,8 @@ class Rehearsal(nn.Module):
     """A float leaf, what of it stays (`keep`), and the grid it is seen on; `frozen()` gives what it became.
 
     `grow=True` lets gradients reach weights that are out at the moment, so that they may come back. With `watched` the gradient
-    of what the layer sees is kept as well, also where it is out, without reaching the leaf there. Grids learn in
+    of what the layer sees is kept as well, also where it is out, without reaching the leaf there. A `gate` learns what of the
+    leaf is zero besides. Grids learn in
     relative terms, `scale · exp(growth)` and `codebook + spread · shift`, so one learning rate suits them and the leaf.
     """
 
@@ -33,6 +35,7 @@ class Rehearsal(nn.Module):
         self.register_buffer("base", None)
         self.register_buffer("movement", None)  # what a training has gathered of it, where scores ask for that
         self.register_parameter("change", None)
+        self.gate: Gate | None = None
         self.grow = grow
         self.watched = False
         self.met: Tensor | None = None  # the gradient since it was last taken
@@ -66,11 +69,13 @@ class Rehearsal(nn.Module):
         self.grid = coded.grid if now else None
 
     def kept(self) -> Tensor:
-        """The leaf with zeros where nothing stays."""
+        """The leaf with zeros where nothing stays, or its gate is closed."""
         weight: Tensor = self.leaf
         if self.keep is not None:
             projected = weight * self.ones(self.keep)
             weight = weight + (projected - weight).detach() if self.grow else projected
+        if self.gate is not None:
+            weight = self.gate(weight)
         if self.watched and weight.requires_grad:
             weight = weight.view_as(weight)  # a hook on the leaf itself would stay for ever
             weight.register_hook(self._meet)
@@ -110,4 +115,7 @@ class Rehearsal(nn.Module):
     def frozen(self) -> Tensor | CodedTensor:
         """What the layer keeps: a float tensor, or codes on the learned grid."""
         weight = (self.leaf if self.keep is None else torch.where(self.keep, self.leaf, 0.0)).detach()
+        if self.gate is not None:
+            settled = self.gate.settled(weight)
+            weight = torch.where(settled == 0, 0.0, settled)  # no zero of either sign
         return weight if self.grid is None else self.grid.coded(weight, self.learned())
