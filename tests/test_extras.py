@@ -12,14 +12,20 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import enxuto
+from enxuto.errors import MissingPackageError
 from enxuto.extras import EXTRAS, explained
 from test_floors import MODULES, imports
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAMES = {"lightning-fabric": "lightning_fabric", "pyyaml": "yaml", "scikit-learn": "sklearn"}  # as they are imported
-BROUGHT = {"markupsafe": "jinja2", "google": "onnx"}  # with another package, which has it as its own dependency
-UNSEEN = {"onnxscript"}  # torch imports it, in its exporter
+BROUGHT = {
+    "markupsafe": "jinja2",
+    "google": "onnx",
+    "pytorch_lightning": "lightning",
+}  # with another package, which has it as its own dependency
+UNSEEN = {"onnxscript", "accelerate"}  # torch imports the one, in its exporter, and transformers the other, in its trainer
 ELSEWHERE = {"torchao", "executorch"}
 
 
@@ -63,6 +69,17 @@ def test_what_is_missing_says_how_it_is_installed(code, words):
     assert words in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", ["lightning", "transformers"])
+def test_a_callback_says_how_the_trainer_it_is_for_is_installed(name, monkeypatch):
+    for module in [name, *(each for each in sys.modules if each.startswith(f"{name}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "pytorch_lightning", raising=False)
+    monkeypatch.delitem(sys.modules, f"enxuto.{name}", raising=False)
+    monkeypatch.delitem(vars(enxuto), name, raising=False)
+    with pytest.raises(MissingPackageError, match=rf"ex.{name} needs {name}, which .*pip install 'enxuto\[{name}\]'"):
+        getattr(enxuto, name)
+
+
 def test_a_missing_package_that_is_none_of_ours_stays_what_it_is():
     with pytest.raises(ModuleNotFoundError, match="strange"), explained("it"):
         raise ModuleNotFoundError("No module named 'strange'", name="strange")
@@ -79,5 +96,5 @@ def test_the_wheel_says_what_it_needs_and_carries_its_types(tmp_path):
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         told = Parser().parsestr(wheel.read(metadata).decode())
     assert {Requirement(text).name for text in told.get_all("Requires-Dist", []) if "extra" not in text} == {"numpy", "numba"}
-    assert {"run", "compress", "all"} <= set(told.get_all("Provides-Extra", []))
+    assert {"run", "compress", "all", "lightning", "transformers"} <= set(told.get_all("Provides-Extra", []))
     assert {"enxuto/py.typed", "enxuto/device/nxt.h", "enxuto/reports/style.css"} <= set(names)

@@ -57,6 +57,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("steps",),
     ("recipe",),
     ("changes",),
+    ("lightning", "transformers"),
     # third floor: use
     ("artifact",),
     ("evaluation",),

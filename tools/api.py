@@ -16,6 +16,7 @@ HEAD = """# The names
 
 Made from the docstrings by `python tools/api.py`; a test keeps it current. `import enxuto as ex` has the names of the first part,
 `ex.terms`, `ex.memory` and `enxuto.runtime` those of the others. All arguments of steps stand in the recipe, by name.
+`ex.lightning.Compress` and `ex.transformers.Compress` need packages besides: [any loop](any-loop.md).
 """
 KINDS = {
     "steps": "Steps",

@@ -32,7 +32,8 @@ def main() -> None:
     asked = [text for name in ("run", "compress", "all") for text in extras[name]]
     needed = {Requirement(text).name for text in [*project["dependencies"], *asked]} - {project["name"]}
     runtime = closure([*needed, "hatchling", "editables"])
-    everything = closure([*runtime, *(Requirement(text).name for text in extras["dev"] + extras["bench"])])
+    beside = [text for name in ("lightning", "transformers", "dev", "bench") for text in extras[name]]
+    everything = closure([*runtime, *({Requirement(text).name for text in beside} - {project["name"]})])
     lines = {name: f"{name}=={version}\n" for name, version in sorted(everything.items())}
     Path("requirements.lock").write_text(HEAD + "".join(lines[name] for name in lines if name in runtime))
     Path("requirements-dev.lock").write_text(HEAD + "".join(lines[name] for name in lines if name not in runtime))

@@ -117,11 +117,13 @@ __all__ = [
 
 _ROOMS = {"memory": "memory", "terms": "training.terms.table"}
 """Modules with names of their own, as in `ex.memory.predict`, and where they are."""
+_GUESTS = {"lightning": "lightning", "transformers": "transformers"}
+"""The same, for packages that have to be installed besides: no names that `import *` would ask for."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"enxuto.{_ROOMS[name]}")
+    if name in _ROOMS | _GUESTS:
+        return importlib.import_module(f"enxuto.{(_ROOMS | _GUESTS)[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'enxuto' has no attribute {name!r}; its names are {', '.join(__all__)}")
     with explained(f"enxuto.{name}"):

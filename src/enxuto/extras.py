@@ -16,7 +16,15 @@ COMPRESS = (
     *("cloudpickle", "yaml", "rich", "typer", "jinja2", "markupsafe"),
 )
 ALL = ("sklearn", "matplotlib")
-EXTRAS = dict.fromkeys(ALL, "all") | dict.fromkeys(COMPRESS, "compress") | dict.fromkeys(RUN, "run")
+LIGHTNING = ("lightning", "pytorch_lightning")
+TRANSFORMERS = ("transformers", "accelerate")
+EXTRAS = (
+    dict.fromkeys(ALL, "all")
+    | dict.fromkeys(COMPRESS, "compress")
+    | dict.fromkeys(RUN, "run")
+    | dict.fromkeys(LIGHTNING, "lightning")
+    | dict.fromkeys(TRANSFORMERS, "transformers")
+)
 """The extra that brings a package, by the name it is imported by."""
 
 

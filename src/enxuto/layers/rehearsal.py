@@ -7,6 +7,8 @@ Esser et al. 2020 (scales) and Han et al. 2016 (codebooks: the gradient of an en
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,7 @@ class Rehearsal(nn.Module):
 
     keep: Tensor | None
     base: Tensor | None
+    told: Tensor  # in a checkpoint: whether it is seen on its grid yet, and whether it may grow
     movement: Tensor | None
     change: nn.Parameter | None
 
@@ -33,6 +36,7 @@ class Rehearsal(nn.Module):
         self.leaf = nn.Parameter(weight.detach().clone(), requires_grad=learns)
         self.register_buffer("keep", keep)
         self.register_buffer("base", None)
+        self.register_buffer("told", torch.zeros(2, dtype=torch.bool))
         self.register_buffer("movement", None)  # what a training has gathered of it, where scores ask for that
         self.register_parameter("change", None)
         self.gate: Gate | None = None
@@ -110,6 +114,21 @@ class Rehearsal(nn.Module):
         if self.grid is None:
             return weight
         return self.grid.seen(weight.float(), self.learned()).to(weight.dtype)
+
+    def _save_to_state_dict(self, *where: Any) -> None:
+        """Says also what is no tensor, as one that every format of checkpoints takes."""
+        self.told = torch.tensor([self.grid is not None, self.grow], device=self.leaf.device)
+        super()._save_to_state_dict(*where)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """A training is taken up where it was: what is kept, grid and growth are the checkpoint's, also where it has none."""
+        for name in ("keep", "movement") if f"{prefix}leaf" in state_dict else ():
+            given = state_dict.get(f"{prefix}{name}")
+            setattr(self, name, None if given is None else torch.empty_like(self.leaf, dtype=given.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if f"{prefix}told" in state_dict:
+            seen, self.grow = self.told.tolist()
+            self.grid = self.named if seen else None
 
     @torch.no_grad()
     def frozen(self) -> Tensor | CodedTensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -137,6 +137,14 @@ class Schedule:
             self.done = self.last
             for step in self.steps:
                 step.rehearse_(self.model, self.strength)
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps of it, beside the model's own state dict."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on from a checkpoint; the model loads its own."""
+        self.done = state["done"]
 
     def step(self) -> None:
         """One batch was trained; raises the strength when it is time.
