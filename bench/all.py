@@ -34,6 +34,7 @@ SCRIPTS = (
     ("records.py",),
     ("sparse_training.py", "8", "0.97"),
     ("sparse_training.py", "8", "0.97", "scratch"),
+    ("terms_speed.py",),
     ("int8.py",),
     ("file_large.py",),
     ("speed_resnet.py",),

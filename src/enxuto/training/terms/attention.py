@@ -24,7 +24,7 @@ class Attention:
     """
 
     layers: Layers
-    weight: float = 1.0
+    weight: float = 10.0
     taught: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

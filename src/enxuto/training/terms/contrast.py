@@ -27,7 +27,7 @@ class Contrast:
     """
 
     layers: Layers
-    weight: float = 0.1
+    weight: float = 2.0
     temperature: float = 0.1
     projection: bool = False
     taught: ClassVar[bool] = True

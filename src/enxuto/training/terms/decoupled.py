@@ -30,7 +30,7 @@ class Decoupled:
 
     weight: float = 0.5
     alpha: float = 1.0
-    beta: float = 2.0
+    beta: float = 4.0
     temperature: float = 4.0
     output: str = ""
     taught: ClassVar[bool] = True

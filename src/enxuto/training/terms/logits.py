@@ -23,7 +23,7 @@ class Logits:
     Source: Ba, Caruana 2014; Kim, Oh, Kim, Cho, Yun 2021, "Comparing Kullback-Leibler divergence and mean squared error loss".
     """
 
-    weight: float = 0.1
+    weight: float = 1.0
     output: str = ""
     taught: ClassVar[bool] = True
 

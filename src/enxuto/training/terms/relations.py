@@ -28,7 +28,7 @@ class Relations:
     """
 
     layers: Layers
-    weight: float = 1.0
+    weight: float = 100.0
     distances: float = 1.0
     angles: float = 2.0
     taught: ClassVar[bool] = True
