@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.branches import ends
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -290,15 +291,14 @@ ex.save(model, out / "small.nxt", original=brought.model)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    def ends(out: Path, kept: int) -> int:
+    def ended(out: Path, kept: int) -> int:
         out.mkdir(exist_ok=True)
-        code = KILLED.format(tests=str(Path(__file__).parent), out=str(out), kept=kept)
-        return subprocess.run([sys.executable, "-c", code], check=False).returncode
+        return ends(KILLED.format(tests=str(Path(__file__).parent), out=str(out), kept=kept))
 
-    assert ends(tmp_path / "killed", 3) == -signal.SIGKILL
+    assert ended(tmp_path / "killed", 3) == -signal.SIGKILL
     assert len(list((tmp_path / "killed").glob("*.json"))) == 3
-    assert ends(tmp_path / "killed", 99) == 0
-    assert ends(tmp_path / "whole", 99) == 0
+    assert ended(tmp_path / "killed", 99) == 0
+    assert ended(tmp_path / "whole", 99) == 0
     assert (tmp_path / "killed/small.nxt").read_bytes() == (tmp_path / "whole/small.nxt").read_bytes()
 
 
@@ -323,14 +323,13 @@ ex.compress(task(), target=ex.Target(max_drop=0.2), time=300, out={out!r})
 
 
 def test_a_killed_search_goes_on_and_ctrl_c_ends_it_with_its_files(tmp_path: Path) -> None:
-    def ends(trials: int, how: signal.Signals) -> int:
-        code = SEARCHED.format(tests=str(Path(__file__).parent), out=str(tmp_path), trials=trials, signal=int(how))
-        return subprocess.run([sys.executable, "-c", code], check=False).returncode
+    def ended(trials: int, how: signal.Signals) -> int:
+        return ends(SEARCHED.format(tests=str(Path(__file__).parent), out=str(tmp_path), trials=trials, signal=int(how)))
 
-    assert ends(3, signal.SIGKILL) == -signal.SIGKILL
+    assert ended(3, signal.SIGKILL) == -signal.SIGKILL
     before = [trial["recipe"] for trial in json.loads((tmp_path / ".work/search.json").read_bytes())["trials"]]
     assert len(before) == 3
-    assert ends(5, signal.SIGINT) == 0
+    assert ended(5, signal.SIGINT) == 0
     history = json.loads((tmp_path / "result.json").read_bytes())["history"]
     assert [trial["recipe"] for trial in history][:3] == before
     assert len(history) == 4
