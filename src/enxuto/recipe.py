@@ -26,6 +26,7 @@ from enxuto.steps.table import STEPS
 from enxuto.surgery import borrowed, duplicate
 from enxuto.task import Step, Task
 from enxuto.training.objective import Aim
+from enxuto.training.state import resuming
 from enxuto.training.terms.table import TERMS
 
 SKIPPED = "nothing to do"
@@ -101,7 +102,8 @@ def run(
         logger.info("%s", line(step))
         say(line(step), done, len(steps))
         folder = checkpoints.evidence(task, steps[:done]) if checkpoints is not None else None
-        with torch.random.fork_rng(), keeping(folder, model):
+        under_way = checkpoints.evidence(task, steps[: done + 1]) if checkpoints is not None else None
+        with torch.random.fork_rng(), keeping(folder, model), resuming(under_way, model):
             torch.manual_seed(task.seed)
             try:
                 model, record = step(model, task)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from enxuto.training.objective import Aim, Moment, Objective, Telling, checked_a
 from enxuto.training.prepare import prepared
 from enxuto.training.rehearsals import settle_
 from enxuto.training.schedules import SCHEDULES
+from enxuto.training.state import place_of
 from enxuto.training.teacher import Teacher
 from enxuto.training.terms.rate import Rate
 from enxuto.training.tighten import Rehearsable, Schedule
@@ -170,19 +172,19 @@ class Recover:
             _lay_channels_last_(student, task.sample)
         examples = Examples(task, self.epochs)
         paths, size = self.fitting(student, task)
-        loop = self._loop(size, task.seed)
+        loop = self._loop(size, task.seed, place_of(model, str(self)))
         aims = self.terms if self.rate is None else (*self.terms, Rate(self.rate))
         objective = Objective(task, self.teacher, self.temperature, aims, self.epochs)
         schedule = Schedule(student, self.during, batches=loop.updates(examples.total), end=self.tight)
         with checkpointed(student, paths), objective.begun(student):
             ready = max(self.tight if self.during else 0.0, *(getattr(term, "ready", 0.0) for term in objective.terms), 0.0)
-            run = loop.run(student, objective, examples, [schedule.step], [schedule.observe], ready)
+            run = loop.run(student, objective, examples, [schedule.step], [schedule.observe], [schedule], ready)
             schedule.finish_()
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         settle_(student).train(model.training)
-        return student, self._record(run, time.monotonic() - start)
+        return student, self._record(run, time.monotonic() - start + run.before_s)
 
-    def _loop(self, size: int | None, seed: int) -> Loop:
+    def _loop(self, size: int | None, seed: int, place: Path | None) -> Loop:
         return Loop(
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
@@ -200,6 +202,7 @@ class Recover:
             keep=self.keep or ("last" if self.patience is None else "best"),
             every=self.every,
             rescue=size is None,
+            place=place,
         )
 
     def _record(self, run: Run, seconds: float) -> Record:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,6 +49,15 @@ class Average:
                 place = next((place for place, tensor in enumerate(self.own) if tensor is leaf.change), None)
                 if place is not None and leaf.change is not None:
                     self.values[place].copy_(leaf.change.detach())
+
+    def state(self) -> dict[str, Any]:
+        """What it has come to."""
+        return {"updates": self.updates, "values": self.values}
+
+    def resume_(self, state: dict[str, Any]) -> None:
+        """Goes on from there, for a student that is as it was then."""
+        self.updates, self.values = state["updates"], state["values"]
+        self.grids = [leaf.base for leaf in self.leaves]
 
     @contextmanager
     def within(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,14 @@ class Best:
     at: int = 0
     since: int = 0
     looks: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as plain data and tensors."""
+        return {**vars(self), "snapshot": None if self.snapshot is None else vars(self.snapshot)}
+
+    def resume_(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        vars(self).update(state, snapshot=None if state["snapshot"] is None else Snapshot(**state["snapshot"]))
 
     def look_(self, student: nn.Module, score: float, at: int) -> None:
         """Keeps the student as it is now if its score is the best."""

@@ -13,6 +13,7 @@ from enxuto.errors import TaskError
 from enxuto.outputs import LOSS
 from enxuto.records import Change
 from enxuto.task import Task
+from enxuto.training.chance import chance, set_chance_
 
 LABELS = "labels"  # the key of the targets in a batch that is a dict, as model libraries give them
 Example = tuple[Batch, Any]
@@ -40,12 +41,14 @@ class Examples:
         self.done = 0  # batches given so far
         self.pass_, self.at = 0, 0  # which pass over the source, and how many batches of it were given
         self.fewest = self.length  # batches of a pass
+        self._began: dict[str, Any] = {}  # random numbers when the pass began
+        self._back: dict[str, Any] | None = None  # and where to go on with them
 
     def __iter__(self) -> Iterator[Example]:
         while self.done < self.total:
             # batches that can say which epoch is meant give the same order whatever was iterated before
             source = self.source.epoch(self.pass_) if hasattr(self.source, "epoch") else self.source
-            for item in itertools.islice(source, self.at, None):
+            for item in self._rest_of(source):
                 self.done, self.at = self.done + 1, self.at + 1
                 given = recorded(item)
                 yield (given, None) if self.task.train is None else _labelled(given, self.task.loss)
@@ -55,6 +58,29 @@ class Examples:
             if not self.at:
                 return
             self.pass_, self.at = self.pass_ + 1, 0
+
+    def _rest_of(self, source: Iterable[Any]) -> Iterator[Any]:
+        """What is still to come of a pass: all of it, or after a kill what was not given before."""
+        back, self._back = self._back, None
+        if back is None:
+            self._began = chance(self.source)
+            return iter(source)
+        set_chance_(self._began, self.source)
+        rest = iter(source)
+        for _ in itertools.islice(rest, self.at):
+            pass
+        set_chance_(back, self.source)
+        return rest
+
+    def state(self) -> dict[str, Any]:
+        """Where it is, to go on from there in another process."""
+        place = {"done": self.done, "pass_": self.pass_, "at": self.at, "fewest": self.fewest}
+        return {"place": place, "began": self._began, "back": chance(self.source)}
+
+    def resume_(self, state: dict[str, Any]) -> None:
+        """The next batch is the one that came after that state, with the random numbers that it had."""
+        vars(self).update(state["place"])
+        self._began, self._back = state["began"], state["back"]
 
     @property
     def notes(self) -> tuple[Change, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,6 +28,8 @@ from enxuto.training.lone import lone_values
 from enxuto.training.objective import Objective
 from enxuto.training.optimizers import Options, made
 from enxuto.training.schedules import SCHEDULES
+from enxuto.training.snapshot import Snapshot
+from enxuto.training.state import State, recall_, remembered
 
 logger = logging.getLogger(__name__)
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -56,6 +60,7 @@ class Loop:
     keep: Literal["last", "best"] = "last"
     every: float = 1.0  # epochs between looks
     rescue: bool = True  # a copy is kept to fall back to
+    place: Path | None = None  # the file of its state while it is under way
 
     def updates(self, batches: int) -> int:
         """How many updates so many batches make; the last may have fewer than the others."""
@@ -68,10 +73,12 @@ class Loop:
         examples: Examples,
         after: Sequence[Callable[[], None]] = (),
         before: Sequence[Look] = (),
+        beside: Sequence[object] = (),
         ready: float = 0.0,
     ) -> Run:
         """Trains the student in place; `before` an update its gradients are there, clipped, and `after` it the weights are new.
 
+        What is `beside` it remembers something from update to update, which goes into the state as well.
         Raises: TaskError when a batch does not fit, the source is empty, or the loss or a weight becomes infinite before there is
         a state to fall back to.
         """
@@ -90,6 +97,8 @@ class Loop:
             torch.manual_seed(self.seed)
             wrapped.train()
             optimizer.zero_grad(set_to_none=True)
+            state = State(self.place)
+            run.resume_(state, beside)
             for batch in counted(examples, run.standing, examples.total):
                 run.learn_(fabric.to_device(batch))
                 run.alone += bool(lone)
@@ -103,7 +112,10 @@ class Loop:
                     then()
                 if run.look_():
                     break
+                if state.due():
+                    state.write_(run.state(beside))
         run.end_()
+        state.end_()
         student.to(home)
         return run
 
@@ -137,6 +149,7 @@ class Run:
     losses: list[float] = field(default_factory=list)
     alone: int = 0
     done: int = 0  # updates
+    before_s: float = 0.0  # in earlier processes
     changes: tuple[Change, ...] = ()
     notes: tuple[Change, ...] = ()
     figures: dict[str, float] = field(default_factory=dict)
@@ -156,6 +169,12 @@ class Run:
         elif loop.rescue:
             self.fallback = Fallback(self.student, max(1, self.total // LOOKS), ready)
         self.told = ""
+        self.start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken, in all processes."""
+        return self.before_s + time.monotonic() - self.start
 
     @property
     def diverged(self) -> bool:
@@ -166,6 +185,58 @@ class Run:
     def waits(self) -> bool:
         """True while the update needs more batches."""
         return self.examples.done % self.loop.accumulate != 0 and self.examples.done < self.examples.total
+
+    def state(self, beside: Sequence[object]) -> dict[str, Any]:
+        """All that the rest of the training hangs on, between two updates."""
+        kept = self.looks or self.fallback
+        return {
+            "losses": self.losses,
+            "counts": {"alone": self.alone, "done": self.done, "told": self.told, "before_s": self.seconds},
+            "student": vars(Snapshot.of(self.student, copy=False)),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.fabric._precision.state_dict(),
+            "objective": self.objective.state(),
+            "average": None if self.average is None else self.average.state(),
+            "kept": None if kept is None else (remembered(kept), kept.best.state()),
+            "beside": [remembered(each) for each in beside],
+            "examples": self.examples.state(),
+        }
+
+    def resume_(self, file: State, beside: Sequence[object]) -> None:
+        """Goes on where an earlier process was killed, if there is a state.
+
+        Raises: TaskError for a state of another training; its file is removed.
+        """
+        if self.objective.teacher is not None:
+            self.objective.teacher.place = file.answers
+        state = file.read()
+        if state is None:
+            return
+        try:
+            self._resume_(state, beside)
+        except (KeyError, ValueError, AttributeError, RuntimeError, TypeError, OSError) as error:
+            file.end_()
+            raise TaskError(
+                f"the state of an unfinished training in '{file.path}' does not fit ({type(error).__name__}: {error}); it was "
+                "removed: run it again."
+            ) from error
+        logger.info("going on after %d of %d updates", self.done, self.total)
+
+    def _resume_(self, state: dict[str, Any], beside: Sequence[object]) -> None:
+        vars(self).update(state["counts"], losses=state["losses"])
+        Snapshot(**state["student"]).put_(self.student)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric._precision.load_state_dict(state["scaler"])
+        self.objective.resume_(state["objective"])
+        if self.average is not None:
+            self.average.resume_(state["average"])
+        kept = self.looks or self.fallback
+        if kept is not None:
+            recall_(kept, state["kept"][0])
+            kept.best.resume_(state["kept"][1])
+        for each, remembers in zip(beside, state["beside"], strict=True):
+            recall_(each, remembers)
+        self.examples.resume_(state["examples"])
 
     def learn_(self, batch: Example) -> None:
         """One batch forwards and backwards, in as many passes as it takes."""

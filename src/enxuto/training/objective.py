@@ -22,6 +22,7 @@ from enxuto.task import Task
 from enxuto.training.examples import own_loss
 from enxuto.training.inside import Inside, check_reached
 from enxuto.training.lessons import Lesson, lessons, settled, taught
+from enxuto.training.state import recall_, remembered
 from enxuto.training.teacher import INSIDE, Teacher
 
 
@@ -189,6 +190,25 @@ class Objective:
         loss = self.task.loss
         if loss is not None and own_loss(self.task, moment.outputs, moment.inputs, moment.targets) is not None:
             self.learned = settled(self.learned, loss, moment.outputs, moment.targets)
+
+    def state(self) -> dict[str, Any]:
+        """What was found out since the training began, and what terms remember."""
+        return {
+            "learned": [(lesson.kind, lesson.open) for lesson in self.learned],
+            "sound": self.sound,
+            "teacher": None if self.teacher is None else self.teacher.state(),
+            "terms": [remembered(term) for term in self.terms],
+        }
+
+    def resume_(self, state: Mapping[str, Any]) -> None:
+        """Knows it again."""
+        told = zip(self.learned, state["learned"], strict=True)
+        self.learned = tuple(replace(lesson, kind=kind, open=unsure) for lesson, (kind, unsure) in told)
+        self.sound = state["sound"]
+        if self.teacher is not None:
+            self.teacher.resume_(state["teacher"])
+        for term, each in zip(self.terms, state["terms"], strict=True):
+            recall_(term, each)
 
     def bare_(self) -> Objective:
         """Without values, for a plan, which asks for shapes alone."""

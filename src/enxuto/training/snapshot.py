@@ -42,7 +42,7 @@ class Snapshot:
 
     @torch.no_grad()
     def put_(self, student: nn.Module) -> None:
-        """The student is as it was then. Buffers become those of the snapshot themselves: put it once.
+        """The student is as it was then. Buffers of leaves become those of the snapshot themselves: put it once.
 
         Raises: KeyError, AttributeError or RuntimeError for a student of another structure.
         """
@@ -56,7 +56,12 @@ class Snapshot:
 
         for path, buffers in self.buffers.items():
             module = student.get_submodule(path)
-            module._buffers.update({name: placed(each) for name, each in buffers.items()})
+            for name, each in buffers.items():
+                held = module._buffers[name]
+                if path not in self.leaves and held is not None and each is not None and held.shape == each.shape:
+                    held.copy_(each)  # others hold it too, as an average does
+                else:
+                    module._buffers[name] = placed(each)
         for path, attributes in self.leaves.items():
             for name, value in attributes.items():
                 setattr(student.get_submodule(path), name, placed(value))

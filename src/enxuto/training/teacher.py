@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ MOST_BYTES = 1_000_000_000  # of answers, in a file without a name; others are a
 UNSEEN = 2.0  # epochs in which no sample was seen twice, as where images are cropped at random: none will be
 
 
+KEY = 16  # bytes of what tells a sample from every other
 INSIDE = "inside "  # before a path, in the names of what layers returned
 
 
@@ -39,6 +42,16 @@ class Teacher:
         self.until = UNSEEN / epochs if epochs > 1 else 0.0  # the part of the training in which samples may be seen again
         self.kept: _Kept | None = None
         self.inside = Inside(())
+        self.place: Path | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What it knows by now, where its answers are in a file at `place`; that file is only ever added to."""
+        return {"until": self.until, "kept": None if self.kept is None else self.kept.state()}
+
+    def resume_(self, state: Mapping[str, Any]) -> None:
+        """Knows that again. Raises: OSError or ValueError where the file is gone or shorter."""
+        self.until = state["until"]
+        self.kept = None if state["kept"] is None else _Kept(self.place, state["kept"])
 
     def look_(self, paths: Iterable[str]) -> None:
         """From now on answers hold what the layers at these paths return."""
@@ -55,7 +68,7 @@ class Teacher:
             return found
         answer = self._asked(inputs)
         if self.kept is None and size > 1:
-            self.kept, self.until = (_Kept(), self.until) if self._alone(inputs, answer, size) else (None, 0.0)
+            self.kept, self.until = (_Kept(self.place), self.until) if self._alone(inputs, answer, size) else (None, 0.0)
         if self.kept is not None:
             self.kept.write(keys, answer, size)
         return answer
@@ -79,14 +92,49 @@ class Teacher:
 
 
 class _Kept:
-    """Rows of bytes in a file that ends with this object, found by what was asked."""
+    """Rows of bytes in a file, found by what was asked: each row is its key and the answer.
 
-    def __init__(self) -> None:
+    Without a place the file has no name, and ends with this object.
+    """
+
+    def __init__(self, place: Path | None = None, state: Mapping[str, Any] | None = None) -> None:
+        self.place = place
         self.places: dict[bytes, int] = {}
         self.layout: list[tuple[str, torch.Size, torch.dtype]] = []
         self.file: IO[bytes] | None = None
         self.full = False
         self.seen: NDArray[np.uint8] = np.empty((0, 0), np.uint8)
+        if state is not None:
+            self._again_(state)
+
+    def state(self) -> dict[str, Any]:
+        """How many rows there are, and what they hold."""
+        layout = [(name, list(shape), str(dtype)) for name, shape, dtype in self.layout]
+        return {"rows": len(self.places), "width": self.seen.shape[1], "layout": layout, "full": self.full}
+
+    def _again_(self, state: Mapping[str, Any]) -> None:
+        """The rows that were there then; what came after is cut off."""
+        rows, width = state["rows"], state["width"]
+        self.layout = [
+            (name, torch.Size(shape), getattr(torch, dtype.removeprefix("torch."))) for name, shape, dtype in state["layout"]
+        ]
+        self.full, self.seen = state["full"], np.empty((0, width), np.uint8)
+        if not rows:
+            return
+        if self.place is None or self.place.stat().st_size < rows * width:
+            raise ValueError(f"'{self.place}' is shorter than {rows} rows")
+        self._open_("r+b")
+        assert self.file is not None
+        self.file.truncate(rows * width)
+        self.file.seek(0, os.SEEK_END)
+        self.seen = np.memmap(self.file, np.uint8, "r", shape=(rows, width))
+        self.places = {bytes(key): at for at, key in enumerate(self.seen[:, :KEY])}
+
+    def _open_(self, mode: str) -> None:
+        if self.place is not None:
+            self.place.parent.mkdir(parents=True, exist_ok=True)
+        self.file = tempfile.TemporaryFile() if self.place is None else open(self.place, mode)  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
 
     def read(self, keys: Sequence[bytes]) -> Mapping[str, Tensor] | None:
         """The answers to all of them; None where one is not known."""
@@ -96,7 +144,7 @@ class _Kept:
         if max(places) >= len(self.seen):
             assert self.file is not None
             self.seen = np.memmap(self.file, np.uint8, "r", shape=(len(self.places), self.seen.shape[1]))
-        found = torch.from_numpy(self.seen[places])
+        found = torch.from_numpy(self.seen[places, KEY:])
         sizes = [math.prod(shape) * dtype.itemsize for _, shape, dtype in self.layout]
         return {
             name: part.contiguous().view(dtype).view(len(keys), *shape)
@@ -111,14 +159,16 @@ class _Kept:
             return
         data = torch.cat([_bytes(tensor) for tensor in answer.values()], dim=1).numpy()
         new = {key: at for at, key in enumerate(keys) if key not in self.places}
-        self.full = (len(self.places) + len(new)) * data.shape[1] > MOST_BYTES
+        self.full = (len(self.places) + len(new)) * (KEY + data.shape[1]) > MOST_BYTES
         if self.full:
             return
         try:
             if self.file is None:
-                self.file, self.seen = tempfile.TemporaryFile(), np.empty((0, data.shape[1]), np.uint8)  # noqa: SIM115
-                weakref.finalize(self, self.file.close)
-            self.file.write(data[list(new.values())].tobytes())
+                self._open_("w+b")
+                self.seen = np.empty((0, KEY + data.shape[1]), np.uint8)
+            assert self.file is not None
+            rows = data[list(new.values())]
+            self.file.write(np.hstack([np.frombuffer(b"".join(new), np.uint8).reshape(len(new), KEY), rows]).tobytes())
             self.file.flush()
         except OSError:  # no room on the disk
             self.full = True
@@ -144,7 +194,7 @@ def _keys(inputs: Batch, size: int) -> list[bytes]:
     parts = [_bytes(tensor).numpy() for tensor in leaves(inputs)]
     found = []
     for at in range(size):
-        told = blake2b(beside, digest_size=16)
+        told = blake2b(beside, digest_size=KEY)
         for part in parts:
             told.update(part[at])
         found.append(told.digest())
