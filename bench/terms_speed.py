@@ -23,8 +23,9 @@ import enxuto as ex
 from enxuto import zoo
 from enxuto.surgery import duplicate
 from file_coders import NETWORKS
-from training_speed import ROUNDS, SHARE, TEMPERATURE, clocked
+from training_speed import SHARE, TEMPERATURE, clocked
 
+ROUNDS = 3
 LENGTHS = {"lenet-300-100": (20, 120), "resnet-20": (4, 16), "transformer": (5, 25)}
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of what student and teacher return, and labels
 

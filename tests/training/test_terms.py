@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import enxuto as ex
 from enxuto.errors import LayerError, RangeError, RecipeError, ShapeError, TaskError
 from enxuto.recipe import from_yaml, line, to_yaml
+from enxuto.training import teacher
 from enxuto.training.objective import Moment, Term
 from enxuto.training.teacher import Teacher
 from enxuto.training.terms.table import TERMS
@@ -157,3 +158,57 @@ def test_what_is_no_term_is_refused(make: object, error: type, words: str) -> No
 def test_the_table_holds_the_names_of_the_room() -> None:
     assert sorted(TERMS) == ex.terms.__all__
     assert all(TERMS[name] is getattr(ex.terms, name) for name in ex.terms.__all__)
+
+
+def same(one: nn.Module, two: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_layers_that_are_checkpointed_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs again in the backward pass is not seen; batches in parts add up."""
+    step, found = ex.Recover(epochs=2, terms=[ex.terms.Features(["conv1", "norm"])]), []
+    for paths in ((), ("conv1", "norm")):
+        monkeypatch.setattr(ex.Recover, "fitting", lambda self, student, task, paths=paths: (paths, 4))
+        found.append(step(other(), task())[0])
+    assert same(*found)
+
+
+def test_what_layers_return_is_asked_anew_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = ex.Recover(epochs=3, terms=[ex.terms.Features("conv1")])
+    kept, _ = step(other(), task())
+    monkeypatch.setattr(teacher, "MOST_BYTES", 10_000)  # the first of the four batches
+    asked, _ = step(other(), task())
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(kept.parameters(), asked.parameters(), strict=True))
+
+
+def test_features_of_short_precision_are_compared_in_float() -> None:
+    trained, record = ex.Recover(epochs=2, precision="bf16-mixed", terms=[ex.terms.Features("conv1")])(other(), task())
+    assert record.figures["loss_last"] < record.figures["loss_first"]
+    assert trained.conv1.weight.dtype == torch.float32
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """A term of a user's that looks inside: what a layer returns is small."""
+
+    path: str
+
+    def begin(self, student: nn.Module, task: ex.Task, teacher: Teacher | None) -> Term:
+        return _Quiet(self.path)
+
+
+class _Quiet:
+    def __init__(self, path: str) -> None:
+        self.student_paths, self.teacher_paths = (path,), ()
+
+    def __call__(self, moment: Moment) -> Tensor:
+        return moment.inside[self.student_paths[0]].square().mean()
+
+
+def test_a_term_of_ones_own_may_look_inside_the_student_alone() -> None:
+    one, student = task(), other()
+    quiet, _ = ex.Recover(epochs=10, teacher=0.0, learning_rate=1e-2, terms=[Quiet("conv1")])(student, one)
+    sizes = [float(net.conv1(X).detach().square().mean()) for net in (student, quiet)]
+    assert sizes[1] < 0.3 * sizes[0]
+    with pytest.raises(LayerError, match="Quiet looks at 'spare', which the student's forward does not call"):
+        ex.Recover(terms=[Quiet("spare")])(student, one)
