@@ -121,7 +121,7 @@ def _distances(products: Tensor) -> Tensor:
 
 def _cosines(products: Tensor) -> Tensor:
     """That of the angle at j between i and k; 0 where two of them are one. Shapes: [batch, batch] -> [j, i, k]."""
-    dots = products[None] - products[:, :, None] - products[:, None, :] + products.diagonal()[:, None, None]
     norms = _norms(products)
-    lengths = norms[:, :, None] * norms[:, None, :]
-    return torch.where(lengths > 0, dots / torch.where(lengths > 0, lengths, 1.0), 0.0)
+    shares = torch.where(norms > 0, 1 / torch.where(norms > 0, norms, 1.0), 0.0)
+    own = products - products.diagonal()[:, None] / 2  # [j, i]: the product of (i - j) and (k - j) is that of i and k less both
+    return (products - own[:, :, None] - own[:, None, :]) * shares[:, :, None] * shares[:, None, :]
