@@ -165,8 +165,9 @@ def test_numbers_out_of_range_are_refused(make: Callable[[], Any], words: str) -
         make()
 
 
-def test_base_and_terms_add_up() -> None:
+def test_base_and_terms_add_up(caplog: pytest.LogCaptureFixture) -> None:
     """The loss is share * teacher + (1 - share) * labels + each term."""
+    caplog.set_level("INFO")
     one, student = task(), other()
     first = {}
     for teacher in (0.0, 0.3, 1.0):
@@ -179,6 +180,7 @@ def test_base_and_terms_add_up() -> None:
         assert first[teacher, 0] == pytest.approx(base, rel=1e-4)
         assert first[teacher, 1] == pytest.approx(base + term, rel=1e-4)
         assert first[teacher, 2] == pytest.approx(base + 2.5 * term, rel=1e-4)
+    assert f"the first batch's loss of {first[0.0, 1]:.3g} has in it Logits {term:.3g}" in caplog.messages
 
 
 def test_two_terms_that_need_the_same_layer_share_one_answer_of_the_teacher() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -24,6 +25,8 @@ from enxuto.training.inside import Inside, check_reached
 from enxuto.training.lessons import Lesson, lessons, settled, taught
 from enxuto.training.state import recall_, remembered
 from enxuto.training.teacher import INSIDE, Teacher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +167,7 @@ class Objective:
 
         Raises: TaskError or LayerError, on the first batch, for a term that nothing can be learned from.
         """
-        loss = self._said(moment)
+        loss, parts = self._said(moment), []
         for aim, term in zip(self.aims, self.terms, strict=True):
             if not self.sound and isinstance(term, Looking):
                 check_reached(term.student_paths, moment.inside, "student", aim)
@@ -172,7 +175,10 @@ class Objective:
             value = term(moment)
             if not self.sound:
                 _check_value(aim, term, value, moment.student)
+                parts.append(f"{type(aim).__name__} {float(value.detach()):.3g}")
             loss = loss + value
+        if parts:
+            logger.info("the first batch's loss of %.3g has in it %s", float(loss.detach()), ", ".join(parts))
         self.sound = True
         return loss
 
