@@ -33,7 +33,7 @@ SCRIPTS = (
     ("distillation.py",),
     ("records.py",),
     ("sparse_training.py", "8", "0.97"),
-    ("sparse_training.py", "8", "0.97", "scratch"),
+    ("sparse_training.py", "4", "0.97", "scratch"),
     ("terms_speed.py",),
     ("int8.py",),
     ("file_large.py",),

@@ -4,7 +4,7 @@ come back, and with thresholds and gates that are learned.
 LeNet-300-100 on Fashion-MNIST; the same learning rate at its height, the original as teacher, three seeds of what is by chance.
 What a method of learned gates comes to is cut to the sparsity in question by magnitude, or left where it is sparser. Points are
 those lost on the validation split, which the original never saw; nothing is chosen by them but defaults, so no test is read.
-`python bench/sparse_training.py 8 0.97`: the epochs and the sparsity. `python bench/sparse_training.py 8 0.97 scratch`: networks
+`python bench/sparse_training.py 8 0.97`: the epochs and the sparsity. `python bench/sparse_training.py 4 0.97 scratch`: networks
 that never were dense, on labels alone.
 """
 
@@ -61,11 +61,13 @@ def ways(epochs: float, sparsity: float, scratch: bool) -> Iterator[tuple[str, S
     else:
         yield "dense, pruned after", [ex.Recover(**more), ex.Prune(sparsity)]
     yield "one blow", [ex.Prune(sparsity), ex.Recover(**more)]
-    for scores in ("lamp", "magnitude", "movement"):
+    for scores in ("lamp",) if scratch else ("lamp", "magnitude", "movement"):
         yield f"gradual, {scores}", [ex.Recover(**more, during=[ex.Prune(sparsity, scores=scores)])]
     for by in ("gradient", "random"):
         for spread in ("lamp", "erdos-renyi"):
             yield f"Regrow by {by}, {spread}", [ex.Recover(**more, during=[ex.Regrow(sparsity, by=by, spread=spread)])]
+    if scratch:
+        return
     yield "gradual and Regrow", [ex.Recover(**more, during=[ex.Prune(sparsity), ex.Regrow(0.5, by="gradient")])]
     yield "SoftThreshold", [ex.Recover(**more, terms=[ex.terms.SoftThreshold(sparsity)])]
     yield "L0", [ex.Recover(**more, terms=[ex.terms.L0(sparsity)])]

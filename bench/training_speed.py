@@ -32,6 +32,7 @@ BATCH, TEMPERATURE, SHARE = 128, 4.0, 0.5
 SHORT, LONG, ROUNDS = 20, 120, 5
 STEPS = {"lenet-300-100": 1, "resnet-20": 4}  # how many times fewer steps of what takes longer
 BITS = 4
+SPARSE = 0.9
 FINEST, RATE, LOOK = 127, 2.5e-6, 5  # codes of 8 bits, their price, and after how many batches it is made anew
 
 
@@ -50,11 +51,12 @@ def main(names: list[str]) -> None:
     """Each technique on each network."""
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
-    for name in names or STEPS:
+    asked = [name for name in names if name in WAYS] or list(WAYS)
+    for name in [name for name in names if name in STEPS] or STEPS:
         model, task = network(name)
         batches = [(x, y) for x, y in task.train][: LONG // STEPS[name]]  # type: ignore[union-attr]
         short = SHORT // STEPS[name]
-        for what, way in WAYS.items():
+        for what, way in ((what, WAYS[what]) for what in asked):
             small, _ = ex.run(task, list(way.before)) if way.before else (model, None)
             loops = {
                 "enxuto": partial(ours, model=model, small=small, way=way),
@@ -207,6 +209,69 @@ def bits(model: nn.Module) -> Tensor:
     return RATE * sum((module.bits for module in model.modules() if isinstance(module, Priced)), torch.zeros(()))
 
 
+class Masked(nn.Module):
+    """Weights times a mask, and the gradient of the product (Evci et al. 2020; Sanh et al. 2020)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", (weight.abs() >= weight.detach().abs().flatten().quantile(SPARSE)).float())
+        self.score = torch.zeros_like(weight.detach())
+        self.product = torch.empty(0)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.product = weight * self.mask
+        if self.product.requires_grad:
+            self.product.retain_grad()
+        return self.product
+
+
+def watched(model: nn.Module) -> Callable[[], None]:
+    """The gradients of all weights, also of those that are out, are gathered; to choose anew is no part of most steps."""
+    seen_as(Masked)(model)
+    held = [(layer.parametrizations.weight[0], layer.parametrizations.weight.original) for layer in weighted(model)]
+
+    @torch.no_grad()
+    def then() -> None:
+        for masked, weight in held:
+            masked.score -= weight * masked.product.grad
+
+    return then
+
+
+class Closed(nn.Module):
+    """A hard concrete gate for each weight (Louizos et al. 2018)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.odds = nn.Parameter(torch.full_like(weight, 3.0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        chance = torch.rand_like(self.odds).clamp(1e-6, 1 - 1e-6)
+        return weight * (torch.sigmoid((chance.logit() + self.odds) * 1.5) * 1.2 - 0.1).clamp(0, 1)
+
+
+def still_open(model: nn.Module) -> Tensor:
+    """What is added for gates."""
+    odds = [each.odds for each in model.modules() if isinstance(each, Closed)]
+    return 1e-6 * torch.stack([torch.sigmoid(each + 1.6).sum() for each in odds]).sum()
+
+
+class Below(nn.Module):
+    """A threshold that learns (Kusupati et al. 2020)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.inner = nn.Parameter(torch.tensor(-6.0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.sign() * F.relu(weight.abs() - torch.sigmoid(self.inner))
+
+
+def thresholds(model: nn.Module) -> Tensor:
+    """What is added for thresholds."""
+    return 1e-3 * torch.stack([each.inner.square() for each in model.modules() if isinstance(each, Below)]).sum()
+
+
 WAYS = {
     "teacher and labels": Way((), {}, as_it_is),
     "the same, four epochs": Way((), {}, as_it_is, epochs=4),
@@ -214,6 +279,10 @@ WAYS = {
     "steps, 4 bits a channel": Way([ex.Quantize(bits=BITS)], {}, seen_as(Stepped)),
     "16 shared values": Way([ex.Share(bits=BITS)], {}, seen_as(Shared)),
     "coded bits priced": Way([ex.Quantize(8, per="tensor", fit="absmax")], {"rate": RATE}, seen_as(Priced), also=bits),
+    "zeros that move": Way((), {"during": [ex.Regrow(SPARSE, updates=4, end=1.0)]}, seen_as(Masked)),
+    "zeros by movement": Way((), {"during": [ex.Prune(SPARSE, scores="movement")]}, watched),
+    "gates, L0": Way((), {"terms": [ex.terms.L0(SPARSE)]}, seen_as(Closed), also=still_open),
+    "soft thresholds": Way((), {"terms": [ex.terms.SoftThreshold(SPARSE)]}, seen_as(Below), also=thresholds),
 }
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ def test_the_public_names_are_sorted_and_these():
     assert enxuto.__all__ == [
         *("Change", "Equalize", "Error", "Factorize", "Fold", "Prune", "PruneChannels", "Quantize", "Record", "Recover"),
         *("Regrow", "Repair", "Result", "Schedule", "Sensitivity", "Share", "Target", "Task", "Tune", "allocate", "compress"),
-        *("convert", "evaluate", "export", "invent", "keep_decoded_", "ledger", "load", "memory", "prepare", "report", "run"),
-        *("save", "sensitivity", "terms"),
+        *("convert", "evaluate", "export", "invent", "keep_decoded_", "ledger", "load", "memory", "prepare", "report", "rewind"),
+        *("run", "save", "sensitivity", "terms"),
     ]
     assert dir(enxuto) == enxuto.__all__
     assert sorted([*enxuto._HOMES, *enxuto._ROOMS]) == enxuto.__all__

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from enxuto.task import Target, Task
     from enxuto.training.invention import invent
     from enxuto.training.prepare import convert, prepare
+    from enxuto.training.rewind import rewind
     from enxuto.training.terms import table as terms
     from enxuto.training.tighten import Schedule
     from enxuto.verbs import evaluate, export, report, save
@@ -71,6 +72,7 @@ _HOMES = {
     "load": "artifact.save",
     "prepare": "training.prepare",
     "report": "verbs",
+    "rewind": "training.rewind",
     "run": "recipe",
     "save": "verbs",
     "sensitivity": "sensitivities",
@@ -108,6 +110,7 @@ __all__ = [
     "memory",
     "prepare",
     "report",
+    "rewind",
     "run",
     "save",
     "sensitivity",
