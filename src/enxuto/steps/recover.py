@@ -83,12 +83,10 @@ class Recover:
 
     def __post_init__(self) -> None:
         self._check_objective()
-        object.__setattr__(self, "terms", checked_aims(self.terms))
         self._check_machine()
         self._check_during()
         self._check_updates()
         self._check_looks()
-        object.__setattr__(self, "terms", checked_aims(self.terms))
 
     def _check_objective(self) -> None:
         for name in ("epochs", "learning_rate", "temperature"):
