@@ -6,6 +6,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+test check: export PYTHONDONTWRITEBYTECODE =  # where it is set, every process of the tests would compile all modules anew
+
 .PHONY: demo test check check-matrix bench lock format clean
 
 demo: .venv/ready
