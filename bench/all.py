@@ -32,6 +32,7 @@ SCRIPTS = (
     ("training_speed.py",),
     ("distillation.py",),
     ("records.py",),
+    ("transfer.py",),
     ("sparse_training.py", "8", "0.97"),
     ("sparse_training.py", "4", "0.97", "scratch"),
     ("terms_speed.py",),

@@ -26,6 +26,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("select",),
     ("batches",),
     ("copies",),
+    ("world",),
     ("functional",),
     ("coding",),
     # first floor: modules

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from enxuto.batches import Batch, arguments, leaves, mapped
-from enxuto.errors import Error, GradientError, TaskError
+from enxuto.errors import Error, GradientError, ProcessError, TaskError
 from enxuto.outputs import output_tensors
 
 
@@ -39,6 +39,8 @@ def attempt(model: nn.Module, batch: Batch, place: str, original: nn.Module | No
     check_filled(batch, place)
     try:
         return call(model, batch)
+    except ProcessError:
+        raise
     except Exception as error:
         shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
         said = f"the model fails on {place} ({shape}): {type(error).__name__}: {error}"

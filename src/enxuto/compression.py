@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
+from enxuto import world
 from enxuto.artifact.checkpoints import FolderCheckpoints
 from enxuto.artifact.save import Entry, ledger, load, save
 from enxuto.errors import RecipeError, TargetError, TaskError
@@ -19,11 +22,13 @@ from enxuto.plan.pace import ready
 from enxuto.plan.search import Search, smallest_file
 from enxuto.plan.verdict import advise, judge
 from enxuto.recipe import checked, run
+from enxuto.records import Record
 from enxuto.result import Result
 from enxuto.sizes import file_bytes, format_bytes, parse_seconds
 from enxuto.task import Step, Target, Task
 
 DEFAULT_TIME_S = 600.0
+WORK = ".work"  # beside the files, while it lasts
 
 
 def compress(
@@ -42,6 +47,7 @@ def compress(
     ends; a run that was killed goes on when it is started again with the same folder. Ctrl-C during a search ends it with the
     best result so far. `memory` ("2 GB") bounds what the job takes beyond what the process holds: calibration comes in parts,
     training as `Recover(memory=)`.
+    In several processes (torchrun) training is shared; the first measures, and writes all files. A search is for one process.
     Raises: TargetError when neither or an impossible goal is given, or a time beside steps; OutputError when `out` cannot
     be written; LimitError when the memory is not enough, before anything is done.
     """
@@ -52,40 +58,65 @@ def compress(
 
         task, said = allowed(task, memory, steps)
     seconds = DEFAULT_TIME_S if time is None else parse_seconds(time)
-    with folder_or_own(out) as folder:
-        work = writable_folder(folder / ".work")
+    with folder_or_own(None if out is None or world.rank() else out) as folder:
+        work = writable_folder(folder / WORK)
         before = save_original(task.model, work / ORIGINAL)
         search = None
-        if steps is not None and task.evaluate is not None:
-            quality(task.evaluate, task.model)  # what is wrong with it shows before the long work
+        if steps is not None and (evaluate := task.evaluate) is not None:
+            world.first(lambda: float(quality(evaluate, task.model).mean()))  # what is wrong with it shows before the long work
         if target is not None:
             search = _search(task, target, seconds, work, before)
             steps = search.recipes[search.best]
         assert steps is not None
-        model, records = run(task, steps, checkpoints=FolderCheckpoints(work) if search is None else search.checkpoints)
-        save(model, artifact := folder / "small.nxt", original=task.model)
-        evaluation, exports = measure(task, artifact, folder, work / ORIGINAL, max_drop=target.drop if target else math.inf)
-        verdict = judge(target, evaluation)
-        result = Result(
-            task=given,
-            model=load(artifact, into=task.model),
-            steps=tuple(steps),
-            record=records,
-            ledger=tuple(ledger(artifact)),
-            before=before,
-            evaluation=replace(evaluation, notes=(*evaluation.notes, said)) if said else evaluation,
-            artifact=artifact,
-            exports=exports,
-            target=target,
-            met=all(line.met for line in verdict),
-            verdict=tuple(line.words for line in verdict),
-            advice=advise(search, verdict) if search is not None else (),
-            history=tuple(sorted([*search.trials, *search.given_up], key=lambda it: it.seconds)) if search is not None else (),
-            judged_quality=float(search.before.mean()) if search is not None else None,
-        )
-        result.write(folder / "result.json")
-        shutil.rmtree(work, ignore_errors=True)
+        kept = FolderCheckpoints(Path(world.same(str(work))))
+        model, records = run(task, steps, checkpoints=kept if search is None else search.checkpoints)
+
+        def proved() -> Result:
+            made = replace(_measured(task, target, search, tuple(steps), (model, records), folder, before), task=given)
+            if said:
+                made = replace(made, evaluation=replace(made.evaluation, notes=(*made.evaluation.notes, said)))
+            made.write(folder / "result.json")
+            shutil.rmtree(work, ignore_errors=True)
+            return replace(made, task=None, model=None) if several else made  # type: ignore[arg-type]
+
+        several = world.size() > 1
+        result = world.first(proved)
+        if several:
+            result = replace(result, task=given, model=load(result.artifact, into=task.model))
     return result
+
+
+def _measured(
+    task: Task,
+    target: Target | None,
+    search: Search | None,
+    steps: tuple[Step, ...],
+    found: tuple[nn.Module, tuple[Record, ...]],
+    folder: Path,
+    before: Sequence[Entry],
+) -> Result:
+    """The files of what was found, and their measurement."""
+    save(found[0], artifact := folder / "small.nxt", original=task.model)
+    original = folder / WORK / ORIGINAL
+    evaluation, exports = measure(task, artifact, folder, original, max_drop=target.drop if target else math.inf)
+    verdict = judge(target, evaluation)
+    return Result(
+        task=task,
+        model=load(artifact, into=task.model),
+        steps=steps,
+        record=found[1],
+        ledger=tuple(ledger(artifact)),
+        before=tuple(before),
+        evaluation=evaluation,
+        artifact=artifact,
+        exports=exports,
+        target=target,
+        met=all(line.met for line in verdict),
+        verdict=tuple(line.words for line in verdict),
+        advice=advise(search, verdict) if search is not None else (),
+        history=tuple(sorted([*search.trials, *search.given_up], key=lambda it: it.seconds)) if search is not None else (),
+        judged_quality=float(search.before.mean()) if search is not None else None,
+    )
 
 
 def _asked(task: Task, steps: Sequence[Step] | None, target: Target | None, time: str | float | None) -> tuple[Step, ...] | None:
@@ -96,6 +127,11 @@ def _asked(task: Task, steps: Sequence[Step] | None, target: Target | None, time
         raise TargetError("give either steps=[...], a recipe, or target=Target(...), a goal to find one for.")
     if steps is not None and time is not None:
         raise TargetError(f"time={time!r} bounds a search, and steps=[...] says what is done; leave one of them out.")
+    if target is not None and world.size() > 1:
+        raise TargetError(
+            f"target= searches by the clock of one process, and there are {world.size()}; search in one, and run what it "
+            "found in all: compress(task, steps=result.steps)."
+        )
     if target is not None and not isinstance(target, Target):
         raise TargetError(f"target is {type(target).__name__}, not a Target; write Target(size='100 kB', max_drop=0.005).")
     found = checked(steps) if steps is not None else None

@@ -14,6 +14,7 @@
     ├── DataError           (ValueError)    a folder that holds no data set
     ├── ExportError         (RuntimeError)  a model that a runtime does not take
     ├── MissingPackageError (ImportError)   a package that an extra would have installed
+    ├── ProcessError        (RuntimeError)  another process of the same job is gone
     └── OutputError         (OSError)       a file or folder that cannot be written
 
 Messages have three clauses: what was asked (with its value), where, and what would work.
@@ -95,6 +96,10 @@ class ExportError(Error, RuntimeError):
 
 class MissingPackageError(Error, ImportError):
     """A package is not installed that another extra of enxuto brings."""
+
+
+class ProcessError(Error, RuntimeError):
+    """Another process that shares the job is gone, or does not answer."""
 
 
 class OutputError(Error, OSError):

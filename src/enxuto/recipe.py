@@ -15,9 +15,11 @@ import torch
 import yaml
 from torch import nn
 
+from enxuto import world
 from enxuto.checks import check_list
-from enxuto.errors import Error, LayerError, NothingChangedError, RangeError, RecipeError, TaskError
+from enxuto.errors import Error, LayerError, NothingChangedError, OutputError, RangeError, RecipeError, TaskError
 from enxuto.evidence.kept import keeping
+from enxuto.judging import quality
 from enxuto.progress import say
 from enxuto.records import Change, Record
 from enxuto.select import check_patterns
@@ -89,19 +91,20 @@ def run(
     if not isinstance(task, Task):
         raise TaskError(f"task is {type(task).__name__}, not a Task; write Task(model, calibration=[batch]).")
     steps = checked(steps)
+    world.check(task.model, "the task's model")
     model: nn.Module = _start(task.model, steps).eval()
     records: tuple[Record, ...] = ()
     for done in range(len(steps), 0, -1) if checkpoints is not None else ():
         found = checkpoints.find(task, steps[:done])  # type: ignore[union-attr]
-        if found is not None:
-            model, records = found
+        if world.same(found is not None):  # a slower process may look when the first has kept more already
+            model, records = _found(found)
             break
     idle: Error | None = None
     for done in range(len(records), len(steps)):
         step = steps[done]
         logger.info("%s", line(step))
         say(line(step), done, len(steps))
-        folder = checkpoints.evidence(task, steps[:done]) if checkpoints is not None else None
+        folder = checkpoints.evidence(task, steps[:done]) if checkpoints is not None and not world.rank() else None
         under_way = checkpoints.evidence(task, steps[: done + 1]) if checkpoints is not None else None
         with torch.random.fork_rng(), keeping(folder, model), resuming(under_way, model):
             torch.manual_seed(task.seed)
@@ -115,13 +118,41 @@ def run(
                 record = Record("", skipped=(Change("", SKIPPED, str(error)),))
         model.eval()
         records = (*records, replace(record, step=line(step)))
-        if checkpoints is not None and not all(map(was_skipped, records)):
+        if checkpoints is not None and not world.rank() and not all(map(was_skipped, records)):
             checkpoints.keep(task, steps[: done + 1], model, records)
     if idle is not None and not strict and all(map(was_skipped, records)):
         raise idle
     if steps:
         say(line(steps[-1]), len(steps), len(steps))
-    return model, records
+    return model, records if strict else (*records[:-1], *(replace(last, **_beside(last, task, model)) for last in records[-1:]))
+
+
+def _beside(record: Record, task: Task, model: nn.Module) -> dict[str, Any]:
+    """The fields of a record that also says how the network does now at what it could do before, by `task.also`."""
+    changes, skipped, figures = record.changes, record.skipped, dict(record.figures)
+    for name, evaluate in task.also.items():
+        before = world.first(lambda evaluate=evaluate: float(quality(evaluate, task.model).mean()))  # type: ignore[misc]
+        try:
+            after = world.first(lambda evaluate=evaluate: float(quality(evaluate, model).mean()))  # type: ignore[misc]
+        except TaskError as error:  # as of an old head that reads channels which are gone
+            skipped = (*skipped, Change("", f"also '{name}': {before:.4g} before, and it cannot be judged any more", str(error)))
+            continue
+        figures |= {f"also {name}, before": before, f"also {name}, after": after}
+        changes = (
+            *changes,
+            Change("", f"also '{name}': {before:.4g} before, {after:.4g} after", "what the whole recipe left of it"),
+        )
+    return {"changes": changes, "skipped": skipped, "figures": figures}
+
+
+def _found(checkpoint: tuple[nn.Module, tuple[Record, ...]] | None) -> tuple[nn.Module, tuple[Record, ...]]:
+    """Raises: OutputError where the first process has a checkpoint that this one cannot read."""
+    if checkpoint is None:
+        raise OutputError(
+            f"process {world.rank()} of {world.size()} does not find the checkpoint that the first goes on from; give a folder "
+            "in out= that all of them see, or an empty one."
+        )
+    return checkpoint
 
 
 def _start(model: nn.Module, steps: Sequence[Step]) -> nn.Module:

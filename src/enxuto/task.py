@@ -30,7 +30,8 @@ class Task:
     (higher is better; one value per sample makes differences paired). `train` (batches of inputs and targets) and
     `loss(outputs, targets)` let steps recover what they lost. `test` is called once, at the very end. `outputs` says what
     outputs are, where no labels do: "classes" (a score for each), "values" or "ignore", one word for all or a dict by name.
-    `memory` ("2 GB") bounds the tensors of a training step, as `compress(memory=)` sets it.
+    `memory` ("2 GB") bounds the tensors of a training step, as `compress(memory=)` sets it. `also` judges a network by what
+    else it should do, by name, as by an old task while it learns a new one: the record says what of it was given up.
     Raises: TaskError when the model has NaN or infinite weights, fails on its own sample inputs, or nothing was given.
     """
 
@@ -43,6 +44,7 @@ class Task:
     seed: int = field(default=0, kw_only=True)
     outputs: Outputs | None = field(default=None, kw_only=True)
     memory: str | int | None = field(default=None, kw_only=True)
+    also: Mapping[str, Evaluate] = field(default_factory=dict, kw_only=True)
     name: str = field(default="", kw_only=True)  # the title of the report; the class of the model unless given
 
     def __post_init__(self) -> None:
@@ -52,6 +54,10 @@ class Task:
         for name in ("evaluate", "loss", "test"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TaskError(f"{name} is {type(getattr(self, name)).__name__}, not a function; pass a callable.")
+        if not isinstance(self.also, Mapping) or not all(
+            isinstance(name, str) and callable(it) for name, it in self.also.items()
+        ):
+            raise TaskError(f"{named('also', self.also)} names no functions; write also={{'the old task': evaluate_old}}.")
         if not whole(self.seed, 0, 2**63 - 1):
             raise TaskError(f"{named('seed', self.seed)} is no whole number from 0 to 2**63 - 1; use for example 0.")
         if self.memory is not None:

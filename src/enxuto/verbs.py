@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import nn
 
+from enxuto import world
 from enxuto.artifact.save import Entry, load
 from enxuto.artifact.save import save as save_model
 from enxuto.batches import Batch
@@ -49,7 +50,7 @@ def save(
     Raises: ArtifactError for a model that cannot be kept; ExportError for one without a graph; OutputError when the file
     cannot be written.
     """
-    model = _model(what)
+    model, path = _model(what), world.own_path(path)
     if isinstance(what, Result):
         original = what.task.model
     if graph is False:
@@ -81,7 +82,7 @@ def export(
     """
     if as_path(path).suffix != ".onnx":
         raise ExportError(f"'{path}' is no kind of file enxuto exports to; name it '{Path(path).stem}.onnx'.")
-    model = _model(what)
+    model, path = _model(what), world.own_path(path)
     if isinstance(what, Result):
         calibration = what.task.calibration if calibration is None else calibration
         if precision == "auto":
@@ -145,7 +146,7 @@ def report(what: Result | PathLike, path: PathLike, *, sensitivity: Sensitivity 
         sensitivity = newest_sensitivity(what.artifact.parent if isinstance(what, Result) else as_path(what))
     elif not isinstance(sensitivity, Sensitivity):
         sensitivity = Sensitivity.load(sensitivity)
-    write_html(document, path, sensitivity)
+    write_html(document, world.own_path(path), sensitivity)
 
 
 def _model(what: Result | nn.Module) -> nn.Module:

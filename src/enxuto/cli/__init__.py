@@ -6,6 +6,8 @@ Importing it loads no torch, so that `--help` answers at once: what is heavy is 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Annotated
 
 from enxuto.extras import explained
@@ -65,6 +67,8 @@ def main() -> None:
     # Threads that wait sleep instead of spinning: on a busy machine spinning took 585 ms a batch, not 77.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     terminal.open_streams()
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, the first of several processes speaks for all
     app(prog_name="enxuto")
 
 

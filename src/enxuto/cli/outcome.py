@@ -38,6 +38,7 @@ def compress_into(
 
     Raises: typer.Exit with GOAL_MISSED when a goal was missed; the files are written then too.
     """
+    from enxuto import world
     from enxuto.compression import compress
 
     folder = writable_folder(out)
@@ -47,7 +48,8 @@ def compress_into(
         result = compress(task, steps=steps, target=target, time=seconds, out=folder, memory=memory)
         plain = result.document()
         document = Document.from_json(plain)
-        write_html(document, folder / "report.html", newest_sensitivity(folder))
+        if not world.rank():
+            write_html(document, folder / "report.html", newest_sensitivity(folder))
         run.kept = f"the result is in '{folder}'"
     about = {file.name: use(document, file) for file in document.files} | BESIDE
     files = {name: folder / name for name in about if (folder / name).is_file()}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from enxuto import world
 from enxuto.batches import Batch
 from enxuto.calls import call, evaluating, first_tensor
 from enxuto.checks import named, whole, within
@@ -45,9 +46,10 @@ class Recover:
     rate and the decay; gradients longer than `clip` are made as short, and `accumulate` batches make one update. With
     `average` (0.999) what comes out is the exponential average of the weights along the way. With `patience` the training ends
     after so many looks that find no better `task.evaluate` of what would ship, one look in `every` epochs once `during` and
-    `rate` are whole, and the best state is kept; `keep` ("last", "best") says so without. `devices` and `precision` are
-    lightning-fabric's. `memory` ("2 GB", or what the task says) bounds the tensors of a step: layers are checkpointed or
-    batches trained in parts, as `ex.memory.plan` finds best; an update sees the whole batch.
+    `rate` are whole, and the best state is kept; `keep` ("last", "best") says so without. Processes that torchrun
+    starts share each batch (`devices` insists on so many); `precision` is lightning-fabric's. `memory` ("2 GB", or what the task
+    says) bounds the tensors of a step: layers are checkpointed or batches trained in parts, as `ex.memory.plan` finds best; an
+    update sees the whole batch.
     `during` holds steps that tighten inside this training (Prune, Quantize, Share): little by little, and wholly from the part
     `tight` of it on; 0 is from the first batch. `rate` makes the file small while it trains: a text is the bytes to come to
     ("6 kB"), a number the loss that a bit is worth (3e-6 is a small file). It prices the codes of weights on grids of steps, so
@@ -169,7 +171,7 @@ class Recover:
         if _images(student):
             _lay_channels_last_(student, task.sample)
         examples = Examples(task, self.epochs)
-        paths, size = self.fitting(student, task)
+        paths, size = world.same(self.fitting(student, task))
         loop = self._loop(size, task.seed, place_of(model, str(self)))
         aims = self.terms if self.rate is None else (*self.terms, Rate(self.rate))
         objective = Objective(task, self.teacher, self.temperature, aims, self.epochs)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from enxuto import world
 from enxuto.judging import quality
 from enxuto.surgery import duplicate
 from enxuto.task import Evaluate
@@ -72,7 +73,7 @@ class Looks:
 
     def look_(self, done: int) -> None:
         """One look. Raises: TaskError where evaluate fails."""
-        self.last = judged(self.student, self.evaluate)
+        self.last = world.first(lambda: judged(self.student, self.evaluate))
         self.best.look_(self.student, self.last, done)
         logger.info("quality %.4g after %d of %d updates", self.last, done, self.total)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from enxuto import world
 from enxuto.batches import parts, samples
 from enxuto.calls import attempt, device_of, differentiating
 from enxuto.errors import TaskError
@@ -24,10 +25,10 @@ from enxuto.sizes import format_bytes
 from enxuto.training.average import Average
 from enxuto.training.best import LOOKS, Fallback, Looks
 from enxuto.training.examples import Example, Examples
-from enxuto.training.lone import lone_values
 from enxuto.training.objective import Objective
 from enxuto.training.optimizers import Options, made
 from enxuto.training.schedules import SCHEDULES
+from enxuto.training.shares import Shares
 from enxuto.training.snapshot import Snapshot
 from enxuto.training.state import State, recall_, remembered
 
@@ -82,25 +83,24 @@ class Loop:
         Raises: TaskError when a batch does not fit, the source is empty, or the loss or a weight becomes infinite before there is
         a state to fall back to.
         """
-        from lightning_fabric import Fabric
-
-        fabric = Fabric(accelerator="auto", devices=self.devices, precision=self.precision)
-        fabric.launch()
+        shares = Shares(self.devices)
+        fabric = _fabric(self.precision, shares)
+        world.agree_(student, "the network")
         home = device_of(objective.task.model)
         wrapped, optimizer = fabric.setup(student, self._optimizer([student, *objective.modules]))
         if objective.teacher is not None:
             objective.teacher.module = fabric.to_device(objective.teacher.module)
         for term in objective.modules:
             fabric.to_device(term)
-        run = Run(self, student, objective, examples, fabric, wrapped, optimizer, ready)
-        with torch.random.fork_rng(), lone_values(student) as lone:
+        run = Run(self, student, objective, examples, shares, fabric, wrapped, optimizer, ready)
+        with torch.random.fork_rng(), shares.norms(student) as lone:
             torch.manual_seed(self.seed)
             wrapped.train()
             optimizer.zero_grad(set_to_none=True)
-            state = State(self.place)
+            state = State(None if shares.rank else self.place)
             run.resume_(state, beside)
-            for batch in counted(examples, run.standing, examples.total):
-                run.learn_(fabric.to_device(batch))
+            for batch in world.steady(counted(examples, run.standing, examples.total), self.seed):
+                run.learn_(batch)
                 run.alone += bool(lone)
                 lone.clear()
                 if run.diverged:
@@ -142,6 +142,7 @@ class Run:
     student: nn.Module
     objective: Objective
     examples: Examples
+    shares: Shares
     fabric: Any
     wrapped: Any
     optimizer: Any
@@ -208,8 +209,8 @@ class Run:
         Raises: TaskError for a state of another training; its file is removed.
         """
         if self.objective.teacher is not None:
-            self.objective.teacher.place = file.answers
-        state = file.read()
+            self.objective.teacher.place = file.answers if self.shares.size == 1 else None  # each is asked for its own part
+        state = world.same(file.read())
         if state is None:
             return
         try:
@@ -239,19 +240,22 @@ class Run:
         self.examples.resume_(state["examples"])
 
     def learn_(self, batch: Example) -> None:
-        """One batch forwards and backwards, in as many passes as it takes."""
+        """One batch forwards and backwards, in as many passes as it takes; of several processes each has its part."""
         weight = 1.0 if self.loop.accumulate == 1 else self.gathered.weight(samples(batch))
+        batch, counts = self.shares.part(batch)
+        weight *= counts
         told, place, objective, examples = 0.0, f"training batch {self.examples.done}", self.objective, self.examples
-        for (inputs, targets), part in _passes(batch, self.loop.size):
+        for (inputs, targets), part in _passes(self.fabric.to_device(batch), self.loop.size):
             outputs = attempt(self.wrapped, inputs, place, objective.task.model)
             moment = objective.moment(self.wrapped, outputs, inputs, targets, (examples.done - 1) / examples.total)
             if examples.done == 1:
                 objective.settle_(moment)
+                objective.learned = world.same(objective.learned)
             loss = objective(moment) * part
             with differentiating(place):
                 self.fabric.backward(loss if weight == 1 else loss * weight)
             told += float(loss.detach())
-        self.losses.append(told)
+        self.losses.append(self.shares.loss(told * counts))
 
     def update_(self, before: Sequence[Look]) -> None:
         """One update of the weights."""
@@ -259,6 +263,7 @@ class Run:
             with self._as_it_ends():
                 self.fallback.hear_(self.done, self.losses)
         self.gathered.mean_()
+        self.shares.mean_(itertools.chain.from_iterable(group["params"] for group in self.optimizer.param_groups))
         for group in self.optimizer.param_groups:
             group["lr"] = self.loop.learning_rate * SCHEDULES[self.loop.schedule](self.done, self.total)
         if self.loop.clip is not None:
@@ -350,6 +355,16 @@ class Gathered:
                 if parameter.grad is not None:
                     parameter.grad /= self.sum
         self.first, self.sum = 0, 0.0
+
+
+def _fabric(precision: Precision, shares: Shares) -> Any:
+    """Numbers and places as lightning-fabric sets them up, for this process alone: what processes share is put together here."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.single_device import SingleDeviceStrategy
+
+    if shares.size == 1:
+        return Fabric(accelerator="auto", devices=1, precision=precision)
+    return Fabric(strategy=SingleDeviceStrategy(device=world.device()), precision=precision)
 
 
 def _passes(batch: Example, size: int | None) -> list[tuple[Example, float]]:

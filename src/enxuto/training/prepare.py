@@ -18,7 +18,7 @@ from enxuto.sites import sites
 from enxuto.surgery import duplicate
 from enxuto.task import Step, Task
 from enxuto.training.rehearsals import rehearse_, settle_
-from enxuto.training.tighten import Calibrated, Rehearsable
+from enxuto.training.tighten import Calibrated, Rehearsable, check_whole
 
 _log = logging.getLogger(__name__)
 
@@ -75,4 +75,7 @@ def convert(model: nn.Module) -> nn.Module:
     """The trained model as it ships: codes where there was a grid, exact zeros where weights were out, plain floats else."""
     if not isinstance(model, nn.Module):
         raise TaskError(f"model is {type(model).__name__}, not a torch.nn.Module; give what prepare returned, trained.")
+    check_whole(
+        model, "convert takes a whole model", "load its full state dict into another that prepare has made, and give that"
+    )
     return settle_(duplicate(model)).eval()

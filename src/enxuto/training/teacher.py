@@ -46,7 +46,7 @@ class Teacher:
 
     def state(self) -> dict[str, Any]:
         """What it knows by now, where its answers are in a file at `place`; that file is only ever added to."""
-        return {"until": self.until, "kept": None if self.kept is None else self.kept.state()}
+        return {"until": self.until, "kept": None if self.kept is None or self.place is None else self.kept.state()}
 
     def resume_(self, state: Mapping[str, Any]) -> None:
         """Knows that again. Raises: OSError or ValueError where the file is gone or shorter."""

@@ -82,6 +82,13 @@ class Observing(Protocol):
     def observe_(self, model: nn.Module, look: Look) -> None: ...
 
 
+def check_whole(model: nn.Module, asked: str, instead: str) -> None:
+    """Raises: TaskError when weights of the model are sharded, so that each process holds a part of them."""
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor"):  # as those of torch.distributed.fsdp.fully_shard
+            raise TaskError(f"{asked}, and '{name}' is sharded over several processes; {instead}.")
+
+
 class Schedule:
     """Tightens the steps of a prepared model: call `step` after each batch.
 
@@ -160,5 +167,10 @@ class Schedule:
         self.done += 1
         due = self.first <= self.done < self.last and (self.done - self.first) % self.every == 0
         if due or self.done == self.last:
+            check_whole(
+                self.model,
+                "a Schedule tightens whole weights",
+                "prepare with all at work from the first batch (without gradual=True)",
+            )
             for step in self.steps:
                 step.rehearse_(self.model, self.strength)
