@@ -29,7 +29,7 @@ from file_coders import network
 MACS, RATE = 0.25, 3e-3
 IMAGES, EPOCHS, BATCH = 2_500, 20, 128
 CHOICE = (5_000, 6, 64)  # images, epochs and batch where weights are chosen
-FEW = 512  # samples that are invented, and as many real ones beside them
+FEW = 256  # samples that are invented, and as many real ones beside them
 SEEDS = (1, 2, 3)
 STAGES = ("stages.0", "stages.1", "stages.2")
 
