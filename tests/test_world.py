@@ -85,7 +85,7 @@ def both(folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
 
 
 def trained(**more: Any) -> dict[str, Tensor]:
-    step = ex.Recover(epochs=3, learning_rate=1e-2, during=[ex.Prune(0.5), ex.Quantize(4)], **more)
+    step = ex.Recover(epochs=3, learning_rate=1e-2, **{"during": [ex.Prune(0.5), ex.Quantize(4)]} | more)
     Net.trained = 0
     model, records = ex.run(task(evaluate=accuracy), [step])
     found = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
@@ -93,7 +93,14 @@ def trained(**more: Any) -> dict[str, Tensor]:
     return found | told | {"samples": torch.tensor(Net.trained)}
 
 
-@pytest.mark.parametrize("more", [{}, {"accumulate": 2, "average": 0.9, "keep": "best"}], ids=["plain", "accumulated"])
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated": {"accumulate": 2, "average": 0.9, "keep": "best"},
+    "looking at gradients": {"during": [ex.Regrow(0.5, updates=5)]},
+}
+
+
+@pytest.mark.parametrize("more", WAYS.values(), ids=WAYS)
 def test_two_processes_give_what_one_gives(more: dict[str, Any], tmp_path: Path) -> None:
     alone = trained(**more)
     one, other = both(tmp_path, lambda: trained(**more))
