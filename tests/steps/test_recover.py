@@ -1,5 +1,6 @@
-from collections import UserDict
+from collections import UserDict, namedtuple
 from collections.abc import MutableMapping
+from dataclasses import make_dataclass
 
 import pytest
 import torch
@@ -420,6 +421,18 @@ def test_dicts_with_labels_train_by_the_task_s_loss_or_the_model_s_own(teacher):
     given, _ = reader(lambda outputs, labels: nn.functional.cross_entropy(outputs["scores"], labels), teacher=teacher)
     assert own == pytest.approx(given, abs=0.05)
     assert own > 0.8
+
+
+@pytest.mark.parametrize("kind", [namedtuple("Answer", ["loss", "scores"]), make_dataclass("Answer", ["loss", "scores"])])
+def test_a_loss_in_a_record_of_another_kind_trains_as_well(kind):
+    class Recorded(Reader):
+        def forward(self, tokens, labels=None):
+            return kind(**super().forward(tokens, labels))
+
+    tokens = torch.randint(0, 20, (8, 5))
+    task = Task(seeded(Recorded), calibration=[{"tokens": tokens}], train=[{"tokens": tokens, "labels": tokens[:, 0] % 3}])
+    _, record = Recover(teacher=0.0)(task.model, task)
+    assert record.figures["loss_first"] == pytest.approx(float(task.model(tokens, tokens[:, 0] % 3).loss.detach()))
 
 
 def test_dicts_without_labels_leave_the_teacher_alone_to_teach():

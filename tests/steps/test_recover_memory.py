@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import enxuto as ex
 from enxuto import zoo
@@ -43,6 +45,28 @@ def weights(model: nn.Module) -> Tensor:
 def test_with_room_for_all_nothing_changes() -> None:
     model = zoo.build("transformer")
     assert torch.equal(weights(recovered(model, None)[0]), weights(recovered(model, "1 GB")[0]))
+
+
+def test_a_plan_copies_no_data_and_draws_no_batch_of_a_shuffled_loader(caplog: pytest.LogCaptureFixture) -> None:
+    class Right:
+        """An `evaluate` that holds tensors."""
+
+        labels = LABELS
+
+        def __call__(self, model: nn.Module) -> float:
+            return 0.0
+
+    def trained(memory: str | None) -> Tensor:
+        torch.manual_seed(0)
+        rows = TensorDataset(IMAGES.flatten(1)[:, :8], LABELS)
+        loader = DataLoader(rows, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(1))
+        model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 10))
+        bound = ex.Task(model, calibration=[rows[:4][0]], train=loader, loss=F.cross_entropy, evaluate=Right())
+        return weights(ex.Recover(memory=memory)(model, bound)[0])
+
+    with caplog.at_level(logging.INFO):
+        assert torch.equal(trained("1 GB"), trained(None))
+    assert "measured in a real run" not in caplog.text
 
 
 def test_without_batch_norms_parts_of_a_batch_teach_the_same() -> None:

@@ -93,6 +93,16 @@ def test_every_schedule_has_a_part_of_the_rate_for_every_update(schedule: str, t
     assert max(parts) > 0.99 or (schedule, total) == ("cosine", 2)
 
 
+@pytest.mark.parametrize("grid", [ex.Quantize(4), ex.Share(2)])
+def test_momentum_goes_on_where_grids_begin_to_learn_after_weights(grid: ex.Quantize | ex.Share) -> None:
+    task = labelled(20)
+    model, _ = recovered(task, optimizer="SGD", options={"momentum": 0.9}, learning_rate=0.1, during=[ex.Prune(0.5), grid])
+    plain, _ = recovered(
+        task, optimizer="SGD", options={"momentum": 0.9, "foreach": False}, learning_rate=0.1, during=[ex.Prune(0.5), grid]
+    )
+    assert [torch.equal(a.read(), b.read()) for a, b in zip(sites(model), sites(plain), strict=True)] == [True, True]
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_optimizer_of_torch_trains(name: str) -> None:
     task = labelled()
@@ -136,6 +146,7 @@ def test_gradients_go_unclipped_where_that_is_asked_for() -> None:
         ({"optimizer": 3}, "is not known"),
         ({"options": {"beta": 1}}, "unexpected keyword argument 'beta'; its options are betas"),
         ({"options": {"betas": [0.9, 1.5]}}, "Invalid beta parameter.*its options are"),
+        ({"options": {"betas": [0.9]}}, "does not work in torch: .*its options are betas"),
         ({"options": {"lr": 0.1}}, "options holds 'lr'.*learning_rate="),
         ({"options": [0.9]}, "is no dict"),
         ({"optimizer": "Rprop", "weight_decay": 0.1}, "does not work in torch"),

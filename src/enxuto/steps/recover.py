@@ -236,7 +236,7 @@ class Recover:
         )
         option = settle(
             lesson,
-            (next(iter(Examples(task, self.epochs))), None),
+            (Examples(task, self.epochs).first(), None),
             memory,
             loss=lambda loss, _: loss,
             optimizer=optimizers.maker(self.optimizer, self.options),

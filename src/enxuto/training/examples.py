@@ -72,6 +72,14 @@ class Examples:
         set_chance_(back, self.source)
         return rest
 
+    def first(self) -> Example:
+        """The batch that a training will begin with; random numbers are as if nobody had looked."""
+        before = chance(self.source)
+        try:
+            return next(iter(Examples(self.task, self.epochs)))
+        finally:
+            set_chance_(before, self.source)
+
     def state(self) -> dict[str, Any]:
         """Where it is, to go on from there in another process."""
         place = {"done": self.done, "pass_": self.pass_, "at": self.at, "fewest": self.fewest}
@@ -124,7 +132,7 @@ def own_loss(task: Task, outputs: Any, inputs: Batch, targets: Any) -> Tensor | 
         return _checked(task.loss, outputs, targets)
     if task.train is None or not isinstance(inputs, Mapping) or LABELS not in inputs:
         return None
-    value = outputs.get(LOSS) if isinstance(outputs, Mapping) else None
+    value = outputs.get(LOSS) if isinstance(outputs, Mapping) else getattr(outputs, LOSS, None)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         raise TaskError(
             f"train gives dicts with '{LABELS}' and the model returns no '{LOSS}' for them; give loss=, called as "

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -217,7 +218,12 @@ class Objective:
             recall_(term, each)
 
     def bare_(self) -> Objective:
-        """Without values, for a plan, which asks for shapes alone."""
+        """Without values and batches, for a plan, which asks for shapes alone and copies all there is."""
+        self.task = copy.copy(self.task)
+        for name in ("calibration", "train"):
+            object.__setattr__(self.task, name, None if getattr(self.task, name) is None else ())
+        for name in ("evaluate", "test"):
+            object.__setattr__(self.task, name, None)
         self.learned = tuple(replace(each, spread=Spread(None, 1.0)) for each in self.learned)
         return self
 

@@ -40,7 +40,7 @@ def check(name: object, options: object, *, learning_rate: float, weight_decay: 
     weight.grad = torch.ones(2, 2)
     try:
         made(name, options, [weight], learning_rate=learning_rate, weight_decay=weight_decay).step()
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
         known = [key for key in inspect.signature(getattr(torch.optim, name)).parameters if key not in ("params", *FIELDS)]
         raise RangeError(
             f"optimizer={name!r} with options={dict(options or {})} and weight_decay={weight_decay} does not work in torch: "
@@ -77,6 +77,7 @@ def made(
     if weight_decay or "weight_decay" in takes:
         given["weight_decay"] = weight_decay
     parameters = list(parameters)
+    fused = fused and not (name == "SGD" and given.get("momentum"))  # it takes no weights that begin to learn after others
     if fused and "fused" in takes and not set(given) & set(WAYS) and all(each.is_floating_point() for each in parameters):
         given["fused"] = True
     try:
