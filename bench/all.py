@@ -29,6 +29,7 @@ SCRIPTS = (
     ("allocation.py",),
     ("file_untrained.py",),
     ("training_size.py", "lenet-300-100", "8"),
+    ("loop.py",),
     ("training_speed.py",),
     ("distillation.py",),
     ("records.py",),

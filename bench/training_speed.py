@@ -3,7 +3,8 @@
 The same network, batches, teacher, losses, clipping and schedule of the learning rate; only the loop is another: the bare one is
 what a tutorial writes, with torch's own AdamW as it comes. "careful" is the same with AdamW fused and the teacher's answers kept.
 CPU milliseconds of a step on one thread: the slope between a short and a long training, which what comes before and after does
-not count in; the ways take turns, and the median of some rounds is told, with the least and the largest.
+not count in; the ways take turns, and the median of some rounds is told, with the least and the largest. `threads` asks instead
+what a second thread is worth.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -25,6 +27,7 @@ from torch.nn.utils.parametrize import register_parametrization
 import common
 import enxuto as ex
 from enxuto.functional.rate import prices
+from enxuto.progress import listening
 from enxuto.surgery import duplicate, to_float
 from file_coders import network
 
@@ -78,6 +81,32 @@ def main(names: list[str]) -> None:
             rows.append(row)
             print(row, flush=True)
     common.tell("training_speed", "a step of Recover takes at most 1.3 times the bare torch loop of the same arithmetic", rows)
+
+
+def threads(names: Sequence[str]) -> None:
+    """Milliseconds on the wall of a batch of `Recover` with one thread and with two, in turn; the least is that of a processor
+    that was free just then. Whether the weights are the same bytes is told as well."""
+    rows: list[dict[str, object]] = []
+    for name in names:
+        model, task = network(name)
+        batches = [(x, y) for x, y in task.train][: LONG // STEPS[name]]  # type: ignore[union-attr]
+        found: dict[int, list[float]] = {1: [], 2: []}
+        made = {}
+        for _ in range(ROUNDS):
+            for count in found:
+                torch.set_num_threads(count)
+                stamps: list[float] = []
+                with listening(lambda *_, stamps=stamps: stamps.append(time.perf_counter())):  # type: ignore[misc]
+                    bound = ex.Task(model, calibration=[batches[0][0]], train=batches, loss=F.cross_entropy)
+                    small, _ = ex.Recover(teacher=SHARE)(model, bound)
+                found[count] += [1e3 * (after - before) for before, after in pairwise(stamps)]
+                made[count] = torch.cat([each.detach().flatten() for each in small.parameters()])
+        row: dict[str, object] = {"network": name, "same bytes": bool(torch.equal(made[1], made[2]))}
+        for count, times in found.items():
+            row |= {f"{count} threads, least ms": min(times), f"{count} threads, median ms": median(times)}
+        rows.append(row)
+        print(row, flush=True)
+    common.tell("training_threads", "two threads are no slower than one where the processor is free", rows)
 
 
 def clocked(run: Callable[[Any], None], batches: Sequence[Any]) -> float:
@@ -286,4 +315,7 @@ WAYS = {
 }
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] == ["threads"]:
+        threads(sys.argv[2:] or list(STEPS))
+    else:
+        main(sys.argv[1:])
