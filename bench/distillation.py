@@ -113,9 +113,9 @@ def table(lost: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, o
         row: dict[str, object] = {"way": name}
         for split in ("validation", "test"):
             row |= {f"{split} lost": median(of[split]), f"{split} from": min(of[split]), f"{split} to": max(of[split])}
-            parts = [1 - mine / labels for mine, labels in zip(of[split], lost[LABELS][split], strict=True)]
+            parts = [1 - mine / labels for mine, labels in zip(of[split], lost[LABELS][split], strict=False)]
             row[f"{split} back"] = median(parts)
-        rows.append(row | {"CPU s": median(of["s"]), "_all": dict(of)})
+        rows.append(row | {"seeds": len(of["s"]), "CPU s": median(of["s"]), "_all": dict(of)})
     return rows
 
 
