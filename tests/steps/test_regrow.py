@@ -16,6 +16,7 @@ import enxuto as ex
 from enxuto.errors import RangeError, RecipeError, TaskError
 from enxuto.functional.regrow import erdos_renyi, exchanged
 from enxuto.sites import sites
+from enxuto.training.tighten import Look
 from toys import Mlp, inputs, seeded
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -247,3 +248,19 @@ def test_what_was_met_does_not_travel_with_copies() -> None:
     other = copy.deepcopy(model)
     assert other.state_dict().keys() == model.state_dict().keys()
     assert not any("met" in name for name in model.state_dict())
+
+
+def test_gradients_are_the_mean_over_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process sees its own batches, and all must choose the same pattern."""
+    model = ex.prepare(ex.Task(seeded(Mlp), calibration=[inputs(Mlp)]), [ex.Regrow(0.8)])
+    optimizer = torch.optim.SGD(model.parameters())
+
+    def gradients() -> list[Tensor]:
+        model(inputs(Mlp)).sum().backward()
+        return [gradient for _, _, gradient in Look(optimizer, 0, 1).met(model, "*") if gradient is not None]
+
+    alone = gradients()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(6))
+    assert all(torch.allclose(a * 1.5, b) for a, b in zip(alone, gradients(), strict=True))
