@@ -56,10 +56,7 @@ def main(epochs: float, sparsity: float, scratch: bool) -> None:
 def ways(epochs: float, sparsity: float, scratch: bool) -> Iterator[tuple[str, Sequence[ex.Step]]]:
     """Each way as a recipe."""
     more: dict[str, Any] = {"epochs": epochs, "learning_rate": HIGH} | ({"teacher": 0.0} if scratch else {})
-    if scratch:
-        yield "dense", [ex.Recover(**more)]
-    else:
-        yield "dense, pruned after", [ex.Recover(**more), ex.Prune(sparsity)]
+    yield "dense, pruned after", [ex.Recover(**more), ex.Prune(sparsity)]
     yield "one blow", [ex.Prune(sparsity), ex.Recover(**more)]
     for scores in ("lamp",) if scratch else ("lamp", "magnitude", "movement"):
         yield f"gradual, {scores}", [ex.Recover(**more, during=[ex.Prune(sparsity, scores=scores)])]
