@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from enxuto.artifact.save import load, save
-from enxuto.errors import RangeError, RecipeError, ShapeError
+from enxuto.errors import RangeError, RecipeError, ShapeError, TaskError
 from enxuto.layers import Affine, Coded, LowRankLinear, Rehearsal, Table
 from enxuto.recipe import run
 from enxuto.sites import sites
@@ -366,6 +366,17 @@ def test_a_model_that_is_prepared_again_takes_the_grid_of_now():
 def test_a_schedule_that_makes_no_sense_is_refused(arguments):
     with pytest.raises(RangeError, match="makes no sense"):
         Schedule(seeded(Mlp), [], **arguments)
+
+
+def test_a_schedule_of_what_was_not_prepared_and_an_optimizer_of_another_are_refused():
+    model, task = seeded(Mlp), Task(seeded(Mlp), calibration=[inputs(Mlp)])
+    for wrong in (model, prepare(task), "model"):
+        with pytest.raises(RecipeError, match=r"without leaves to tighten.*gradual=True"):
+            Schedule(wrong, [Prune(0.5)], batches=4)
+    schedule = Schedule(prepare(task, [Prune(0.5)], gradual=True), [Prune(0.5)], batches=4)
+    with pytest.raises(TaskError, match=r"would train another one; make it after prepare, of model.parameters\(\)"):
+        schedule.observe(torch.optim.SGD(model.parameters()))
+    schedule.observe(torch.optim.SGD(schedule.model.parameters()))
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3, 30])

@@ -60,6 +60,17 @@ def test_recover_prunes_by_it_with_the_same_bytes_each_time() -> None:
     assert "movement" not in "".join(one.state_dict())
 
 
+def test_what_gradients_do_not_reach_goes_by_magnitude_by_itself() -> None:
+    given = task()
+    before = given.model.fc2.weight.requires_grad_(False).detach()  # type: ignore[operator, union-attr]
+    small, _ = ex.Recover(during=[ex.Prune(0.7, scores="movement")])(given.model, given)
+    after = small.fc2.weight.detach()  # type: ignore[operator, union-attr]
+    order = before.abs().flatten().argsort()
+    gone = round(0.7 * before.numel())
+    assert torch.equal((after == 0).flatten()[order], torch.arange(before.numel()) < gone)
+    assert torch.equal(after[after != 0], before[after != 0])
+
+
 def test_all_steps_that_look_see_the_same_gradients_and_the_next_batch_others() -> None:
     model = ex.prepare(task(), [ex.Prune(0.7, scores="movement")], gradual=True)
     optimizer = torch.optim.SGD(model.parameters())

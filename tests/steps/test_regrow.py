@@ -199,7 +199,7 @@ def test_a_schedule_that_was_not_shown_the_gradients_says_so() -> None:
 
 
 def test_a_model_that_was_not_prepared_for_it_is_refused() -> None:
-    model = ex.prepare(ex.Task(seeded(Mlp), calibration=[inputs(Mlp)]))
+    model = ex.prepare(ex.Task(seeded(Mlp), calibration=[inputs(Mlp)]), [ex.Prune(0.5, layers="fc2")])
     with pytest.raises(RecipeError, match=r"'fc1.weight' has no leaf .*; give prepare the same steps"):
         ex.Schedule(model, [ex.Regrow(0.8)], batches=4).observe(torch.optim.SGD(model.parameters()))
 

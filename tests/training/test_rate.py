@@ -63,6 +63,12 @@ FINE = ex.Quantize(bits=8, per="tensor", fit="absmax")
 WITH_BIASES = ex.Quantize(bits=8, per="tensor", fit="absmax", biases=6)
 
 
+def test_two_prices_for_the_same_codes_are_refused() -> None:
+    for arguments in ({"rate": 1e-6, "terms": [ex.terms.Rate("2 kB")]}, {"terms": [ex.terms.Rate(), ex.terms.Rate("2 kB")]}):
+        with pytest.raises(RecipeError, match="price the same codes; leave one of rate="):
+            ex.Recover(**arguments)  # type: ignore[arg-type]
+
+
 def test_bits_that_cost_become_fewer_and_the_network_still_works(tmp_path: Path) -> None:
     plain, before, _, _ = trained_with(tmp_path, FINE)
     priced, after, record, small = trained_with(tmp_path, FINE, rate=1e-5)

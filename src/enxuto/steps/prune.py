@@ -52,7 +52,7 @@ class Prune:
     nothing of goes by magnitude, by itself. `refit=True` also sets what stays to those values that change the products with
     the calibration batches' inputs least. While training, scores that need data are magnitude, and training itself refits.
     "movement", in a training only, is how far each weight was pushed away from zero so far: for transfer, where values are those
-    of another task.
+    of another task; what gradients do not reach, as what is frozen, goes by magnitude, by itself.
     Raises: RangeError for a sparsity outside [0, 1), an unknown score or scope, a pattern beside a block or another sparsity.
     Source: Han et al. 2015; LAMP scores from Lee et al. 2021; "wanda" from Sun et al. 2023; "taylor" from Molchanov et al. 2019;
     "movement" from Sanh, Wolf, Rush 2020, "Movement pruning: adaptive sparsity by fine-tuning", section 4 (hard, no penalty);
@@ -160,15 +160,17 @@ class Prune:
         if self.pattern is not None and strength < 1:
             return
         score = magnitude if self.observes else in_training(self.scores)
+        told = {key: leaf.movement for key, leaf in leaves.items() if self.observes and leaf.movement is not None}
+        moved = {key: movement for key, movement in told.items() if bool(movement.any())}
 
         def scored(weight: Site, values: Tensor) -> Tensor:
-            gathered = leaves[weight.key].movement
-            return score(values) if gathered is None or not self.observes else gathered.clone()
+            return moved[weight.key].clone() if weight.key in moved else score(values)
 
         def units(weight: Site) -> Tensor:
             return self._units(weight, leaves[weight.key].leaf.detach(), scored)
 
-        for leaf, keep in zip(leaves.values(), self._kept(chosen, units, self.sparsity * strength), strict=True):
+        kept = self._kept(chosen, units, self.sparsity * strength, alone=told.keys() - moved.keys())
+        for leaf, keep in zip(leaves.values(), kept, strict=True):
             leaf.keep, leaf.grow = keep & (leaf.leaf.detach() != 0), False
 
     @property

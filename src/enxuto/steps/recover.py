@@ -154,8 +154,11 @@ class Recover:
                 raise RecipeError(f"{name} in during= does not tighten while one trains; use Prune(0.9) there, or put it before.")
         if not within(self.tight, "[0, 1]"):
             raise RangeError(f"{named('tight', self.tight)} is the part of the training before steps are whole; use 0.7.")
-        if self.rate is not None:
-            Rate(self.rate)
+        prices = [*(aim for aim in self.terms if isinstance(aim, Rate)), *(() if self.rate is None else (Rate(self.rate),))]
+        if len(prices) > 1:
+            raise RecipeError(
+                f"{prices[0]} and {prices[1]} in one training price the same codes; leave one of rate= and terms=[Rate(...)] out."
+            )
 
     def __call__(self, model: nn.Module, task: Task) -> tuple[nn.Module, Record]:
         """The trained copy."""

@@ -89,13 +89,18 @@ def check_whole(model: nn.Module, asked: str, instead: str) -> None:
             raise TaskError(f"{asked}, and '{name}' is sharded over several processes; {instead}.")
 
 
+def _leaves(model: nn.Module) -> list[Rehearsal]:
+    return [module for module in model.modules() if isinstance(module, Rehearsal)]
+
+
 class Schedule:
     """Tightens the steps of a prepared model: call `step` after each batch.
 
     Nothing until `begin` (a fraction of all batches), everything from `end` on; between, the strength grows along the cubic
     of Zhu, Gupta 2017, "To prune or not to prune", eq. 1, in `updates` updates. With `end=0` strength is left as prepared.
     Steps that look at gradients (Regrow, Prune by movement) also need `observe`, between the backward pass and the update.
-    Raises: RangeError when the fractions do not ascend in 0...1 or there is no batch.
+    Raises: RangeError when the fractions do not ascend in 0...1 or there is no batch; RecipeError for a model that was not
+    prepared.
     """
 
     def __init__(
@@ -116,6 +121,11 @@ class Schedule:
                 "use whole numbers and 0 <= begin < end <= 1."
             )
         self.model, self.steps = model, [step for step in steps if isinstance(step, Rehearsable)]
+        if not isinstance(model, nn.Module) or (self.steps and not _leaves(model)):
+            raise RecipeError(
+                f"model is {type(model).__name__} without leaves to tighten: prepare did not make it, or not with these "
+                "steps; write model = prepare(task, steps, gradual=True), and make the optimizer of its parameters."
+            )
         self.observing = [step for step in steps if isinstance(step, Observing) and step.observes]
         self.observed = False  # since the last batch
         self.batches = batches
@@ -133,6 +143,13 @@ class Schedule:
 
     def observe(self, optimizer: Optimizer) -> None:
         """Shows the gradients to the steps that look at them: call it after the backward pass, before `optimizer.step()`."""
+        if self.done == 0 and self.steps:
+            learned = {id(each) for group in optimizer.param_groups for each in group["params"]}
+            if not any(id(leaf.leaf) in learned for leaf in _leaves(self.model)):
+                raise TaskError(
+                    "the optimizer shown to the schedule has no weight of the prepared model, so it would train another one; "
+                    "make it after prepare, of model.parameters()."
+                )
         look = Look(optimizer, self.done, self.batches)
         for step in self.observing:
             step.observe_(self.model, look)
