@@ -268,10 +268,10 @@ ROWS: Mapping[str, Row] = {
         batch=128,
         tries=1,
     ),
-    "lenet-300-100, digits": Row("lenet-300-100", "mnist", 10, priced(40, 6e-3), 2.5e-6, 5332, least=0.981, tries=1),
+    "lenet-300-100, digits": Row("lenet-300-100", "mnist", 10, priced(40, 6e-3), 1.9e-6, 5332, least=0.981, tries=1),
     "lenet-5, digits": Row("lenet-5", "mnist", 4, priced(25, 6e-3, SMALL, teacher=0.0), 6e-6, 1724, least=0.99, **MOVED),
     "lenet-5, digits, finer": Row(
-        "lenet-5", "mnist", 4, priced(25, 6e-3, SMALL, teacher=0.0), 2.2e-6, 3079, least=0.993, **MOVED
+        "lenet-5", "mnist", 4, priced(25, 6e-3, SMALL, teacher=0.0), 1.3e-6, 3079, least=0.993, **MOVED
     ),
 }
 
