@@ -532,3 +532,27 @@ def test_a_network_of_codes_alone_can_be_trained():
     )
     assert record.figures["batches"] == 2
     assert not torch.equal(output(trained, x), output(coded, x))
+
+
+def test_the_record_says_what_became_of_each_weight_and_what_was_left():
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.table = nn.Linear(12, 8), nn.Linear(8, 5), nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x):
+            return self.head(torch.relu(self.body(x) @ self.table))
+
+    x = torch.randn(16, 12)
+    task = Task(seeded(Held), calibration=[x], train=[(x, torch.arange(16) % 5)] * 10, loss=nn.functional.cross_entropy)
+    model, record = Recover(during=[Prune(0.5), Quantize(3, layers="head")])(task.model, task)
+    values = {weight.key: weight.read() for weight in sites(model)}
+    zeros = {key: int((each == 0).sum()) for key, each in values.items()}
+    assert [(change.path, change.what) for change in record.changes[1:]] == [
+        ("body.weight", f"{zeros['body.weight'] / 96:.1%} zeros"),
+        ("head.weight", f"{zeros['head.weight'] / 40:.1%} zeros, codes of 3 bits"),
+    ]
+    assert record.figures["sparsity"] == sum(zeros.values()) / 136
+    assert record.figures["weights"] == 136
+    assert [change.path for change in record.skipped] == ["table"]
+    assert len(Recover()(task.model, task)[1].changes) == 1

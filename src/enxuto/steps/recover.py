@@ -27,7 +27,7 @@ from enxuto.training.examples import Examples
 from enxuto.training.loop import LONGEST, PRECISIONS, Loop, Precision, Run, logger
 from enxuto.training.objective import Aim, Moment, Objective, Telling, checked_aims
 from enxuto.training.prepare import prepared
-from enxuto.training.rehearsals import settle_
+from enxuto.training.rehearsals import came_of, settle_
 from enxuto.training.schedules import SCHEDULES
 from enxuto.training.state import place_of
 from enxuto.training.teacher import Teacher
@@ -185,7 +185,7 @@ class Recover:
             schedule.finish_()
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         settle_(student).train(model.training)
-        return student, self._record(run, time.monotonic() - start + run.before_s)
+        return student, self._record(run, student, time.monotonic() - start + run.before_s)
 
     def _loop(self, size: int | None, seed: int, place: Path | None) -> Loop:
         return Loop(
@@ -208,7 +208,7 @@ class Recover:
             place=place,
         )
 
-    def _record(self, run: Run, seconds: float) -> Record:
+    def _record(self, run: Run, student: nn.Module, seconds: float) -> Record:
         losses, total = [each for each in run.losses if math.isfinite(each)], run.examples.done
         tail = losses[-max(1, len(losses) // 10) :]
         figures = {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "batches": float(total)}
@@ -221,8 +221,9 @@ class Recover:
         kept = f"the running statistics of batch norms in {run.alone} of {total} batches"
         alone = Change("", kept, "they gave single values, which have no variance, as a batch of one sample does")
         short = [Change("", "missed", missed) for _, missed in told if missed]
-        skipped = (*run.notes, *run.examples.notes, *((alone,) if run.alone else ()), *short)
-        return Record(str(self), (change, *run.changes), skipped, figures | run.figures, seconds)
+        made, left, of_weights = came_of(student, [getattr(step, "layers", "*") for step in self.during])
+        skipped = (*run.notes, *run.examples.notes, *((alone,) if run.alone else ()), *short, *left)
+        return Record(str(self), (change, *run.changes, *made), skipped, of_weights | figures | run.figures, seconds)
 
     def fitting(self, student: nn.Module, task: Task) -> tuple[tuple[str, ...], int | None]:
         """The layers to checkpoint and the samples of a pass, so that a step keeps within the memory allowed.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -11,7 +13,9 @@ from enxuto.layers.coded import Coded, code_, decode_, dense, sources
 from enxuto.layers.computed import free
 from enxuto.layers.grids import CodedTensor
 from enxuto.layers.rehearsal import Rehearsal
-from enxuto.sites import held_by, sites
+from enxuto.records import Change
+from enxuto.select import Patterns
+from enxuto.sites import held_by, left_in_float, sites
 
 
 def rehearse_(model: nn.Module) -> nn.Module:
@@ -41,6 +45,21 @@ def rehearse_(model: nn.Module) -> nn.Module:
         if isinstance(grid, ActivationGrid):
             module._modules["input_grid"] = LearningGrid(grid, learns=any(p.requires_grad for p in module.parameters()))
     return model
+
+
+def came_of(model: nn.Module, layers: Iterable[Patterns]) -> tuple[list[Change], list[Change], dict[str, float]]:
+    """What steps that tightened in a training made of the weights at `layers`, what they left alone, and figures of it all."""
+    patterns = list(layers)
+    chosen = {weight.key: weight for each in patterns for weight in sites(model, each)}.values()
+    changes, zeros, total = [], 0, 0
+    for weight in chosen:
+        tensor, values = weight.tensor, weight.read()
+        gone = values.numel() - int(values.count_nonzero())
+        coded = f", codes of {tensor.grid.bits} bits" if isinstance(tensor, CodedTensor) else ""
+        changes.append(Change(weight.key, f"{gone / max(1, values.numel()):.1%} zeros{coded}", "tightened while it trained"))
+        zeros, total = zeros + gone, total + values.numel()
+    left = {change.path: change for each in patterns for change in left_in_float(model, each)}
+    return changes, list(left.values()), {"sparsity": zeros / total, "weights": float(total)} if total else {}
 
 
 def settle_(model: nn.Module) -> nn.Module:
