@@ -113,7 +113,7 @@ def test_the_original_is_not_touched_while_it_teaches(epochs: int) -> None:
 
 @pytest.mark.parametrize("held", [ex.terms.Features(["a", "b"], 0.5, True), ex.terms.Features({"a": "b"}), ex.terms.Rate("6 kB")])
 def test_terms_survive_a_recipe_file(held: object) -> None:
-    steps = (ex.Recover(terms=(held, ex.terms.Rate())),)  # type: ignore[arg-type]
+    steps = (ex.Recover(terms=(held, ex.terms.Logits())),)  # type: ignore[arg-type]
     assert from_yaml(to_yaml(steps)) == steps
     assert type(held).__name__ in line(steps[0])
     own = (ex.Recover(terms=(Size(2.0),)),)
