@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,3 +146,13 @@ def test_outputs_of_each_sample_beside_each_of_its_batch_are_taught() -> None:
     task = ex.Task(model, calibration=batches)
     record = ex.Recover(epochs=3)(ex.Prune(0.5)(model, task)[0], task)[1]
     assert record.figures["loss_last"] < record.figures["loss_first"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+def test_a_full_disk_is_not_written_to_again() -> None:
+    kept = module._Kept(Path("/dev/full"))
+    kept.write([b"0" * module.KEY, b"1" * module.KEY], {"0": torch.ones(2, 3)}, 2)
+    assert kept.full
+    assert kept.file is not None
+    kept.file.close()  # raises where something waits in a buffer
+    assert kept.read([b"0" * module.KEY]) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import tempfile
@@ -133,7 +134,8 @@ class _Kept:
     def _open_(self, mode: str) -> None:
         if self.place is not None:
             self.place.parent.mkdir(parents=True, exist_ok=True)
-        self.file = tempfile.TemporaryFile() if self.place is None else open(self.place, mode)  # noqa: SIM115
+        # without a buffer: what a full disk has refused would be tried again at each look, and at the end
+        self.file = tempfile.TemporaryFile(buffering=0) if self.place is None else open(self.place, mode, buffering=0)  # noqa: SIM115
         weakref.finalize(self, self.file.close)
 
     def read(self, keys: Sequence[bytes]) -> Mapping[str, Tensor] | None:
@@ -168,8 +170,9 @@ class _Kept:
                 self.seen = np.empty((0, KEY + data.shape[1]), np.uint8)
             assert self.file is not None
             rows = data[list(new.values())]
-            self.file.write(np.hstack([np.frombuffer(b"".join(new), np.uint8).reshape(len(new), KEY), rows]).tobytes())
-            self.file.flush()
+            given = np.hstack([np.frombuffer(b"".join(new), np.uint8).reshape(len(new), KEY), rows]).tobytes()
+            if self.file.write(given) < len(given):
+                raise OSError(errno.ENOSPC, "not all was written")
         except OSError:  # no room on the disk
             self.full = True
             return
