@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-from enxuto.errors import RangeError
+from enxuto.errors import RangeError, RecipeError
 from enxuto.evidence.influence import influence
 from enxuto.evidence.moments import MomentsOf
 from enxuto.evidence.samples import moments_bytes
@@ -39,6 +39,15 @@ def check_rounding(rounding: str) -> None:
     """Raises: RangeError when the rounding is not known."""
     if not isinstance(rounding, str) or rounding not in ROUNDINGS:
         raise RangeError(f"rounding={rounding!r} is not known; use one of {', '.join(map(repr, ROUNDINGS))}.")
+
+
+def check_learned(step: object, rounding: str) -> None:
+    """Raises: RecipeError for a rounding by the data in a training, whose codes are the nearest to what it makes of the weights."""
+    if rounding != "nearest":
+        raise RecipeError(
+            f"{type(step).__name__}(rounding={rounding!r}) chooses codes for a network as it is, and while training they are the "
+            f"nearest to weights that learn; leave rounding out, or put the step before or after the training."
+        )
 
 
 def rounded_by(

@@ -148,6 +148,7 @@ def test_a_judge_must_be_there() -> None:
         ({"patience": 0}, "patience=0"),
         ({"keep": "first"}, "use 'last' or 'best'"),
         ({"every": 0}, "every=0 is no number of epochs"),
+        ({"every": 2.0}, "every=2.0 is for looks at the quality, and none is asked for"),
     ],
 )
 def test_looks_that_make_no_sense_are_refused(arguments: dict[str, Any], words: str) -> None:

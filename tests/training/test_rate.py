@@ -190,6 +190,7 @@ def test_the_last_part_has_no_price_and_zeros_stay() -> None:
         ({"rate": "2"}, "rate='2' is a text without a unit; write '2 kB' for bytes, or 2 for a number"),
         ({"rate": "3e-6"}, "3e-6"),
         ({"tight": 1.5}, "tight=1.5"),
+        ({"tight": 0.5}, "tight=0.5 is for steps in during=, and there are none"),
         ({"during": [ex.PruneChannels(macs=0.5)]}, "PruneChannels in during="),
         ({"during": [ex.Prune]}, "Prune in during="),
     ],

@@ -28,7 +28,7 @@ from enxuto.layers.coded import plain_class, weight_names
 from enxuto.layers.grids import Grid, check_bits
 from enxuto.layers.traits import traits
 from enxuto.records import Change, Record
-from enxuto.rounding import Rounding, check_rounding, rounded_by
+from enxuto.rounding import Rounding, check_learned, check_rounding, rounded_by
 from enxuto.select import Patterns, matches
 from enxuto.sites import left_in_float, sites
 from enxuto.surgery import borrowed
@@ -171,8 +171,9 @@ class Quantize:
     def rehearse_(self, model: nn.Module, strength: float) -> None:
         """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready.
 
-        Raises: RecipeError for `tolerance`, which is measured on a network as it is.
+        Raises: RecipeError for `tolerance` and a rounding by the data, which are of a network as it is.
         """
+        check_learned(self, self.rounding)
         if self.tolerance is not None:
             raise RecipeError(
                 f"tolerance={self.tolerance} is measured on a trained network; while training use bits=4, or Quantize first."

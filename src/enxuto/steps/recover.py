@@ -138,6 +138,8 @@ class Recover:
             raise RangeError(f"{named('keep', self.keep)} is not known; use 'last' or 'best'.")
         if not within(self.every, "(0, inf)"):
             raise RangeError(f"{named('every', self.every)} is no number of epochs between looks; the default is 1.")
+        if self.every != type(self).every and not self._judged:
+            raise RangeError(f"every={self.every} is for looks at the quality, and none is asked for; say patience=5 or keep='best'.")
 
     @property
     def _judged(self) -> bool:
@@ -154,6 +156,8 @@ class Recover:
                 raise RecipeError(f"{name} in during= does not tighten while one trains; use Prune(0.9) there, or put it before.")
         if not within(self.tight, "[0, 1]"):
             raise RangeError(f"{named('tight', self.tight)} is the part of the training before steps are whole; use 0.7.")
+        if self.tight != type(self).tight and not self.during:
+            raise RangeError(f"tight={self.tight} is for steps in during=, and there are none; leave it out, or give during=.")
         prices = [*(aim for aim in self.terms if isinstance(aim, Rate)), *(() if self.rate is None else (Rate(self.rate),))]
         if len(prices) > 1:
             raise RecipeError(

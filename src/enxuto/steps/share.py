@@ -12,7 +12,7 @@ from enxuto.encode import check_changed, code_biases_, code_weights_, rehearse_b
 from enxuto.layers.grids import Grid, check_bits
 from enxuto.layers.table import Table
 from enxuto.records import Record
-from enxuto.rounding import Rounding, check_rounding, rounded_by
+from enxuto.rounding import Rounding, check_learned, check_rounding, rounded_by
 from enxuto.select import Patterns
 from enxuto.sites import left_in_float, sites
 from enxuto.surgery import borrowed
@@ -65,7 +65,11 @@ class Share:
         )
 
     def rehearse_(self, model: nn.Module, strength: float) -> None:
-        """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready."""
+        """At full strength the float leaves are seen on their grids, which learn; before that they are only got ready.
+
+        Raises: RecipeError for a rounding by the data.
+        """
+        check_learned(self, self.rounding)
         rehearse_on_(model, self.layers, self.grid(), now=strength >= 1)
         if self.biases is not None:
             rehearse_biases_on_(model, self.layers, self.biases, now=strength >= 1)
