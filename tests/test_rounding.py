@@ -241,3 +241,9 @@ def test_a_step_that_is_no_fraction_is_refused(step: object) -> None:
 def test_a_step_is_no_grid_to_train_on() -> None:
     with pytest.raises(RecipeError, match="while training use bits=4, or Quantize first"):
         prepare(task(Mlp), [Quantize(tolerance=0.01)])
+
+
+@pytest.mark.parametrize("step", [Quantize(bits=4, rounding="gptq"), Share(bits=3, rounding="gptq")], ids=str)
+def test_codes_that_train_are_the_nearest(step: Step) -> None:
+    with pytest.raises(RecipeError, match="while training they are the nearest.*leave rounding out"):
+        prepare(task(Mlp), [step])

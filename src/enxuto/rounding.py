@@ -42,7 +42,7 @@ def check_rounding(rounding: str) -> None:
 
 
 def check_learned(step: object, rounding: str) -> None:
-    """Raises: RecipeError for a rounding by the data in a training, whose codes are the nearest to what it makes of the weights."""
+    """Raises: RecipeError for a rounding by the data in a training, where codes are the nearest to weights that learn."""
     if rounding != "nearest":
         raise RecipeError(
             f"{type(step).__name__}(rounding={rounding!r}) chooses codes for a network as it is, and while training they are the "

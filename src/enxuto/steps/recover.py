@@ -139,7 +139,9 @@ class Recover:
         if not within(self.every, "(0, inf)"):
             raise RangeError(f"{named('every', self.every)} is no number of epochs between looks; the default is 1.")
         if self.every != type(self).every and not self._judged:
-            raise RangeError(f"every={self.every} is for looks at the quality, and none is asked for; say patience=5 or keep='best'.")
+            raise RangeError(
+                f"every={self.every} is for looks at the quality, and none is asked for; say patience=5 or keep='best'."
+            )
 
     @property
     def _judged(self) -> bool:
