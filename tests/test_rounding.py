@@ -245,5 +245,5 @@ def test_a_step_is_no_grid_to_train_on() -> None:
 
 @pytest.mark.parametrize("step", [Quantize(bits=4, rounding="gptq"), Share(bits=3, rounding="gptq")], ids=str)
 def test_codes_that_train_are_the_nearest(step: Step) -> None:
-    with pytest.raises(RecipeError, match="while training they are the nearest.*leave rounding out"):
+    with pytest.raises(RecipeError, match=r"while training they are the nearest.*leave rounding out"):
         prepare(task(Mlp), [step])
