@@ -19,9 +19,13 @@ from unittest.mock import patch
 
 from enxuto.evaluation import fresh
 
+OWN = os.getpid()
+
 
 def in_a_branch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """As `in_fresh_process`: what travels is pickled, and the branch has nothing else of this process."""
+    if os.getpid() != OWN:  # a fork of this process has no root
+        return fresh.in_fresh_process(function, *args, **kwargs)
     with patch.object(fresh, "_run", _run):
         return fresh.in_fresh_process(function, *args, **kwargs)
 

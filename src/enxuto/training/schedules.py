@@ -23,7 +23,7 @@ def one_cycle(done: int, total: int) -> float:
 
     Source: Smith, Topin 2018, "Super-convergence", in the form of torch's OneCycleLR. Deviation: the momentum stays as it is.
     >>> [round(one_cycle(done, 101), 2) for done in (0, 29, 65, 100)]
-    [0.04, 1.0, 0.5, 0.0]
+    [0.04, 1.0, 0.49, 0.0]
     """
     top, last = max(0.0, RISE * total - 1), total - 1
     if done <= top:
